@@ -1,0 +1,69 @@
+# Each target sets itself up: a virtual environment in .venv with avow installed as it is edited.
+# Needs make, git and python3 (3.11 or newer, with venv); no C compiler.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
+READY  := $(VENV)/.ready
+
+# Nothing of the caller's Python may reach into the environment.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+# mosquitto_pub is needed by one test file and cannot be installed by pip. Without it that file is
+# left out and `make test` says so. .ci/run installs it, so nothing is left out there.
+ifeq ($(shell command -v mosquitto_pub),)
+LEFT_OUT := -m "not mosquitto"
+endif
+
+FUZZ_S ?= 60
+
+.PHONY: help demo test lint bench fuzz docs build clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: build ## a broker and real clients with this machine's readings, for less than a minute
+	$(BIN)/python examples/demo.py
+
+test: lint ## every check and test
+	$(BIN)/python -m pytest $(LEFT_OUT)
+	$(if $(LEFT_OUT),@echo "left out: the tests with mosquitto_pub (apt-get install mosquitto-clients)")
+
+lint: build ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: build ## speed against an installed mosquitto, as a table and JSON
+	$(BIN)/python -m bench $(BENCH)
+
+fuzz: build ## mutated packets against the core, FUZZ_S seconds
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+
+docs: build ## the documentation, into site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+build: $(READY) ## compile core and pump, and print their SHA-256
+	@$(BIN)/python hatch_build.py
+
+clean: ## remove all that was built or downloaded into this folder
+	rm -rf $(VENV) build dist site src/avow/_native .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The compiler goes in first and is used without build isolation, else pip would download and unpack
+# it a second time.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "avow needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "== 1/3 virtual environment in $(VENV)"
+	$(PYTHON) -m venv --clear $(VENV)
+	@echo "== 2/3 the Zig compiler (100 MB, once)"
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+		| xargs $(PIP) install
+	@echo "== 3/3 avow, its dependencies and the tools"
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@
