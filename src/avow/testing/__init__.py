@@ -1,0 +1,1 @@
+"""Simulators and drivers for tests; nothing that is shipped imports this room."""
