@@ -23,9 +23,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -45,9 +44,8 @@ class BuildError(Exception):
     """The artefacts cannot be built; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """One compiled file.
+class Artefact(NamedTuple):
+    """One compiled file. (No dataclass: hatchling runs this file without making it a module.)
 
     `sources` is the folder whose files are the inputs, `command` the arguments for `zig`, run in
     the root of the checkout; the name of the output file is added to it.
