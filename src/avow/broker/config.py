@@ -1,0 +1,353 @@
+"""The schema of `avow.toml`: every key, its default, its bounds and what it means.
+
+`docs/configuration.md` is generated from here (`schema_rows`), so descriptions are written for
+readers. Reading the file and the words for what is wrong with it are in `config_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from avow.broker.limits import Limits
+from avow.channel.address import Address, parse_listen_address
+from avow.errors import AvowError
+
+DEFAULT_URL = "mqtt://127.0.0.1:1883"
+
+
+def _beside_the_file(value: object, info: ValidationInfo) -> object:
+    """A relative path in the file is relative to the file, wherever avow is started."""
+    if not isinstance(value, str):
+        return value
+    folder = (info.context or {}).get("folder", Path())
+    return Path(folder) / value
+
+
+def _listen_url(value: str) -> str:
+    try:
+        parse_listen_address(value)
+    except AvowError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _topic_pattern(value: str) -> str:
+    """[MQTT-4.7.1-1], [MQTT-4.7.1-2] and [MQTT-4.7.3-1] for a pattern."""
+    levels = value.split("/")
+    if not value or "\0" in value:
+        raise ValueError("expected a topic filter, got an empty one or one with a NUL")
+    if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
+        raise ValueError(f"expected # only as the last level, got {value!r}")
+    if any("+" in level and level != "+" for level in levels):
+        raise ValueError(f"expected + only as a whole level, got {value!r}")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
+ListenUrl = Annotated[str, AfterValidator(_listen_url)]
+TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
+
+
+class Table(BaseModel):
+    """A table of the file: nothing is converted, nothing unknown is let through."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Listener(Table):
+    """One address where clients come in."""
+
+    url: ListenUrl = Field(
+        description="Scheme (mqtt, mqtts, ws or wss), address and port; port 0 takes a free one. "
+        "`mqtt://[::1]:1883` is IPv6."
+    )
+    cert: FilePath | None = Field(
+        default=None,
+        description="PEM file: the server's certificate, then its intermediates. For mqtts "
+        "and wss.",
+    )
+    key: FilePath | None = Field(
+        default=None, description="PEM file: the certificate's private key, without a passphrase."
+    )
+    client_ca: FilePath | None = Field(
+        default=None,
+        description="PEM file: the authorities that client certificates may come from. "
+        "Without it clients are not asked for a certificate.",
+    )
+    require_certificate: bool = Field(
+        default=True,
+        description="Refuse clients without a certificate. Matters with `client_ca` only.",
+    )
+    use_identity_as: Literal["cn", "san", "none"] = Field(
+        default="cn",
+        description="What becomes the user name of a client with a certificate: its common "
+        "name, its only DNS, e-mail or URI alternative name, or nothing.",
+    )
+    crl: FilePath | None = Field(
+        default=None,
+        description="PEM file: a current revocation list of every authority in client_ca.",
+    )
+    tls_minimum: Literal["1.2", "1.3"] = Field(
+        default="1.3", description="The oldest version of TLS that is spoken."
+    )
+    allow_anonymous: bool | None = Field(
+        default=None,
+        description="Admit clients without user name. Without this key the top-level key decides.",
+    )
+
+    @property
+    def address(self) -> Address:
+        """The parsed URL."""
+        return parse_listen_address(self.url)
+
+    @model_validator(mode="after")
+    def _keys_that_need_others(self) -> Listener:
+        tls_keys = {"cert": self.cert, "key": self.key, "client_ca": self.client_ca}
+        if self.address.scheme.encrypted:
+            for name in ("cert", "key"):
+                if tls_keys[name] is None:
+                    raise ValueError(
+                        f"expected the key {name!r} for the listener {self.url}, got none; "
+                        f"name a PEM file (--{name} on the command line)"
+                    )
+        else:
+            for name, value in tls_keys.items():
+                if value is not None:
+                    raise ValueError(
+                        f"expected {name!r} only with mqtts:// or wss://, got it for {self.url}; "
+                        f"remove it or change the scheme"
+                    )
+        if self.crl is not None and self.client_ca is None:
+            raise ValueError(
+                f"expected 'client_ca' beside 'crl' for the listener {self.url}, got none; "
+                f"name the file of the authorities"
+            )
+        return self
+
+
+class AclRule(Table):
+    """One access rule. The first rule that fits decides; what no rule fits is denied."""
+
+    effect: Literal["allow", "deny"] = Field(description="What happens when the rule fits.")
+    access: Literal["publish", "subscribe", "both"] = Field(
+        description="What the rule is about. Delivery of retained messages counts as subscribe."
+    )
+    user: str | None = Field(
+        default=None, min_length=1, description="The user it is for; without this key, everybody."
+    )
+    anonymous: bool = Field(
+        default=False, description="true: only clients without user name. Not together with `user`."
+    )
+    pattern: TopicPattern = Field(
+        description="A topic filter. `%c` stands for the client identifier, `%u` for the user name."
+    )
+
+    @model_validator(mode="after")
+    def _one_principal(self) -> AclRule:
+        if self.anonymous and self.user is not None:
+            raise ValueError("expected 'user' or 'anonymous', got both; write two rules")
+        return self
+
+
+class Login(Table):
+    """How passwords are checked."""
+
+    failure_delay_s: float = Field(
+        default=0.5,
+        ge=0,
+        le=60,
+        description="How long the first failed login of a user or an address "
+        "waits for its refusal; each further one waits twice as long.",
+    )
+    failure_delay_max_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=60,
+        description="The longest wait. Keep it below `limits.connect_timeout_ms`.",
+    )
+    pending_max: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Logins that may wait for their check; more are "
+        "refused with 0x89 (server busy).",
+    )
+    workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Threads that check passwords. Each needs 19 MiB while it does.",
+    )
+
+
+class Log(Table):
+    """What is written to standard error."""
+
+    format: Literal["auto", "human", "json"] = Field(
+        default="auto", description="auto: for people on a terminal, JSON lines otherwise."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important messages that are written."
+    )
+
+
+class Metrics(Table):
+    """Figures for Prometheus over HTTP."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
+    port: int = Field(ge=0, le=65535, description="The port; 0 takes a free one.")
+
+
+class Configuration(Table):
+    """The whole file."""
+
+    allow_anonymous: bool | None = Field(
+        default=None,
+        description="Admit clients without user name. Without this key only listeners that "
+        "nobody but this machine reaches do, as long as there is no other way to log in.",
+    )
+    password_file: FilePath | None = Field(
+        default=None, description="The users' file; `avow user add` writes it."
+    )
+    response_prefix: str = Field(
+        default="",
+        max_length=1024,
+        description="What MQTT 5 clients get as response information when "
+        "they ask for it; empty: nothing.",
+    )
+    idle_timeout_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86400.0 * 365,
+        description="A connection that is silent for so long is "
+        "closed, whatever its keep alive; 0: never.",
+    )
+    handshake_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="How long a TLS handshake may take."
+    )
+    drain_timeout_s: float = Field(
+        default=10.0, ge=0, le=3600, description="How long a stop waits for outputs to be flushed."
+    )
+    listeners: list[Listener] = Field(
+        default=[Listener(url=DEFAULT_URL)],
+        min_length=1,
+        description="The addresses to listen on.",
+    )
+    acl: list[AclRule] | None = Field(
+        default=None,
+        description="The access rules, in order; without this key everything is allowed.",
+    )
+    limits: Limits = Field(default=Limits(), description="Bounds for clients and memory.")
+    login: Login = Field(default=Login(), description="How passwords are checked.")
+    log: Log = Field(default=Log(), description="What is written to standard error.")
+    metrics: Metrics | None = Field(
+        default=None,
+        description="Figures for Prometheus; without this table there is no port for them.",
+    )
+
+    @model_validator(mode="after")
+    def _refusals_come_in_time(self) -> Configuration:
+        if self.login.failure_delay_max_s * 1000 >= self.limits.connect_timeout_ms:
+            raise ValueError(
+                f"expected login.failure_delay_max_s below limits.connect_timeout_ms, got "
+                f"{self.login.failure_delay_max_s} s and {self.limits.connect_timeout_ms} ms; "
+                f"lower the first or raise the second"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaRow:
+    """One key for the reference: `table` is "" at the top, "[[acl]]" or "[limits]" otherwise."""
+
+    table: str
+    key: str
+    type: str
+    default: str
+    bounds: str
+    description: str
+
+
+def schema_rows() -> list[SchemaRow]:
+    """Every key of the file in the order of the schema, tables after the top-level keys."""
+    return list(_rows(Configuration, ""))
+
+
+def _rows(model: type[BaseModel], table: str) -> Iterator[SchemaRow]:
+    below: list[tuple[type[BaseModel], str]] = []
+    for name, field in model.model_fields.items():
+        inner, repeated = table_of(field.annotation)
+        if inner is None:
+            yield SchemaRow(
+                table,
+                name,
+                _type_text(field.annotation),
+                _default_text(field),
+                _bounds_text(field),
+                field.description or "",
+            )
+        else:
+            below.append((inner, f"[[{name}]]" if repeated else f"[{name}]"))
+    for inner, inner_table in below:
+        yield from _rows(inner, inner_table)
+
+
+def table_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The model behind an annotation, if it is a table, and whether it is a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    repeated = get_origin(annotation) is list
+    for argument in get_args(annotation):
+        inner, inner_repeated = table_of(argument)
+        if inner is not None:
+            return inner, repeated or inner_repeated
+    return None, False
+
+
+_TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path"}
+
+
+def _type_text(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(f'"{choice}"' for choice in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
+    if annotation in _TYPE_NAMES:
+        return _TYPE_NAMES[annotation]
+    choices = [_type_text(choice) for choice in get_args(annotation) if choice is not type(None)]
+    return " | ".join(choices)
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return "none"
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    return f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+
+
+def _bounds_text(field: FieldInfo) -> str:
+    bounds: dict[str, Any] = {}
+    for constraint in field.metadata:
+        for kind in ("ge", "gt", "le", "lt"):
+            if getattr(constraint, kind, None) is not None:
+                bounds[kind] = getattr(constraint, kind)
+    low = f"{bounds['ge']}" if "ge" in bounds else f"above {bounds['gt']}" if "gt" in bounds else ""
+    high = f"{bounds['le']}" if "le" in bounds else ""
+    return f"{low} to {high}" if low and high else low or high

@@ -1,0 +1,330 @@
+"""Accepts connections and finishes their TLS handshakes, then hands them over.
+
+One thread for one set of entrances, and nothing in it ever blocks on a peer: sockets are
+non-blocking, a handshake goes on when its socket is ready, and one that takes too long is closed.
+What it holds is bounded: with `handshakes_max` handshakes under way no further TLS connection is
+accepted (the kernel's queue waits), and slow ones get a shorter time, so that idle peers cannot
+keep the door shut.
+"""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from OpenSSL import SSL
+
+from avow.channel.address import Address, host_and_port
+from avow.channel.identity import IdentitySource, identity_of
+from avow.channel.tls import reason_of, session_reused
+from avow.errors import DeniedError, UnavailableError
+
+# Connections taken from one listener before the others get a look.
+ACCEPT_BATCH = 128
+# How long to leave the listeners alone after the system had no descriptor or memory left.
+EXHAUSTED_PAUSE_S = 0.5
+# With all handshake places taken, one that has lasted this part of its time is given up.
+CROWDED_SHARE = 0.2
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(slots=True)
+class Door:
+    """One listening socket and what is asked of those who come in.
+
+    `context` (None: no TLS), `identity_source` and `allow_anonymous` may be replaced at any time
+    by another thread; new connections follow the new ones.
+    """
+
+    listening: socket.socket
+    address: Address
+    context: SSL.Context | None = None
+    identity_source: IdentitySource = "none"
+    allow_anonymous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A connection that is ready for MQTT. The receiver owns the non-blocking descriptor `fd`."""
+
+    fd: int
+    door: Door
+    peer: str
+    tls: SSL.Connection | None = field(default=None, repr=False)
+    identity: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Handshake:
+    door: Door
+    sock: socket.socket
+    tls: SSL.Connection
+    peer: str
+    started_s: float
+    events: int = 0
+
+
+class Acceptor:
+    """Runs one thread from `start` to `stop`. The callbacks run in that thread and must not block.
+
+    `admit` receives every connection that is ready; `refused` is told of every one that is not,
+    with the peer and the reason; `exhausted` of the system's words when accepting has to pause.
+    """
+
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        *,
+        admit: Callable[[Arrival], None],
+        refused: Callable[[Door, str, str], None],
+        exhausted: Callable[[str], None],
+        handshake_timeout_s: float = 10.0,
+        handshakes_max: int = 1024,
+        name: str = "acceptor",
+    ) -> None:
+        self._doors = list(doors)
+        self._admit = admit
+        self._refused = refused
+        self._exhausted = exhausted
+        self._handshake_timeout_s = handshake_timeout_s
+        self._handshakes_max = handshakes_max
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._stopping = False
+        self._paused_until_s: float | None = None
+        self._listening = False
+        # In the order in which they began, which is the order in which they run out of time.
+        self._handshakes: OrderedDict[_Handshake, None] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Closes the listening sockets, gives up unfinished handshakes and waits for the thread."""
+        self._stopping = True
+        self._wake_writer.send(b"\0")
+        self._thread.join()
+
+    def set_handshake_timeout(self, timeout_s: float) -> None:
+        """For handshakes that begin from now on, and for those under way."""
+        self._handshake_timeout_s = timeout_s
+
+    def _run(self) -> None:
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+        try:
+            while not self._stopping:
+                self._listen_or_pause()
+                for key, _ in self._selector.select(self._patience_s()):
+                    if isinstance(key.data, Door):
+                        self._accept(key.data)
+                    elif isinstance(key.data, _Handshake):
+                        self._advance(key.data)
+                self._give_up_slow_handshakes()
+        finally:
+            self._close()
+
+    def _listen_or_pause(self) -> None:
+        if self._paused_until_s is not None and time.monotonic() >= self._paused_until_s:
+            self._paused_until_s = None
+        wanted = self._paused_until_s is None and len(self._handshakes) < self._handshakes_max
+        if wanted == self._listening:
+            return
+        for door in self._doors:
+            if wanted:
+                self._selector.register(door.listening, selectors.EVENT_READ, door)
+            else:
+                self._selector.unregister(door.listening)
+        self._listening = wanted
+
+    def _patience_s(self) -> float | None:
+        deadlines = []
+        if self._paused_until_s is not None:
+            deadlines.append(self._paused_until_s)
+        if self._handshakes:
+            oldest = next(iter(self._handshakes))
+            deadlines.append(oldest.started_s + self._allowed_s())
+        if not deadlines:
+            return None
+        return max(0.0, min(deadlines) - time.monotonic())
+
+    def _allowed_s(self) -> float:
+        crowded = len(self._handshakes) >= self._handshakes_max
+        return self._handshake_timeout_s * (CROWDED_SHARE if crowded else 1.0)
+
+    def _accept(self, door: Door) -> None:
+        for _ in range(ACCEPT_BATCH):
+            if self._paused_until_s is not None:
+                return
+            try:
+                sock, target = door.listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._paused_until_s = time.monotonic() + EXHAUSTED_PAUSE_S
+                    self._exhausted(error.strerror or "no resources")
+                    return
+                # The peer is gone again (ECONNABORTED and its kin): nothing was lost but it.
+                continue
+            peer = host_and_port(target[0], target[1])
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                sock.close()
+                continue
+            context = door.context
+            if context is None:
+                self._admit(Arrival(sock.detach(), door, peer))
+            elif not self._begin(door, context, sock, peer):
+                return
+
+    def _begin(self, door: Door, context: SSL.Context, sock: socket.socket, peer: str) -> bool:
+        """Starts a handshake; False when that was the last place."""
+        tls = SSL.Connection(context, sock)
+        tls.set_accept_state()
+        handshake = _Handshake(door, sock, tls, peer, time.monotonic())
+        self._handshakes[handshake] = None
+        self._advance(handshake)
+        return len(self._handshakes) < self._handshakes_max
+
+    def _advance(self, handshake: _Handshake) -> None:
+        try:
+            handshake.tls.do_handshake()
+        except SSL.WantReadError:
+            self._await(handshake, selectors.EVENT_READ)
+        except SSL.WantWriteError:
+            self._await(handshake, selectors.EVENT_WRITE)
+        except SSL.Error as error:
+            self._refuse(handshake, reason_of(error))
+        else:
+            self._finish(handshake)
+
+    def _await(self, handshake: _Handshake, events: int) -> None:
+        if handshake.events == 0:
+            self._selector.register(handshake.sock, events, handshake)
+        elif handshake.events != events:
+            self._selector.modify(handshake.sock, events, handshake)
+        handshake.events = events
+
+    def _finish(self, handshake: _Handshake) -> None:
+        if session_reused(handshake.tls):
+            self._refuse(handshake, "a resumed session")
+            return
+        certificate = handshake.tls.get_peer_certificate(as_cryptography=True)
+        try:
+            identity = (
+                None
+                if certificate is None
+                else identity_of(certificate, handshake.door.identity_source)
+            )
+        except DeniedError as error:
+            self._refuse(handshake, str(error))
+            return
+        self._leave(handshake)
+        self._admit(
+            Arrival(
+                handshake.sock.detach(), handshake.door, handshake.peer, handshake.tls, identity
+            )
+        )
+
+    def _refuse(self, handshake: _Handshake, reason: str) -> None:
+        self._leave(handshake)
+        handshake.sock.close()
+        self._refused(handshake.door, handshake.peer, reason)
+
+    def _leave(self, handshake: _Handshake) -> None:
+        if handshake.events:
+            self._selector.unregister(handshake.sock)
+            handshake.events = 0
+        del self._handshakes[handshake]
+
+    def _give_up_slow_handshakes(self) -> None:
+        now_s = time.monotonic()
+        while self._handshakes:
+            oldest = next(iter(self._handshakes))
+            if now_s < oldest.started_s + self._allowed_s():
+                return
+            self._refuse(oldest, "the TLS handshake took too long")
+
+    def _close(self) -> None:
+        for handshake in self._handshakes:
+            handshake.sock.close()
+        for door in self._doors:
+            door.listening.close()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+
+def open_listeners(
+    targets: Sequence[tuple[int, str]], port: int, address: Address, *, backlog: int = 4096
+) -> list[socket.socket]:
+    """Binds each (family, host); port 0 becomes the same free port for all of them.
+
+    An address that this machine does not have is skipped as long as another one works: `localhost`
+    names ::1 on machines without IPv6 too. Raises `UnavailableError` when none works.
+    """
+    opened: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, host in targets:
+        try:
+            listening = _listen(family, host, port, backlog)
+        except OSError as error:
+            failure = error
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                continue
+            break
+        port = listening.getsockname()[1]
+        opened.append(listening)
+    else:
+        if opened:
+            return opened
+    for listening in opened:
+        listening.close()
+    raise _cannot_listen(address, failure)
+
+
+def _listen(family: int, host: str, port: int, backlog: int) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restart must not wait for the old connections' TIME_WAIT; a second broker on the same
+        # port is still refused.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `[::]` means IPv6 and `0.0.0.0` means IPv4, whatever the system's default is.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, port))
+        listening.listen(backlog)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _cannot_listen(address: Address, failure: OSError | None) -> UnavailableError:
+    if failure is not None and failure.errno == errno.EADDRINUSE:
+        return UnavailableError(
+            f"expected a free port for the listener {address}, got one that another program "
+            f"occupies; stop that program (see `ss -ltnp`) or choose another port"
+        )
+    if failure is not None and failure.errno == errno.EACCES:
+        return UnavailableError(
+            f"expected permission to listen on {address}, got none; choose a port above 1023 "
+            f"or give the program CAP_NET_BIND_SERVICE"
+        )
+    reason = failure.strerror if failure is not None else "no address"
+    return UnavailableError(
+        f"expected an address of this machine in the listener {address}, got {reason!r}; "
+        f"use one that `ip address` shows"
+    )

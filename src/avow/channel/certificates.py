@@ -1,0 +1,140 @@
+"""Certificates, keys and revocation lists from PEM files, checked when they are loaded.
+
+What OpenSSL would discover at some client's handshake (an expired certificate, a key that belongs
+to another certificate, a stale revocation list) is refused at the start instead, with the name of
+the file. Times are arguments: nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from avow.channel.named_files import read_named_file
+from avow.errors import MalformedError, UntrustedError
+
+# The kinds that TLS can sign a handshake with.
+ServerKey = (
+    rsa.RSAPrivateKey
+    | ec.EllipticCurvePrivateKey
+    | ed25519.Ed25519PrivateKey
+    | ed448.Ed448PrivateKey
+)
+
+
+def load_chain(path: Path, now: datetime) -> list[x509.Certificate]:
+    """A server's certificate followed by its intermediates; each has to be valid at `now`."""
+    chain = _load_certificates(path, "certificate")
+    for certificate in chain:
+        _check_validity(certificate, path, now)
+    return chain
+
+
+def load_authorities(path: Path, now: datetime) -> list[x509.Certificate]:
+    """The authorities that client certificates may come from; at least one is valid at `now`.
+
+    A bundle usually keeps an expired root beside its successor: OpenSSL refuses chains through it,
+    so it does no harm, and only a bundle of nothing else is an error.
+    """
+    authorities = _load_certificates(path, "client CA")
+    if all(not _valid(certificate, now) for certificate in authorities):
+        _check_validity(authorities[0], path, now)
+    return authorities
+
+
+def load_key(path: Path, certificate: x509.Certificate, certificate_path: Path) -> ServerKey:
+    """The private key of `certificate`. Raises `MalformedError`; no message holds key bytes."""
+    content = read_named_file(path, "private key")
+    try:
+        key = load_pem_private_key(content, password=None)
+    except TypeError as error:
+        raise MalformedError(
+            f"expected an unencrypted private key, got one with a passphrase in {path}; "
+            f"decrypt it with `openssl pkey -in {path.name} -out ...` and protect it with chmod 600"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise MalformedError(
+            f"expected a PEM private key, got something else in {path}; "
+            f"correct the path or write the key as PEM"
+        ) from error
+    if not isinstance(key, ServerKey):
+        raise MalformedError(
+            f"expected an RSA, EC or Ed25519 private key, got another kind in {path}; "
+            f"make a key of one of these kinds"
+        )
+    if _public_bytes(key) != certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    ):
+        raise MalformedError(
+            f"expected the private key of the certificate in {certificate_path}, got another key "
+            f"in {path}; name the two files that belong together"
+        )
+    return key
+
+
+def load_revocation_lists(path: Path, now: datetime) -> list[x509.CertificateRevocationList]:
+    """The CRLs of one file, none of them stale: with a stale one OpenSSL refuses every client."""
+    content = read_named_file(path, "revocation list")
+    marker = b"-----END X509 CRL-----"
+    pieces = [piece for piece in content.split(marker)[:-1] if piece.strip()]
+    if not pieces:
+        raise MalformedError(
+            f"expected a PEM revocation list, got none in {path}; "
+            f"correct the path or write the CRL as PEM"
+        )
+    lists = []
+    for piece in pieces:
+        try:
+            crl = x509.load_pem_x509_crl(piece + marker + b"\n")
+        except ValueError as error:
+            raise MalformedError(
+                f"expected a PEM revocation list, got a damaged one in {path}; fetch it again"
+            ) from error
+        if crl.next_update_utc is not None and crl.next_update_utc < now:
+            raise UntrustedError(
+                f"expected a current revocation list, got one in {path} that was due for renewal "
+                f"at {crl.next_update_utc:%Y-%m-%d %H:%M:%S} UTC; fetch a new one"
+            )
+        lists.append(crl)
+    return lists
+
+
+def _load_certificates(path: Path, what: str) -> list[x509.Certificate]:
+    content = read_named_file(path, what)
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise MalformedError(
+            f"expected PEM certificates, got something else in {path}; "
+            f"correct the path or write the {what} as PEM"
+        ) from error
+
+
+def _valid(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _check_validity(certificate: x509.Certificate, path: Path, now: datetime) -> None:
+    if now > certificate.not_valid_after_utc:
+        raise UntrustedError(
+            f"expected a valid certificate, got one in {path} that expired at "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC; renew it"
+        )
+    if now < certificate.not_valid_before_utc:
+        raise UntrustedError(
+            f"expected a valid certificate, got one in {path} that is valid only from "
+            f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC; check this machine's clock"
+        )
+
+
+def _public_bytes(key: ServerKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
