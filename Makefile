@@ -44,7 +44,7 @@ fuzz: build ## mutated packets against the core, FUZZ_S seconds
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
 docs: build ## the documentation, into site/
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
 build: $(READY) ## compile core and pump, and print their SHA-256

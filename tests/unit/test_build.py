@@ -8,12 +8,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import hatch_build
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
+
+import hatch_build
 
 ROOT = Path(hatch_build.__file__).resolve().parent
 

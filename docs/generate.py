@@ -1,0 +1,229 @@
+"""Writes the reference pages from what they are about. `python -m docs.generate [--check]`.
+
+Each page is a function that returns its text; nothing in `docs/reference/` is written by hand.
+`--check` writes nothing and fails when a page is not current; a test does the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from avow.broker.config import schema_rows
+from avow.cli import main as command_line
+from tests.conformance.test_coverage import excused, statements, tagged
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs/reference"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
+
+
+def configuration() -> str:
+    """Every key of `avow.toml`, from the schema that reads it."""
+    parts = [
+        "# Configuration\n\n"
+        "`avow broker --config avow.toml`. Every key is optional unless it says *required*. An "
+        "unknown key is an error that names the nearest known one; `avow broker --check` says "
+        "whether a file is good. What the command line says goes before what the file says. "
+        "Relative paths are relative to the folder of the file.\n"
+    ]
+    rows = schema_rows()
+    for name in dict.fromkeys(row.table for row in rows):
+        parts.append(f"\n## {f'`{name}`' if name else 'Top level'}\n\n")
+        parts.append(
+            table(
+                ("key", "type", "default", "bounds", "meaning"),
+                (
+                    (f"`{row.key}`", row.type, f"`{row.default}`", row.bounds, row.description)
+                    for row in rows
+                    if row.table == name
+                ),
+            )
+        )
+    return "".join(parts)
+
+
+def commands() -> str:
+    """What `--help` prints, for every command."""
+    parts = ["# Commands\n"]
+    for path, command in _commands(command_line, ("avow",)):
+        context = None
+        for word in path:
+            context = click.Context(command, info_name=word, parent=context)
+        assert context is not None
+        context.terminal_width = 96
+        name = " ".join(path)
+        parts.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    return "".join(parts)
+
+
+def _commands(
+    command: click.Command, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            yield from _commands(command.commands[name], (*path, name))
+
+
+def constants(source: str) -> Iterator[tuple[str, int, str]]:
+    """The integer constants of a Zig file in order: name, value, the comment above them.
+
+    A comment stands for the constants that follow it without an empty line between.
+    """
+    known: dict[str, int] = {}
+    comment: list[str] = []
+    for line in source.splitlines():
+        if line.startswith("///"):
+            comment.append(line.removeprefix("///").strip())
+        elif match := re.match(r"pub const (\w+): u\w+ = ([^;]+);", line):
+            name, expression = match.groups()
+            known[name] = _value(ast.parse(expression, mode="eval").body, known)
+            yield name, known[name], " ".join(comment)
+            comment = []
+        else:
+            comment = []
+
+
+def _value(node: ast.expr, known: dict[str, int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return known[node.id]
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left, known), _value(node.right, known)
+        if isinstance(node.op, ast.Add):
+            return left + right
+        if isinstance(node.op, ast.Sub):
+            return left - right
+        if isinstance(node.op, ast.Mult):
+            return left * right
+        if isinstance(node.op, ast.FloorDiv | ast.Div):
+            return left // right
+        if isinstance(node.op, ast.LShift):
+            return left << right
+    raise ValueError(f"no constant that this page can show: {ast.unparse(node)}")
+
+
+def limits() -> str:
+    """Bounds that are compiled into the core, and those that the configuration sets."""
+    fixed = constants((ROOT / "core/src/limits.zig").read_text())
+    return (
+        "# Bounds\n\n"
+        "Everything that a client can make grow has a bound, and reaching it is answered as MQTT "
+        "says.\n\n"
+        "## Compiled in\n\n"
+        "Constants of `core/src/limits.zig`. Changing one changes the measurement.\n\n"
+        + table(
+            ("constant", "value", "what it bounds"),
+            ((f"`{name}`", f"{value:,}", comment) for name, value, comment in fixed),
+        )
+        + "\n## Configured\n\n"
+        "Keys of the table `[limits]` of the [configuration](configuration.md).\n\n"
+        + table(
+            ("key", "default", "bounds"),
+            (
+                (f"`{row.key}`", f"`{row.default}`", row.bounds)
+                for row in schema_rows()
+                if row.table == "[limits]"
+            ),
+        )
+    )
+
+
+def _features(tests: dict[str, list[str]], rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+    """Feature, both versions, and how many tests carry a statement about it."""
+    for row in rows:
+        name, about = row["name"], row["statements"]
+        covering = {test for statement in about for test in tests.get(statement, ())}
+        if unknown := set(about) - set(statements()):
+            raise ValueError(f"docs/mqtt.toml: {name}: no such statement: {sorted(unknown)}")
+        if not covering:
+            raise ValueError(f"docs/mqtt.toml: {name}: no test carries any of {about}")
+        v311 = "yes" if row.get("v311", True) else "not in this version"
+        yield [name, "yes", v311, str(len(covering))]
+
+
+def _sections(tests: dict[str, list[str]], subjects: dict[str, str]) -> Iterator[list[str]]:
+    """Section, subject, and how many statements it has, with tests, with excuses."""
+    sections: dict[str, list[str]] = {}
+    for statement in statements():
+        section = statement.removeprefix("MQTT-").rsplit("-", 1)[0]
+        sections.setdefault(section, []).append(statement)
+    for section, inside in sections.items():
+        with_test = sum(statement in tests for statement in inside)
+        with_excuse = sum(statement in excused() for statement in inside)
+        yield [section, subjects[section], str(len(inside)), str(with_test), str(with_excuse)]
+
+
+def mqtt() -> str:
+    """What of MQTT is there, and which tests cover which normative statements."""
+    data = tomllib.loads((ROOT / "docs/mqtt.toml").read_text())
+    tests = tagged()
+    return (
+        "# MQTT support\n\n"
+        "MQTT 5.0 and 3.1.1, the server's side, over TCP, TLS and WebSocket.\n\n"
+        "## Features\n\n"
+        + table(("feature", "5.0", "3.1.1", "tests"), _features(tests, data["feature"]))
+        + "\nThe last column counts the conformance tests that carry the number of a statement "
+        "about the feature.\n\n"
+        "## Normative statements of MQTT 5.0\n\n"
+        "Each has a test that carries its number, or a reason why a server cannot have one; "
+        "`pytest tests/conformance/test_coverage.py` checks that.\n\n"
+        + table(
+            ("section", "subject", "statements", "with a test", "with a reason"),
+            _sections(tests, data["section"]),
+        )
+        + "\n## Statements without a test\n\n"
+        + table(("statement", "reason"), ([name, why] for name, why in excused().items()))
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration,
+    "commands.md": commands,
+    "limits.md": limits,
+    "mqtt.md": mqtt,
+}
+
+
+def stale() -> list[str]:
+    """The pages that are not what would be written now."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (REFERENCE / name).is_file() or (REFERENCE / name).read_text() != page()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the pages, or with `--check` says which are stale."""
+    parser = argparse.ArgumentParser(description="Write the reference pages.")
+    parser.add_argument("--check", action="store_true", help="fail if a page is stale")
+    options = parser.parse_args(arguments)
+    old = stale()
+    for name in old:
+        print(f"{'stale' if options.check else 'written'}: docs/reference/{name}")
+        if not options.check:
+            REFERENCE.mkdir(exist_ok=True)
+            (REFERENCE / name).write_text(PAGES[name]())
+    return 1 if options.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
