@@ -256,7 +256,7 @@ class Generator:
         self._check(self._library.loadgen_open(self._handle, role, group))
 
     def adopt(self, session: Any, sock: socket.socket, role: Role, group: int = 0) -> None:
-        """Adds a TLS connection after its handshake: a pyOpenSSL `Connection` made on memory BIOs."""
+        """Adds a TLS connection after its handshake: a pyOpenSSL connection on memory BIOs."""
         sock.setblocking(False)
         pointers = (session._ssl, session._into_ssl, session._from_ssl)
         self._sessions.append(session)

@@ -1,6 +1,6 @@
 """The generator's process: one job, as JSON on standard input; one result, as JSON, on output.
 
-    python -m bench.loadgen.worker < job.json
+python -m bench.loadgen.worker < job.json
 """
 
 from __future__ import annotations
