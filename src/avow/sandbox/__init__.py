@@ -1,0 +1,1 @@
+"""The trusted WebAssembly runtime: find, measure, load and limit modules."""

@@ -1,0 +1,209 @@
+"""Load a core: measure exactly the bytes that are compiled, refuse what it must not have, limit it.
+
+The contract with the core is docs/spec/core-abi.md. Memory checks stay on: wasmtime does them with
+guard pages around a reservation of 4 GiB, which costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, fields
+from typing import Final
+
+from wasmtime import (
+    Config,
+    Engine,
+    Func,
+    Instance,
+    Memory,
+    Module,
+    Store,
+    Trap,
+    WasmtimeError,
+)
+
+from avow.errors import MalformedError
+
+LAYOUT_MAGIC: Final = 0x574F5641  # "AVOW", little-endian
+LAYOUT_VERSION: Final = 1
+INPUT_RECORD_BYTES: Final = 16
+OUTPUT_RECORD_BYTES: Final = 16
+RESULT_BYTES: Final = 64
+
+_EXPORTED_FUNCTIONS: Final = ("layout", "init", "step", "commit", "restore", "snapshot")
+_MEMORY_MAX_BYTES: Final = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout table of a core, in the order in which it lies in memory (u32 each)."""
+
+    magic: int
+    layout_version: int
+    layout_bytes: int
+    input_address: int
+    input_capacity: int
+    input_record_bytes: int
+    arena_address: int
+    arena_bytes: int
+    output_address: int
+    output_capacity: int
+    output_record_bytes: int
+    result_address: int
+    result_bytes: int
+    stats_address: int
+    stats_count: int
+
+
+_LAYOUT: Final = struct.Struct(f"<{len(fields(Layout))}I")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCore:
+    """One instance of a core, not yet initialised; it belongs to one pump or driver.
+
+    ``sha256`` is the digest (32 bytes) of exactly the bytes that were compiled. ``layout_address``
+    and ``layout`` come from the core and have been checked against its memory.
+    """
+
+    sha256: bytes
+    store: Store
+    memory: Memory
+    functions: dict[str, Func]
+    layout_address: int
+    layout: Layout
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Call an export. Raises wasmtime.Trap when the core traps."""
+        result = self.functions[name](self.store, *arguments)
+        return int(result) & 0xFFFFFFFF
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy bytes out of linear memory. Raises MalformedError for a range outside of it."""
+        if address < 0 or length < 0 or address + length > self.memory.data_len(self.store):
+            raise MalformedError(
+                f"the core named {length} bytes at address {address}, which lie outside of its "
+                f"memory of {self.memory.data_len(self.store)} bytes: rebuild the core"
+            )
+        return bytes(self.memory.read(self.store, address, address + length))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes into linear memory."""
+        self.memory.write(self.store, data, address)
+
+
+def load(wasm_bytes: bytes, *, memory_max_bytes: int = _MEMORY_MAX_BYTES) -> LoadedCore:
+    """Compile and instantiate a core, and check that it is one this version of avow can host.
+
+    ``memory_max_bytes`` bounds its linear memory. Raises MalformedError when the bytes are no
+    module, when it has imports, lacks an export, or has another layout.
+    """
+    # An immutable copy of our own: what is hashed is what is compiled, whoever holds the argument.
+    module_bytes = bytes(wasm_bytes)
+    digest = hashlib.sha256(module_bytes).digest()
+    engine = Engine(_configuration())
+    try:
+        module = Module(engine, module_bytes)
+    except WasmtimeError as error:
+        raise MalformedError(
+            f"a core has to be a valid WebAssembly module, and this is none ({error}): rebuild it"
+        ) from error
+    imports = [f"{item.module}.{item.name}" for item in module.imports]
+    if imports:
+        raise MalformedError(
+            f"a core must have no imports, this one wants {', '.join(imports)}: "
+            "build it for wasm32-freestanding"
+        )
+    store = Store(engine)
+    store.set_limits(memory_size=memory_max_bytes, instances=1, memories=1, tables=4)
+    try:
+        instance = Instance(store, module, [])
+    except (WasmtimeError, Trap) as error:
+        raise MalformedError(
+            f"the core cannot be instantiated within {memory_max_bytes} bytes of memory ({error})"
+        ) from error
+    return _resolve(store, instance, digest)
+
+
+def _configuration() -> Config:
+    config = Config()
+    config.cranelift_opt_level = "speed"
+    config.wasm_threads = False
+    config.wasm_memory64 = False
+    config.wasm_multi_memory = False
+    return config
+
+
+def _resolve(store: Store, instance: Instance, digest: bytes) -> LoadedCore:
+    exports = instance.exports(store)
+    memory = exports.get("memory")
+    if not isinstance(memory, Memory):
+        raise MalformedError("a core has to export its linear memory as `memory`: rebuild it")
+    functions: dict[str, Func] = {}
+    for name in _EXPORTED_FUNCTIONS:
+        function = exports.get(name)
+        if not isinstance(function, Func):
+            raise MalformedError(f"a core has to export the function `{name}`: rebuild it")
+        _check_type(store, name, function)
+        functions[name] = function
+    address = int(functions["layout"](store)) & 0xFFFFFFFF
+    layout = _layout(store, memory, address)
+    return LoadedCore(digest, store, memory, functions, address, layout)
+
+
+_TYPES: Final = {
+    "layout": ((), ("i32",)),
+    "init": (("i32",), ("i32",)),
+    "step": (("i64", "i32"), ("i32",)),
+    "commit": (("i64",), ("i32",)),
+    "restore": (("i32", "i32"), ("i32",)),
+    "snapshot": (("i32",), ("i32",)),
+}
+
+
+def _check_type(store: Store, name: str, function: Func) -> None:
+    """The pump calls without checks of its own, so the signatures have to be right before."""
+    kind = function.type(store)
+    found = (tuple(map(str, kind.params)), tuple(map(str, kind.results)))
+    if found != _TYPES[name]:
+        raise MalformedError(
+            f"the export `{name}` of a core has to have the type {_TYPES[name]}, it has {found}: "
+            "rebuild core and package together"
+        )
+
+
+def _layout(store: Store, memory: Memory, address: int) -> Layout:
+    memory_bytes = memory.data_len(store)
+    if address + _LAYOUT.size > memory_bytes:
+        raise MalformedError(f"the core's layout table at {address} lies outside of its memory")
+    layout = Layout(*_LAYOUT.unpack(memory.read(store, address, address + _LAYOUT.size)))
+    expected = {
+        "magic": LAYOUT_MAGIC,
+        "layout_version": LAYOUT_VERSION,
+        "input_record_bytes": INPUT_RECORD_BYTES,
+        "output_record_bytes": OUTPUT_RECORD_BYTES,
+        "result_bytes": RESULT_BYTES,
+    }
+    for name, value in expected.items():
+        if getattr(layout, name) != value:
+            raise MalformedError(
+                f"{name} of the core's layout should be {value}, it is {getattr(layout, name)}: "
+                "rebuild core and package together"
+            )
+    if layout.layout_bytes < _LAYOUT.size:
+        raise MalformedError(
+            f"the core's layout table should have {_LAYOUT.size} bytes, "
+            f"it has {layout.layout_bytes}: rebuild core and package together"
+        )
+    regions = (
+        ("input table", layout.input_address, layout.input_capacity * INPUT_RECORD_BYTES),
+        ("arena", layout.arena_address, layout.arena_bytes),
+        ("output table", layout.output_address, layout.output_capacity * OUTPUT_RECORD_BYTES),
+        ("result record", layout.result_address, RESULT_BYTES),
+        ("counters", layout.stats_address, layout.stats_count * 8),
+    )
+    for name, start, length in regions:
+        if length == 0 or start + length > memory_bytes:
+            raise MalformedError(f"the core's {name} is empty or lies outside of its memory")
+    return layout
