@@ -6,6 +6,7 @@ const connection_file = @import("connection.zig");
 const tls = @import("tls.zig");
 const wire = @import("wire.zig");
 const Connection = connection_file.Connection;
+const Group = @import("group.zig").Group;
 const Role = connection_file.Role;
 const Histogram = @import("histogram.zig").Histogram;
 
@@ -59,28 +60,9 @@ pub const Result = extern struct {
     late_ns_max: u64 = 0,
 };
 
-const Group = struct {
-    publisher: ?*Connection = null,
-    subscribers: std.ArrayList(*Connection) = .empty,
-    template: wire.PublishTemplate = undefined,
-    topic: []const u8 = "",
-    published: u64 = 0,
-    acknowledged: u64 = 0,
-    /// Every subscriber has got all messages below this number.
-    delivered: u64 = 0,
-    /// How many subscribers stand exactly there.
-    slowest_count: u32 = 0,
-    progress_ns: u64 = 0,
-    is_dirty: bool = false,
-};
-
 const event_capacity = 512;
 const inbox_bytes = 512 * 1024;
 const cipher_bytes = 256 * 1024;
-const stall_ns = 1 * std.time.ns_per_s;
-const sweep_ns = 100 * std.time.ns_per_ms;
-/// From this window on a publisher waits until half of it is free, then writes it in one piece.
-const coalescing_window = 64;
 
 pub const Generator = struct {
     config: Config,
@@ -98,7 +80,6 @@ pub const Generator = struct {
     now_ns: u64 = 0,
     next_pending: usize = 0,
     under_way: usize = 0,
-    is_publishing: bool = false,
     was_empty: bool = false,
     message: [256]u8 = @splat(0),
 
@@ -144,7 +125,7 @@ pub const Generator = struct {
         arena.deinit();
     }
 
-    fn allocator(self: *Generator) std.mem.Allocator {
+    pub fn allocator(self: *Generator) std.mem.Allocator {
         return self.arena.allocator();
     }
 
@@ -158,12 +139,12 @@ pub const Generator = struct {
         self.message[text.len] = 0;
     }
 
-    fn fail(self: *Generator, comptime format: []const u8, arguments: anytype) error{Failed} {
+    pub fn fail(self: *Generator, comptime format: []const u8, arguments: anytype) error{Failed} {
         self.describe(format, arguments);
         return error.Failed;
     }
 
-    fn clock(self: *Generator) u64 {
+    pub fn clock(self: *Generator) u64 {
         var now: linux.timespec = undefined;
         _ = self.config.clock(1, &now); // CLOCK_MONOTONIC
         return @as(u64, @intCast(now.sec)) * std.time.ns_per_s + @as(u64, @intCast(now.nsec));
@@ -249,7 +230,7 @@ pub const Generator = struct {
         return .{ .gpa = self.allocator(), .out = &connection.out };
     }
 
-    fn flush(self: *Generator, connection: *Connection) !void {
+    pub fn flush(self: *Generator, connection: *Connection) !void {
         const is_done = connection.flush(self.allocator()) catch return self.lostConnection(connection);
         if (is_done == connection.watches_writable) {
             connection.watches_writable = !is_done;
@@ -265,9 +246,8 @@ pub const Generator = struct {
 
     // ---- one turn ------------------------------------------------------------------------------
 
-    /// Waits at most `timeout_ms`, serves what is ready, publishes what may be published. The number
-    /// of events served.
-    fn turn(self: *Generator, timeout_ms: i32) !usize {
+    /// Waits at most `timeout_ms`, serves what is ready. The number of events served.
+    pub fn turn(self: *Generator, timeout_ms: i32) !usize {
         const rc = linux.epoll_wait(self.epoll, &self.events, event_capacity, timeout_ms);
         const before_ns = self.now_ns;
         self.now_ns = self.clock();
@@ -285,7 +265,6 @@ pub const Generator = struct {
             if (event.events & linux.EPOLL.OUT != 0) try self.serveWritable(connection);
             if (event.events & ~@as(u32, linux.EPOLL.OUT) != 0) try self.serveReadable(connection);
         }
-        if (self.is_publishing and self.config.rate == 0) try self.refill();
         return count;
     }
 
@@ -315,7 +294,11 @@ pub const Generator = struct {
             const got = connection.receive(self.inbox[held..]) catch return self.lostConnection(connection);
             try self.consume(connection, self.inbox[0 .. held + got]);
         }
-        if (connection.sequence.expected != before) try self.advance(&self.groups[connection.group], before);
+        if (connection.sequence.expected != before) {
+            const group = &self.groups[connection.group];
+            group.progress_ns = self.now_ns;
+            if (group.advance(before)) try self.markDirty(group);
+        }
         if (connection.role != .publisher and connection.out.items.len != 0) try self.flush(connection);
     }
 
@@ -423,179 +406,10 @@ pub const Generator = struct {
         self.phase.acknowledged += 1;
     }
 
-    // ---- publishing ----------------------------------------------------------------------------
-
-    fn markDirty(self: *Generator, group: *Group) !void {
+    pub fn markDirty(self: *Generator, group: *Group) !void {
         if (group.is_dirty) return;
         group.is_dirty = true;
         try self.dirty.append(self.allocator(), group);
-    }
-
-    /// A subscriber that stood at `from` has moved on.
-    fn advance(self: *Generator, group: *Group, from: u64) !void {
-        group.progress_ns = self.now_ns;
-        if (from != group.delivered) return;
-        group.slowest_count -= 1;
-        if (group.slowest_count != 0) return;
-        self.findSlowest(group);
-        try self.markDirty(group);
-    }
-
-    fn findSlowest(self: *Generator, group: *Group) void {
-        _ = self;
-        var slowest: u64 = std.math.maxInt(u64);
-        for (group.subscribers.items) |subscriber| slowest = @min(slowest, subscriber.sequence.expected);
-        group.delivered = slowest;
-        group.slowest_count = 0;
-        for (group.subscribers.items) |subscriber| {
-            if (subscriber.sequence.expected == slowest) group.slowest_count += 1;
-        }
-    }
-
-    fn room(self: *const Generator, group: *const Group) u64 {
-        const undelivered = group.published -| group.delivered;
-        const window: u64 = self.config.window;
-        if (self.config.qos == 0) {
-            const free = window -| undelivered;
-            return if (window >= coalescing_window and free < window / 2) 0 else free;
-        }
-        const unacknowledged = group.published - group.acknowledged;
-        return @min(window -| unacknowledged, @as(u64, self.config.backlog) -| undelivered);
-    }
-
-    fn refill(self: *Generator) !void {
-        for (self.dirty.items) |group| {
-            group.is_dirty = false;
-            const publisher = group.publisher orelse continue;
-            if (!publisher.isBlocked()) {
-                for (0..self.room(group)) |_| try self.emit(group, publisher, self.now_ns);
-            }
-            if (publisher.out.items.len != 0) try self.flush(publisher);
-        }
-        self.dirty.clearRetainingCapacity();
-    }
-
-    inline fn emit(self: *Generator, group: *Group, publisher: *Connection, intended_ns: u64) !void {
-        const template = group.template;
-        const packet = try publisher.out.addManyAsSlice(self.allocator(), template.bytes.len);
-        @memcpy(packet, template.bytes);
-        if (self.config.qos != 0) {
-            std.mem.writeInt(u16, packet[template.identifier_at..][0..2], publisher.takeIdentifier(), .big);
-        }
-        const stamp: wire.Stamp = .{
-            .group = publisher.group,
-            .sequence = group.published,
-            .intended_ns = intended_ns,
-        };
-        stamp.write(packet[template.payload_at..]);
-        group.published += 1;
-        self.phase.published += 1;
-    }
-
-    // ---- phases --------------------------------------------------------------------------------
-
-    /// Publishes for `duration_ns`; counters and histogram begin anew.
-    pub fn run(self: *Generator, duration_ns: u64) !void {
-        self.beginPhase();
-        self.is_publishing = true;
-        defer self.is_publishing = false;
-        const deadline_ns = self.phase_start_ns + duration_ns;
-        const cpu_start_ns = threadCpuNs();
-        if (self.config.rate > 0) try self.runOpen(deadline_ns) else try self.runClosed(deadline_ns);
-        self.phase.elapsed_ns = self.now_ns - self.phase_start_ns;
-        self.phase.cpu_ns = threadCpuNs() - cpu_start_ns;
-    }
-
-    fn beginPhase(self: *Generator) void {
-        const before = self.phase;
-        self.phase = .{ .established = before.established, .misrouted = before.misrouted, .stalls = before.stalls };
-        self.histogram.clear();
-        self.now_ns = self.clock();
-        self.phase_start_ns = self.now_ns;
-        for (self.groups) |*group| group.progress_ns = self.now_ns;
-    }
-
-    fn runClosed(self: *Generator, deadline_ns: u64) !void {
-        for (self.groups) |*group| try self.markDirty(group);
-        try self.refill();
-        const timeout_ms: i32 = if (self.config.spin != 0) 0 else 10;
-        var sweep_at_ns = self.now_ns + sweep_ns;
-        while (self.now_ns < deadline_ns) {
-            _ = try self.turn(timeout_ms);
-            if (self.now_ns < sweep_at_ns) continue;
-            sweep_at_ns = self.now_ns + sweep_ns;
-            try self.forgiveStalled();
-        }
-    }
-
-    /// A closed loop would stop for good at the first lost message: what has not come after a second
-    /// is booked as lost, and the loop goes on.
-    fn forgiveStalled(self: *Generator) !void {
-        for (self.groups) |*group| {
-            if (group.published == group.delivered or self.now_ns - group.progress_ns < stall_ns) continue;
-            if (self.config.qos > 0 and group.acknowledged != group.published)
-                return self.fail("group {d}: {d} messages unacknowledged for a second", .{
-                    group.publisher.?.group, group.published - group.acknowledged,
-                });
-            self.phase.stalls += 1;
-            for (group.subscribers.items) |subscriber| {
-                try subscriber.sequence.forgive(self.allocator(), group.published);
-            }
-            self.findSlowest(group);
-            group.progress_ns = self.now_ns;
-            try self.markDirty(group);
-        }
-    }
-
-    /// Message k is due at start + k / rate, whatever became of those before: its latency counts
-    /// from there, so a broker that stops does not hide the wait of the messages behind it.
-    fn runOpen(self: *Generator, deadline_ns: u64) !void {
-        const interval_ns = @as(f64, std.time.ns_per_s) / self.config.rate;
-        var number: u64 = 0;
-        while (self.now_ns < deadline_ns) {
-            while (true) {
-                const offset_ns: u64 = @trunc(@as(f64, @floatFromInt(number)) * interval_ns);
-                const due_ns = self.phase_start_ns + offset_ns;
-                if (due_ns > self.now_ns) break;
-                self.phase.late_ns_max = @max(self.phase.late_ns_max, self.now_ns - due_ns);
-                const group = &self.groups[@intCast(number % self.groups.len)];
-                try self.emit(group, group.publisher.?, due_ns);
-                try self.markDirty(group);
-                number += 1;
-            }
-            for (self.dirty.items) |group| {
-                group.is_dirty = false;
-                try self.flush(group.publisher.?);
-            }
-            if (self.dirty.items.len != 0) self.was_empty = false;
-            self.dirty.clearRetainingCapacity();
-            _ = try self.turn(0);
-        }
-    }
-
-    /// Waits for what is still on its way, at most until nothing has come for `quiet_ns`.
-    pub fn drain(self: *Generator, quiet_ns: u64) !void {
-        self.now_ns = self.clock();
-        var last_ns = self.now_ns;
-        // Duplicates of the last messages get a moment of their own.
-        const grace_ns = @min(quiet_ns, 50 * std.time.ns_per_ms);
-        while (self.now_ns - last_ns < if (self.isComplete()) grace_ns else quiet_ns) {
-            for (self.dirty.items) |group| group.is_dirty = false;
-            self.dirty.clearRetainingCapacity();
-            for (self.groups) |*group| {
-                const publisher = group.publisher orelse continue;
-                if (publisher.out.items.len != 0) try self.flush(publisher);
-            }
-            if (try self.turn(10) != 0) last_ns = self.now_ns;
-        }
-    }
-
-    fn isComplete(self: *const Generator) bool {
-        for (self.groups) |*group| {
-            if (group.delivered < group.published) return false;
-            if (self.config.qos > 0 and group.acknowledged != group.published) return false;
-        }
-        return true;
     }
 
     pub fn report(self: *Generator, into: *Result) void {
@@ -612,11 +426,3 @@ pub const Generator = struct {
         }
     }
 };
-
-fn threadCpuNs() u64 {
-    var usage: linux.rusage = undefined;
-    _ = linux.getrusage(1, &usage); // RUSAGE_THREAD
-    const user = @as(u64, @intCast(usage.utime.sec)) * 1_000_000 + @as(u64, @intCast(usage.utime.usec));
-    const system = @as(u64, @intCast(usage.stime.sec)) * 1_000_000 + @as(u64, @intCast(usage.stime.usec));
-    return (user + system) * 1000;
-}

@@ -5,6 +5,7 @@ const accounting = @import("accounting.zig");
 const connection = @import("connection.zig");
 const generator = @import("generator.zig");
 const histogram = @import("histogram.zig");
+const pacing = @import("pacing.zig");
 const Generator = generator.Generator;
 
 export fn loadgen_create(config: *const generator.Config) ?*Generator {
@@ -49,12 +50,12 @@ export fn loadgen_establish(self: *Generator, timeout_ns: u64) i32 {
 }
 
 export fn loadgen_run(self: *Generator, duration_ns: u64) i32 {
-    self.run(duration_ns) catch |failure| return outcome(self, failure);
+    pacing.run(self, duration_ns) catch |failure| return outcome(self, failure);
     return 0;
 }
 
 export fn loadgen_drain(self: *Generator, quiet_ns: u64) i32 {
-    self.drain(quiet_ns) catch |failure| return outcome(self, failure);
+    pacing.drain(self, quiet_ns) catch |failure| return outcome(self, failure);
     return 0;
 }
 
