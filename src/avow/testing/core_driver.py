@@ -25,7 +25,16 @@ from wasmtime import _ffi as ffi
 import avow
 from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.testing import core_abi as abi
-from avow.testing.core_abi import ClosedBy, Event, Input, Rule, Setting, Transport
+from avow.testing.core_abi import (
+    AuthRequest,
+    ClosedBy,
+    Event,
+    Input,
+    Outcome,
+    Rule,
+    Setting,
+    Transport,
+)
 
 START_MS = 1_700_000_000_000
 _TURNS_MAX = 100_000
@@ -314,6 +323,46 @@ class CoreDriver:
     def acl(self, rules: Iterable[Rule]) -> None:
         """ACL."""
         self.command(abi.acl_command(rules))
+
+    def auth_result(
+        self,
+        request: AuthRequest,
+        outcome: Outcome = Outcome.SUCCESS,
+        *,
+        code: int = 0,
+        user: str | None = None,
+        data: bytes = b"",
+        reason: str = "",
+    ) -> None:
+        """AUTH_RESULT for one request; the user name defaults to the one that was sent."""
+        name = request.username if user is None else user
+        self.command(
+            abi.auth_result_command(
+                request.connection,
+                request.ticket,
+                outcome,
+                code=code,
+                user=name,
+                data=data,
+                reason=reason,
+            )
+        )
+
+    def auth_request(self) -> AuthRequest:
+        """The one AUTH_REQUEST that waits; other events stay."""
+        for index, event in enumerate(self.events):
+            if isinstance(event, AuthRequest):
+                del self.events[index]
+                return event
+        raise AssertionError(f"expected AUTH_REQUEST, the events are {self.events}")
+
+    def disconnect(self, connection: Connection, code: int) -> None:
+        """DISCONNECT."""
+        self.command(abi.disconnect_command(connection.number, code))
+
+    def drain(self) -> None:
+        """DRAIN."""
+        self.command(abi.DRAIN_COMMAND)
 
     # -- turns ------------------------------------------------------------------------------
 

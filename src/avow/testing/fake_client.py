@@ -7,7 +7,7 @@ it. A failed expectation raises AssertionError with what came instead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from avow.testing.core_abi import ClosedBy, Transport
@@ -151,14 +151,25 @@ class FakeClient:
         assert self._decoder.pending == 0, "half a packet came"
         assert self.closed is None, f"the connection was closed ({self.closed})"
 
-    def expect_close(self, code: int | None = None) -> None:
-        """The core closed the connection. MQTT 5: with DISCONNECT and this code (None: without)."""
+    def expect_close(self, code: int | Collection[int] | None = None) -> None:
+        """The core closed the connection. MQTT 5: with DISCONNECT and this code (None: without).
+
+        Several codes may be right where the specification leaves the choice.
+        """
         if code is not None and self.version == 5:
             packet = self.expect(Disconnect)
-            assert packet.code == code, f"expected DISCONNECT {code:#04x}, got {packet.code:#04x}"
+            codes = (code,) if isinstance(code, int) else tuple(code)
+            assert packet.code in codes, f"expected DISCONNECT {codes}, got {packet.code:#04x}"
         self._pump()
         assert not self.inbox, f"expected the end, got {list(self.inbox)}"
         assert self.closed in ("close", "abort"), "expected the core to close the connection"
+
+    def expect_refused(self, code: int | Collection[int]) -> None:
+        """The core refused a CONNECT: CONNACK with one of these codes, then the end (4.13.1)."""
+        packet = self.expect(Connack)
+        codes = (code,) if isinstance(code, int) else tuple(code)
+        assert packet.code in codes, f"expected CONNACK {codes}, got {packet.code:#04x}"
+        self.expect_close()
 
     def received(self) -> list[Publish]:
         """All PUBLISH packets that wait; any other packet is an error."""
@@ -353,3 +364,25 @@ class FakeClient:
         assert not self.inbox, f"expected nothing after DISCONNECT, got {list(self.inbox)}"
         if self.connection.alive:
             self.drop()
+
+
+def connected(
+    core: CoreDriver,
+    client_id: str = "",
+    *,
+    version: int = 5,
+    clean_start: bool = True,
+    keep_alive_s: int = 0,
+    will: Will | None = None,
+    properties: Properties | None = None,
+    transport: Transport = Transport.MQTT,
+    identity: str | None = None,
+) -> FakeClient:
+    """A client that has connected."""
+    client = FakeClient(
+        core, client_id, version=version, transport=transport, identity=identity
+    )
+    client.connect(
+        clean_start=clean_start, keep_alive_s=keep_alive_s, will=will, properties=properties
+    )
+    return client
