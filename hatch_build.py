@@ -31,10 +31,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ZIG_VERSION = "0.17.0"
 
-# The pump uses epoll and the calling convention of a 64-bit Linux; each machine that is built for
-# has its wheel tag here. The glibc floor is that of the pump's target below.
-GLIBC_FLOOR = (2, 28)
-MACHINES = ("x86_64", "aarch64")
+# What the pump is compiled for, by machine. It uses epoll, so it is for Linux, and no C library, so
+# any libc of the machine will do; the processor is the oldest that is of use today.
+TARGETS = {
+    "x86_64": ("-target", "x86_64-linux-gnu", "-mcpu", "x86_64_v2"),
+    "aarch64": ("-target", "aarch64-linux-gnu", "-mcpu", "baseline"),
+}
 
 NATIVE_FOLDER = Path("src/avow/_native")
 BUILD_FOLDER = Path("build/native")
@@ -59,9 +61,9 @@ class Artefact(NamedTuple):
 def machine() -> str:
     """The machine's name as Zig and wheel tags spell it."""
     name = platform.machine()
-    if sys.platform != "linux" or name not in MACHINES:
+    if sys.platform != "linux" or name not in TARGETS:
         raise BuildError(
-            f"avow is built for Linux on {' or '.join(MACHINES)}; this is {sys.platform} on {name}."
+            f"avow is built for Linux on {' or '.join(TARGETS)}; this is {sys.platform} on {name}."
         )
     return name
 
@@ -89,7 +91,6 @@ def core() -> Artefact:
 
 def pump() -> Artefact:
     """The native data plane, for this machine's architecture but not for its exact processor."""
-    libc = ".".join(str(part) for part in GLIBC_FLOOR)
     return Artefact(
         name="libavow_pump.so",
         sources=Path("pump"),
@@ -97,10 +98,7 @@ def pump() -> Artefact:
             "build-lib",
             "pump/src/main.zig",
             "-dynamic",
-            "-target",
-            f"{machine()}-linux-gnu.{libc}",
-            "-mcpu",
-            "baseline",
+            *TARGETS[machine()],
             "-O",
             "ReleaseSafe",
             "-fstrip",
@@ -109,8 +107,8 @@ def pump() -> Artefact:
 
 
 def wheel_tag() -> str:
-    """No part of the package depends on Python's ABI, the pump depends on machine and libc."""
-    return f"py3-none-manylinux_{GLIBC_FLOOR[0]}_{GLIBC_FLOOR[1]}_{machine()}"
+    """The pump depends on the machine; nothing depends on Python's ABI or on a certain libc."""
+    return f"py3-none-manylinux_2_17_{machine()}"
 
 
 def source_files(root: Path, sources: Path) -> list[Path]:
