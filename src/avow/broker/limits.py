@@ -72,7 +72,7 @@ class Limits(BaseModel):
         default=128, ge=1, le=65_535, description="Levels of a topic or a topic filter."
     )
     memory_budget_bytes: Annotated[int, SettingKey(11)] = Field(
-        default=1_073_741_824, ge=1_048_576, le=2**32, description="All memory of the core."
+        default=1_073_741_824, ge=1_048_576, le=3 * 2**30, description="All memory of the core."
     )
     retained_messages_max: Annotated[int, SettingKey(12)] = Field(
         default=1_000_000, ge=0, le=2**31, description="All retained messages."

@@ -267,7 +267,9 @@ class Pump:
         events = ctypes.c_void_p()
         events_bytes = ctypes.c_size_t()
         with self._running:
-            handle = self._open_handle()
+            handle = self._handle
+            if handle is None:
+                return None
             while True:
                 status = self._library.avow_pump_run(
                     handle, ctypes.byref(events), ctypes.byref(events_bytes)
@@ -310,7 +312,11 @@ class Pump:
                 return buffer.raw[:known]
 
     def close(self) -> None:
-        """Stop, wait until `run` has returned in its thread, and free everything."""
+        """Stop, wait until `run` has returned in its thread, and free everything.
+
+        For an orderly end call `stop` first and go on calling `run` until it returns None: a pump
+        that nobody runs cannot flush. Afterwards `run` returns None and all else is refused.
+        """
         self.stop()
         with self._running:
             handle, self._handle = self._handle, None

@@ -59,8 +59,8 @@ def read_named_text(path: Path, what: str) -> str:
 
 
 def readable_by_others(path: Path) -> bool:
-    """True when users other than the owner may read the file: worth a warning for secrets."""
+    """True when every user of the machine may read the file: worth a warning for secrets."""
     try:
-        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+        return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:
         return False

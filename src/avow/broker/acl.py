@@ -1,0 +1,49 @@
+"""Access rules of the file, compiled to the entries that the core checks.
+
+The core decides, at every publish, subscribe and delivery of a retained message; `%c` and `%u` are
+filled in there. Here is only the translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avow.broker.commands import AclAccess, AclEffect, AclEntry, AclPrincipal
+from avow.broker.config import AclRule
+
+_EFFECTS = {"allow": AclEffect.ALLOW, "deny": AclEffect.DENY}
+_ACCESSES = {
+    "publish": AclAccess.PUBLISH,
+    "subscribe": AclAccess.SUBSCRIBE,
+    "both": AclAccess.PUBLISH | AclAccess.SUBSCRIBE,
+}
+
+# What holds without rules, said as rules: a reload that removes the last rule has to replace the
+# old ones by something. `#` does not match topics that begin with $ [MQTT-4.7.2-1].
+EVERYTHING_ALLOWED = tuple(
+    AclEntry(
+        AclEffect.ALLOW,
+        AclAccess.PUBLISH | AclAccess.SUBSCRIBE,
+        AclPrincipal.ANYONE,
+        "",
+        pattern,
+    )
+    for pattern in ("#", "$SYS/#")
+)
+
+
+def compile_acl(rules: Sequence[AclRule]) -> list[AclEntry]:
+    """The rules in the core's terms, in the same order: the first that fits decides."""
+    return [_compile(rule) for rule in rules]
+
+
+def _compile(rule: AclRule) -> AclEntry:
+    if rule.user is not None:
+        principal = AclPrincipal.NAMED_USER
+    elif rule.anonymous:
+        principal = AclPrincipal.ANONYMOUS
+    else:
+        principal = AclPrincipal.ANYONE
+    return AclEntry(
+        _EFFECTS[rule.effect], _ACCESSES[rule.access], principal, rule.user or "", rule.pattern
+    )

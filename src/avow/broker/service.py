@@ -1,0 +1,439 @@
+"""The running broker: listeners, the pump's thread, the core's events, reload and drain.
+
+Threads: one or two acceptors (plain and TLS apart, so that handshakes never delay plain
+connections), one that turns the pump and does nothing else, one that handles the core's events,
+a few that check passwords. The caller's thread waits in `serve` for what shall happen next.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import queue
+import resource
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from structlog.typing import FilteringBoundLogger
+
+from avow import __version__
+from avow.broker.acl import EVERYTHING_ALLOWED
+from avow.broker.authentication import Authenticator, Origin
+from avow.broker.commands import (
+    CommandKind,
+    acl_command,
+    drain_command,
+    response_prefix_command,
+    settings_command,
+    version_text_command,
+)
+from avow.broker.config import Configuration
+from avow.broker.events import (
+    AuthRequest,
+    CommandFailed,
+    Connected,
+    Disconnected,
+    Drained,
+    EndedBy,
+    Event,
+    decode_events,
+)
+from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
+from avow.broker.origins import Origins
+from avow.broker.prepared import Prepared, PreparedListener, prepare
+from avow.broker.pump import CoreTrapError, Pump, Transport
+from avow.channel.acceptor import Acceptor, Arrival, Door, open_listeners
+from avow.errors import AvowError, UnavailableError
+from avow.sandbox.engine import LoadedCore
+
+# Turns of the pump whose events may wait for their thread; beyond, the pump waits.
+EVENT_BATCHES_MAX = 10_000
+# How long a stop waits for a thread. All are daemons: one that hangs does not keep the process.
+STOP_TIMEOUT_S = 10.0
+_ENDED_BY = {EndedBy.CLIENT: "client", EndedBy.BROKER: "broker", EndedBy.NETWORK: "network"}
+
+
+class Control(enum.Enum):
+    """What a signal or a thread tells `Service.serve`."""
+
+    RELOAD = enum.auto()
+    STOP = enum.auto()
+    DRAINED = enum.auto()
+    PUMP_STOPPED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A thread of the service cannot go on."""
+
+    error: BaseException
+
+
+Controls = queue.SimpleQueue[Control | Failed]
+
+
+class Service:
+    """Made, then `open`ed (which raises what a configuration can be wrong in), then `serve`d."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        core: LoadedCore,
+        *,
+        reread: Callable[[], Configuration],
+        controls: Controls,
+        log: FilteringBoundLogger,
+    ) -> None:
+        """`reread` gives the configuration as it is now, for a reload."""
+        configuration = prepared.configuration
+        self._prepared = prepared
+        self._core = core
+        self._reread = reread
+        self._controls = controls
+        self._log = log
+        self._pump = Pump(
+            core,
+            entropy=secrets.token_bytes(32),
+            idle_timeout_s=configuration.idle_timeout_s,
+            drain_timeout_s=configuration.drain_timeout_s,
+        )
+        self._origins = Origins()
+        self._authenticator = Authenticator(
+            configuration.login,
+            prepared.users,
+            send=self._pump.command,
+            origin_of=self._origins.of,
+            log=log,
+        )
+        self._handshakes: Counter[str] = Counter()
+        self._doors: list[tuple[PreparedListener, Door]] = []
+        self._acceptors: list[Acceptor] = []
+        self._metrics: MetricsServer | None = None
+        self._batches: queue.Queue[bytes | None] = queue.Queue(EVENT_BATCHES_MAX)
+        self._turning = threading.Thread(target=self._turn, name="pump", daemon=True)
+        self._handling = threading.Thread(target=self._handle_batches, name="events", daemon=True)
+
+    def open(self) -> list[str]:
+        """Opens the listeners and the metrics port; nothing is accepted before `serve`.
+
+        Returns the listeners' URLs with their real ports. Raises `UnavailableError`.
+        """
+        try:
+            for prepared in self._prepared.listeners:
+                self._open_listener(prepared)
+            self._open_metrics()
+        except AvowError:
+            self._close_ports()
+            raise
+        return [str(door.address) for _, door in self._doors]
+
+    def serve(self) -> None:
+        """Runs until a stop has been asked for and the connections are drained.
+
+        Raises `CoreTrapError`, or whatever else ended a thread that the broker cannot do without.
+        """
+        self._start()
+        try:
+            while True:
+                match self._controls.get():
+                    case Control.RELOAD:
+                        self._reload()
+                    case Control.STOP:
+                        self._drain()
+                        return
+                    case Failed(error):
+                        self._log_failure(error)
+                        raise error
+                    case Control.PUMP_STOPPED:
+                        raise UnavailableError(
+                            "expected the pump to run, got its end; start avow again"
+                        )
+                    case Control.DRAINED:
+                        pass  # of a drain that was not ours
+        finally:
+            self._stop()
+
+    def close(self) -> None:
+        """Gives back what `open` took, where `serve` was never reached."""
+        self._close_ports()
+        self._pump.close()
+
+    def _open_listener(self, prepared: PreparedListener) -> None:
+        targets = [(target.family, target.host) for target in prepared.targets]
+        for listening in open_listeners(targets, prepared.address.port, prepared.address):
+            door = Door(
+                listening,
+                prepared.address.at_port(listening.getsockname()[1]),
+                context=prepared.context,
+                identity_source=prepared.listener.use_identity_as,
+                allow_anonymous=prepared.allow_anonymous,
+            )
+            self._doors.append((prepared, door))
+
+    def _open_metrics(self) -> None:
+        settings = self._prepared.configuration.metrics
+        if settings is not None:
+            collector = CountersCollector(
+                self._counters,
+                gauges=GAUGES,
+                module_sha256=self._core.sha256.hex(),
+                version=__version__,
+            )
+            self._metrics = MetricsServer(settings, collector)
+
+    def _start(self) -> None:
+        raise_descriptor_limit(self._log)
+        for warning in self._prepared.warnings:
+            self._log.warning(warning)
+        self._send_settings(self._prepared)
+        self._pump.command(version_text_command(f"avow version {__version__}"))
+        self._authenticator.start()
+        self._turning.start()
+        self._handling.start()
+        timeout_s = self._prepared.configuration.handshake_timeout_s
+        for encrypted in (False, True):
+            doors = [door for _, door in self._doors if (door.context is not None) is encrypted]
+            if doors:
+                acceptor = Acceptor(
+                    doors,
+                    admit=self._admit,
+                    refused=self._refused_handshake,
+                    exhausted=self._exhausted,
+                    handshake_timeout_s=timeout_s,
+                    name="TLS acceptor" if encrypted else "acceptor",
+                )
+                acceptor.start()
+                self._acceptors.append(acceptor)
+        for _, door in self._doors:
+            self._log.info(
+                "listening",
+                url=str(door.address),
+                port=door.address.port,
+                anonymous=door.allow_anonymous,
+            )
+        if self._metrics is not None:
+            self._log.info("metrics", url=self._metrics.url)
+
+    def _send_settings(self, prepared: Prepared) -> None:
+        configuration = prepared.configuration
+        self._pump.command(settings_command(configuration.limits.settings()))
+        self._pump.command(response_prefix_command(configuration.response_prefix))
+        entries = EVERYTHING_ALLOWED if prepared.acl is None else prepared.acl
+        self._pump.command(acl_command(entries))
+
+    def _turn(self) -> None:
+        try:
+            while (batch := self._pump.run()) is not None:
+                if batch:
+                    self._batches.put(batch)
+        except AvowError as error:
+            self._controls.put(Failed(error))
+        else:
+            self._controls.put(Control.PUMP_STOPPED)
+
+    def _handle_batches(self) -> None:
+        try:
+            while (batch := self._batches.get()) is not None:
+                for event in decode_events(batch):
+                    self._handle(event)
+        except AvowError as error:
+            self._controls.put(Failed(error))
+            # The pump must not wait for room in the queue for ever.
+            while self._batches.get() is not None:
+                pass
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case AuthRequest():
+                self._authenticator.request(event)
+            case Connected():
+                self._log.info(
+                    "client connected",
+                    client=event.client,
+                    user=event.user,
+                    peer=self._origins.of(event.connection).peer,
+                    protocol="5.0" if event.protocol == 5 else "3.1.1",
+                    session_present=event.session_present,
+                    keep_alive_s=event.keep_alive_s,
+                )
+            case Disconnected():
+                self._authenticator.ended(event.connection)
+                peer = self._origins.forget(event.connection).peer
+                self._log_disconnected(event, peer)
+            case CommandFailed(command=CommandKind.AUTH_RESULT):
+                # The client had left before its answer came.
+                self._log.debug("login answer not needed", reason=event.text)
+            case CommandFailed():
+                self._log.error("command failed", command=event.command, reason=event.text)
+            case Drained():
+                self._controls.put(Control.DRAINED)
+
+    def _log_disconnected(self, event: Disconnected, peer: str) -> None:
+        # Whoever never became a client is a port scan or a health check: not worth a line each.
+        write = self._log.info if event.client else self._log.debug
+        write(
+            "client disconnected",
+            client=event.client,
+            peer=peer,
+            by=_ENDED_BY[event.by],
+            code=f"0x{event.code:02x}",
+            reason=event.text,
+        )
+
+    def _admit(self, arrival: Arrival) -> None:
+        door = arrival.door
+        transport = Transport.WEBSOCKET if door.address.scheme.websocket else Transport.MQTT
+        origin = Origin(arrival.peer, door.allow_anonymous)
+        try:
+            self._origins.note(
+                origin,
+                lambda: self._pump.add(
+                    arrival.fd,
+                    transport=transport,
+                    allow_anonymous=door.allow_anonymous,
+                    identity=arrival.identity,
+                    tls=arrival.tls,
+                ),
+            )
+        except UnavailableError:
+            os.close(arrival.fd)
+
+    def _refused_handshake(self, door: Door, peer: str, reason: str) -> None:
+        self._handshakes["handshakes_refused"] += 1
+        self._log.info("handshake refused", url=str(door.address), peer=peer, reason=reason)
+
+    def _exhausted(self, reason: str) -> None:
+        self._handshakes["accept_pauses"] += 1
+        self._log.error("accepting paused", reason=reason, advice="raise the limit of open files")
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            **self._pump.stats(),
+            "handshakes_refused": self._handshakes["handshakes_refused"],
+            "accept_pauses": self._handshakes["accept_pauses"],
+            "login_failures": self._authenticator.failures,
+            "logins_refused_busy": self._authenticator.busy,
+        }
+
+    def _reload(self) -> None:
+        """Certificates, CRLs, users, rules and limits; connections stay, even revoked ones."""
+        try:
+            fresh = prepare(self._reread(), datetime.now(UTC))
+        except AvowError as error:
+            self._log.error("reload refused", reason=str(error), still="the old configuration")
+            return
+        for warning in fresh.warnings:
+            self._log.warning(warning)
+        by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}
+        for old, door in self._doors:
+            new = by_url.get(old.listener.url)
+            if new is not None:
+                door.context = new.context
+                door.identity_source = new.listener.use_identity_as
+                door.allow_anonymous = new.allow_anonymous
+        for acceptor in self._acceptors:
+            acceptor.set_handshake_timeout(fresh.configuration.handshake_timeout_s)
+        self._authenticator.reload(fresh.configuration.login, fresh.users)
+        self._send_settings(fresh)
+        waiting = needs_restart(self._prepared.configuration, fresh.configuration)
+        if waiting:
+            self._log.warning("needs a restart", keys=waiting)
+        self._prepared = fresh
+        self._log.info(
+            "reloaded",
+            users=len(fresh.users) if fresh.users is not None else 0,
+            acl_rules=len(fresh.acl) if fresh.acl is not None else 0,
+        )
+
+    def _drain(self) -> None:
+        """No new connections; the old ones get DISCONNECT 0x8B and time to be flushed."""
+        timeout_s = self._prepared.configuration.drain_timeout_s
+        self._log.info("draining", timeout_s=timeout_s)
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        self._acceptors.clear()
+        self._pump.command(drain_command())
+        while True:
+            try:
+                control = self._controls.get(timeout=timeout_s)
+            except queue.Empty:
+                self._log.warning("drain took too long", timeout_s=timeout_s)
+                return
+            match control:
+                case Control.DRAINED | Control.PUMP_STOPPED:
+                    return
+                case Control.STOP:
+                    self._log.warning("drain cut short", reason="asked to stop again")
+                    return
+                case Failed(error):
+                    self._log_failure(error)
+                    raise error
+                case Control.RELOAD:
+                    pass  # too late
+
+    def _stop(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        self._acceptors.clear()
+        self._authenticator.stop()
+        self._pump.stop()
+        self._turning.join(STOP_TIMEOUT_S)
+        self._batches.put(None)
+        self._handling.join(STOP_TIMEOUT_S)
+        if self._metrics is not None:
+            self._metrics.stop()
+        self._pump.close()
+        self._log.info("stopped")
+
+    def _close_ports(self) -> None:
+        for _, door in self._doors:
+            door.listening.close()
+        self._doors.clear()
+        if self._metrics is not None:
+            self._metrics.stop()
+            self._metrics = None
+
+    def _log_failure(self, error: BaseException) -> None:
+        """Loud, and with what is needed to find the same failure again from the journal."""
+        if isinstance(error, CoreTrapError):
+            journal = self._pump.journal_snapshot()
+            self._log.critical(
+                "the core trapped",
+                trap=str(error),
+                module_sha256=self._core.sha256.hex(),
+                journal_bytes=len(journal),
+                journal_sha256=hashlib.sha256(journal).hexdigest(),
+            )
+        else:
+            self._log.critical("the broker cannot go on", reason=str(error))
+
+
+def needs_restart(old: Configuration, new: Configuration) -> list[str]:
+    """The keys that have changed and are read at the start only."""
+    keys = [
+        name
+        for name in ("idle_timeout_s", "drain_timeout_s", "log", "metrics")
+        if getattr(old, name) != getattr(new, name)
+    ]
+    if sorted(listener.url for listener in old.listeners) != sorted(
+        listener.url for listener in new.listeners
+    ):
+        keys.append("listeners")
+    if old.login.workers != new.login.workers:
+        keys.append("login.workers")
+    return keys
+
+
+def raise_descriptor_limit(log: FilteringBoundLogger) -> None:
+    """Connections are bounded by descriptors, so the process takes all that it is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            log.warning("the limit of open files stays", limit=soft)

@@ -1,0 +1,185 @@
+"""`avow broker`: reads the configuration, starts the service, turns signals into its controls."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import click
+from structlog.typing import FilteringBoundLogger
+
+from avow import __version__
+from avow.broker.config import Configuration
+from avow.broker.config_file import Overrides, load_configuration
+from avow.broker.logs import make_log
+from avow.broker.prepared import Prepared, prepare
+from avow.broker.service import Control, Controls, Failed, Service
+from avow.cli.command_error import CommandError, configuration_errors
+from avow.cli.exit_codes import ExitCode
+from avow.errors import AvowError
+from avow.sandbox import artefacts
+from avow.sandbox.engine import LoadedCore, load
+
+# What the core's heap may have is a limit of its own; stack, tables and fragmentation come on top.
+_MEMORY_BESIDE_BUDGET_BYTES = 512 << 20
+_MEMORY_MAX_BYTES = (4 << 30) - (64 << 10)
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+OPEN_UP = (
+    "only this machine can connect, and nobody is asked for a password. To open it up: "
+    "`avow user add NAME`, then `avow broker --listen mqtts://0.0.0.0:8883 --cert server.pem "
+    "--key server.key --password-file avow.users`"
+)
+
+
+@click.command()
+@click.option(
+    "--listen",
+    "listen",
+    multiple=True,
+    metavar="URL",
+    help="Where to listen: mqtt://, mqtts://, ws:// or wss:// with host and port; port 0 takes a "
+    "free one. May be repeated. Replaces the listeners of --config.  [default: "
+    "mqtt://127.0.0.1:1883]",
+)
+@click.option("--cert", type=_FILE, metavar="FILE", help="The server's certificate chain, PEM.")
+@click.option("--key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
+@click.option(
+    "--client-ca",
+    type=_FILE,
+    metavar="FILE",
+    help="Require client certificates from these authorities, PEM. The common name becomes the "
+    "user name.",
+)
+@click.option(
+    "--password-file", type=_FILE, metavar="FILE", help="The users' file; see `avow user`."
+)
+@click.option(
+    "--allow-anonymous",
+    is_flag=True,
+    default=False,
+    help="Admit clients without user name, from everywhere.",
+)
+@click.option(
+    "--config",
+    "config",
+    type=_FILE,
+    metavar="FILE",
+    help="Read avow.toml. What the command line says comes first.",
+)
+@click.option("--check", is_flag=True, help="Check configuration and files, then exit (0 or 2).")
+def broker(
+    listen: tuple[str, ...],
+    cert: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+    password_file: Path | None,
+    allow_anonymous: bool,
+    config: Path | None,
+    check: bool,
+) -> int:
+    """Run the MQTT broker.
+
+    Without options it listens on mqtt://127.0.0.1:1883 for this machine only, and anybody on it
+    may connect.
+
+    SIGHUP reads certificates, revocation lists, users, access rules and limits again without
+    dropping a connection. SIGTERM and Ctrl-C drain: clients are told, outputs are flushed.
+    """
+    overrides = Overrides(
+        listen=listen,
+        cert=cert,
+        key=key,
+        client_ca=client_ca,
+        allow_anonymous=True if allow_anonymous else None,
+        password_file=password_file,
+    )
+    reread = functools.partial(load_configuration, config, overrides)
+    with configuration_errors():
+        configuration = reread()
+        prepared = prepare(configuration, datetime.now(UTC))
+    if check:
+        _report_check(prepared)
+        return ExitCode.OK
+    return _run(prepared, reread, by_default=config is None and not listen)
+
+
+def _report_check(prepared: Prepared) -> None:
+    for warning in prepared.warnings:
+        click.echo(f"warning: {warning}")
+    for entry in prepared.listeners:
+        who = "anybody" if entry.allow_anonymous else "users"
+        click.echo(f"listener {entry.address}: {who}")
+    if prepared.users is not None:
+        click.echo(f"users: {len(prepared.users)}")
+    if prepared.acl is not None:
+        click.echo(f"access rules: {len(prepared.acl)}")
+    click.echo("configuration is valid")
+
+
+def _run(prepared: Prepared, reread: functools.partial[Configuration], *, by_default: bool) -> int:
+    log = make_log(prepared.configuration.log, sys.stderr)
+    controls: Controls = queue.SimpleQueue()
+    with _signals(controls), _thread_failures(controls, log):
+        with configuration_errors():
+            core = _load_core(prepared.configuration)
+            log.info("avow broker", version=__version__, module_sha256=core.sha256.hex())
+            service = Service(prepared, core, reread=reread, controls=controls, log=log)
+            service.open()
+        if by_default:
+            log.info(OPEN_UP)
+        try:
+            service.serve()
+        except AvowError as error:
+            raise CommandError(str(error), ExitCode.INTERNAL) from error
+    return ExitCode.OK
+
+
+def _load_core(configuration: Configuration) -> LoadedCore:
+    path = artefacts.core_path()
+    wanted = configuration.limits.memory_budget_bytes + _MEMORY_BESIDE_BUDGET_BYTES
+    return load(path.read_bytes(), memory_max_bytes=min(wanted, _MEMORY_MAX_BYTES))
+
+
+@contextmanager
+def _signals(controls: Controls) -> Iterator[None]:
+    """SIGHUP, SIGTERM and SIGINT become controls; the old handlers come back afterwards."""
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        controls.put(Control.RELOAD if number == signal.SIGHUP else Control.STOP)
+
+    before = {
+        number: signal.signal(number, tell)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _thread_failures(controls: Controls, log: FilteringBoundLogger) -> Iterator[None]:
+    """A thread that dies of a bug ends the broker: half a broker must not look like a whole one."""
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        name = failure.thread.name if failure.thread is not None else "unknown"
+        log.critical("thread died", thread=name, exc_info=failure.exc_value)
+        controls.put(Failed(AvowError(f"expected the thread {name!r} to run, got its end")))
+
+    before = threading.excepthook
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -1,0 +1,38 @@
+"""From typed errors to one sentence on standard error and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from avow.cli.exit_codes import ExitCode
+from avow.errors import AvowError, DeniedError
+
+
+class CommandError(Exception):
+    """Ends a command with `avow: sentence` on standard error and an exit code."""
+
+    def __init__(self, sentence: str, code: ExitCode) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.code = code
+
+
+@contextmanager
+def configuration_errors() -> Iterator[None]:
+    """Whatever is wrong in here was written wrongly by the user: exit 2."""
+    try:
+        yield
+    except AvowError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+
+
+@contextmanager
+def operation_errors() -> Iterator[None]:
+    """Refused by the other side: exit 3; all else that goes wrong: exit 1."""
+    try:
+        yield
+    except DeniedError as error:
+        raise CommandError(str(error), ExitCode.DENIED) from error
+    except AvowError as error:
+        raise CommandError(str(error), ExitCode.FAILED) from error

@@ -1,0 +1,1 @@
+"""Ordinary MQTT clients for people and scripts, over paho-mqtt."""

@@ -1,0 +1,177 @@
+"""One connection to a broker over paho-mqtt, with typed errors instead of result numbers."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
+
+from avow.client.options import ConnectOptions, Protocol, client_tls_context
+from avow.client.properties import new_properties
+from avow.errors import DeniedError, MalformedError, UnavailableError, UntrustedError
+
+# A WebSocket URL without a path means what most brokers' documentation uses.
+DEFAULT_WEBSOCKET_PATH = "/mqtt"
+_SESSION_FOR_EVER = 2**32 - 1
+
+
+def make_client(options: ConnectOptions) -> Client:
+    """A client that is not connected yet. Raises `MalformedError` for impossible options."""
+    address = options.address
+    version = MQTTProtocolVersion.MQTTv5
+    clean: dict[str, bool] = {}
+    if options.protocol is Protocol.V311:
+        version = MQTTProtocolVersion.MQTTv311
+        clean = {"clean_session": not options.persistent}
+    if options.persistent and not options.client_id:
+        raise MalformedError(
+            "expected a client identifier for a session that lasts, got none; name one with --id"
+        )
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=options.client_id,
+        protocol=version,
+        transport="websockets" if address.scheme.websocket else "tcp",
+        reconnect_on_failure=False,
+        **clean,
+    )
+    client.enable_logger(_SILENT)
+    client.connect_timeout = options.timeout_s
+    if address.scheme.websocket:
+        client.ws_set_options(path=address.path or DEFAULT_WEBSOCKET_PATH)
+    if address.scheme.encrypted:
+        client.tls_set_context(client_tls_context(options.tls))
+        client.tls_insecure_set(options.tls.unsafe_no_verify)
+    user = options.user if options.user is not None else address.user
+    if user is not None:
+        client.username_pw_set(user, options.password)
+    elif options.password is not None:
+        raise MalformedError("expected a user name beside the password, got none; add --user")
+    _set_will(client, options)
+    return client
+
+
+# paho describes every packet to a logger; what matters reaches the user as an error.
+_SILENT = logging.getLogger("avow.client.paho")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+
+def _set_will(client: Client, options: ConnectOptions) -> None:
+    will = options.will
+    if will is None:
+        return
+    properties = None
+    if will.delay_s:
+        if options.protocol is Protocol.V311:
+            raise MalformedError("expected MQTT 5 for a will delay, got 3.1.1; drop one of them")
+        properties = new_properties(PacketTypes.WILLMESSAGE)
+        properties.WillDelayInterval = will.delay_s
+    try:
+        client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
+    except ValueError as error:
+        raise MalformedError(
+            f"expected a topic without wildcards for the will, got {will.topic!r}; correct it"
+        ) from error
+
+
+def open_connection(client: Client, options: ConnectOptions) -> None:
+    """TCP, TLS and the CONNECT packet; the answer comes to `on_connect`.
+
+    Raises `UnavailableError` or `UntrustedError`.
+    """
+    address = options.address
+    properties = None
+    clean_start: bool | Literal[3] = MQTT_CLEAN_START_FIRST_ONLY
+    if options.protocol is Protocol.V5:
+        properties = new_properties(PacketTypes.CONNECT)
+        expiry_s = options.session_expiry_s
+        if expiry_s is None and options.persistent:
+            expiry_s = _SESSION_FOR_EVER
+        if expiry_s is not None:
+            properties.SessionExpiryInterval = expiry_s
+        clean_start = not options.persistent
+    with network_errors(options):
+        client.connect(
+            address.host,
+            address.port,
+            keepalive=options.keep_alive_s,
+            properties=properties,
+            clean_start=clean_start,
+        )
+
+
+@contextmanager
+def network_errors(options: ConnectOptions) -> Iterator[None]:
+    """Turns the errors of sockets and TLS into sentences."""
+    address = options.address
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise UntrustedError(
+            f"expected a certificate for {address.host} from a trusted authority, got one that "
+            f"fails with {error.verify_message!r}; name the authority's file with --cafile"
+        ) from error
+    except ssl.SSLError as error:
+        raise UnavailableError(
+            f"expected TLS at {address}, got {error.reason or 'a broken handshake'!r}; check the "
+            f"URL and whether the broker asks for a client certificate (--cert, --key)"
+        ) from error
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"expected an answer from {address} within {options.timeout_s:g} s, got none; "
+            f"check the address and the firewall"
+        ) from error
+    except ConnectionRefusedError as error:
+        raise UnavailableError(
+            f"expected a broker at {address}, got a refused connection; start it (avow broker) or "
+            f"correct the URL"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UnavailableError(
+            f"expected a broker at {address}, got {reason!r}; check the address"
+        ) from error
+    except ValueError as error:
+        # paho's words for what it will not send.
+        raise MalformedError(
+            f"expected options that MQTT allows, got {error}; correct them"
+        ) from error
+
+
+def refused_connection(options: ConnectOptions, code: ReasonCode) -> DeniedError:
+    """The broker's CONNACK says no."""
+    return DeniedError(
+        f"expected {options.address} to accept the connection, got {str(code)!r}; "
+        f"check user name, password and client identifier"
+    )
+
+
+def lost_connection(options: ConnectOptions, code: ReasonCode | None) -> UnavailableError:
+    """The connection ended before the work was done."""
+    reason = "a lost connection" if code is None or code == 0 else repr(str(code))
+    return UnavailableError(
+        f"expected {options.address} to keep the connection, got {reason}; try again"
+    )
+
+
+def ended_by_server(code: ReasonCode | None) -> bool:
+    """True when the broker itself said goodbye with an MQTT 5 reason code."""
+    return (
+        code is not None
+        and code.packetType == PacketTypes.DISCONNECT
+        and code.is_failure
+        and str(code) != "Unspecified error"
+    )
+
+
+def is_gone(code: MQTTErrorCode) -> bool:
+    """True when a turn of paho's loop says that the connection is over."""
+    return code != MQTTErrorCode.MQTT_ERR_SUCCESS
