@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
 _STOP_S = 15.0
 
@@ -84,6 +85,7 @@ class Broker:
 
     name: str
     version: str
+    has_tls: bool = True
 
     def command(
         self, folder: Path, port: int, tls_port: int, certificate: Certificate
@@ -186,6 +188,23 @@ level = "error"
         return [sys.executable, "-m", "avow", "broker", "--config", str(config)]
 
 
+class Reflector(Broker):
+    """Forwards and does nothing else: shows what generator and kernel can do at most."""
+
+    name = "ceiling"
+    version = ""
+    has_tls = False
+
+    def environment(self) -> dict[str, str]:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def command(
+        self, folder: Path, port: int, tls_port: int, certificate: Certificate
+    ) -> list[str]:
+        return [sys.executable, "-m", "bench.loadgen.reflector", "--port", str(port)]
+
+
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind((HOST, 0))
@@ -221,7 +240,7 @@ def started(
             env=broker.environment(),
         )
     try:
-        for number in (port, tls_port):
+        for number in (port, tls_port) if broker.has_tls else (port,):
             _wait_for(process, number, broker.name, log)
         yield Running(process.pid, port, tls_port)
         if process.poll() is not None:

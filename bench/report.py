@@ -10,6 +10,7 @@ from typing import Any
 from bench.scenarios import Scenario, Target
 
 AVOW = "avow"
+CEILING = "ceiling"
 # Above this share of its core the generator may be what limits the rate.
 _GENERATOR_BUSY = 0.92
 # Ready but not on its core for more than this share: something else used the machine.
@@ -40,6 +41,8 @@ class Row:
     ratio: float | None = None
     bound: float | None = None
     verdict: str = ""
+    # What generator and kernel reach without a real broker.
+    ceiling: float | None = None
     notes: list[str] = field(default_factory=list)
     avow_context: dict[str, float] = field(default_factory=dict)
     peer_context: dict[str, float] = field(default_factory=dict)
@@ -101,6 +104,7 @@ def _row(scenario: Scenario, target: Target, samples: Sequence[Sample], peer: st
     row.peer_value = median(others, target.metric)
     if row.avow is not None and row.peer_value:
         row.ratio = row.avow / row.peer_value
+    row.ceiling = median(_chosen(samples, scenario, CEILING, ""), target.metric)
     row.avow_context, row.peer_context = _context(own), _context(others)
     row.notes += _notes(AVOW, own) + _notes(peer, others)
     return row
@@ -167,7 +171,7 @@ def _load(context: dict[str, float]) -> str:
 def table(found: Sequence[Row]) -> str:
     """For a terminal."""
     head = ["scenario", "metric", "peer", "avow", "peer's", "ratio", "target", "verdict"]
-    head += ["avow: µs/msg, CPU b/g", "peer: µs/msg, CPU b/g"]
+    head += ["ceiling", "avow: µs/msg, CPU b/g", "peer: µs/msg, CPU b/g"]
     lines = [head]
     for row in found:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
@@ -181,6 +185,7 @@ def table(found: Sequence[Row]) -> str:
                 ratio,
                 _number(row.bound),
                 row.verdict or "-",
+                _number(row.ceiling),
                 _load(row.avow_context),
                 _load(row.peer_context),
             ]

@@ -24,11 +24,13 @@ from typing import Any
 
 from bench import report
 from bench.brokers import (
+    ROOT,
     Avow,
     Broker,
     BrokerError,
     Certificate,
     Mosquitto,
+    Reflector,
     make_certificate,
     started,
 )
@@ -36,7 +38,6 @@ from bench.loadgen.library import LoadgenError, build
 from bench.report import Row, Sample
 from bench.scenarios import MATCHING, Scenario, all_scenarios
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 # mosquitto is a service: Debian puts it where only root's PATH leads.
 _INSTALLED = ("mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto")
@@ -56,6 +57,7 @@ class Bench:
     generator_core: int | None
     seconds: float
     warmup_s: float
+    with_ceiling: bool
     samples: list[Sample] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 
@@ -127,6 +129,8 @@ def measure(
     for number in range(rounds):
         for broker in ([own] if own else []) + list(peers):
             bench.sample(scenario, broker, number)
+        if bench.with_ceiling and scenario.has_ceiling:
+            bench.sample(scenario, Reflector(), number)
 
 
 def _measure_half(
@@ -209,9 +213,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--peer-libs", type=Path, help="LD_LIBRARY_PATH for the peers")
     parser.add_argument("--no-avow", action="store_true", help="only the peers")
+    parser.add_argument(
+        "--no-ceiling", action="store_true", help="leave out what shows the generator's own limit"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds of a run")
-    parser.add_argument("--warmup", type=float, default=1.0, help="seconds before that")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds of a run")
+    parser.add_argument("--warmup", type=float, default=0.5, help="seconds before that")
     parser.add_argument(
         "--only", action="append", default=[], help="scenarios whose name starts so (repeatable)"
     )
@@ -263,6 +270,7 @@ def _measure_all(
         generator_core=cores[1] if split else None,
         seconds=arguments.seconds,
         warmup_s=arguments.warmup,
+        with_ceiling=not arguments.no_ceiling,
     )
     for scenario in scenarios:
         if scenario is not MATCHING:

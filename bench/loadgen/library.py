@@ -127,6 +127,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.loadgen_histogram.argtypes = [handle]
     library.loadgen_histogram.restype = ctypes.POINTER(ctypes.c_uint64)
     library.loadgen_histogram_buckets.restype = ctypes.c_uint32
+    library.loadgen_reflect.argtypes = [ctypes.c_int32]
     library.loadgen_error.argtypes = [handle]
     library.loadgen_error.restype = ctypes.c_char_p
     library.loadgen_bucket.argtypes = [ctypes.c_uint64]

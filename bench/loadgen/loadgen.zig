@@ -6,6 +6,7 @@ const connection = @import("connection.zig");
 const generator = @import("generator.zig");
 const histogram = @import("histogram.zig");
 const pacing = @import("pacing.zig");
+const reflector = @import("reflector.zig");
 const Generator = generator.Generator;
 
 export fn loadgen_create(config: *const generator.Config) ?*Generator {
@@ -78,6 +79,12 @@ export fn loadgen_error(self: *Generator) [*]const u8 {
 fn outcome(self: *Generator, failure: anyerror) i32 {
     if (failure != error.Failed) self.describe("{s}", .{@errorName(failure)});
     return -1;
+}
+
+/// Serves a listening non-blocking socket as a minimal broker; comes back only when that fails.
+export fn loadgen_reflect(listener: i32) i32 {
+    reflector.reflect(listener) catch return -1;
+    return 0;
 }
 
 /// For the tests: runs `count` numbers through the accounting of one subscriber.
