@@ -177,7 +177,7 @@ queued_bytes_max = {2**40}
 queued_messages_max = {2**31}
 inflight_max = 65535
 receive_maximum = 65535
-memory_budget_bytes = {2**32}
+memory_budget_bytes = {3 * 2**30}
 sys_interval_ms = 0
 persist_sessions = false
 

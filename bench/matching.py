@@ -78,7 +78,7 @@ class Population:
     def __init__(self, clients: int, subscriptions: int) -> None:
         start_s = time.perf_counter()
         self.driver = CoreDriver(
-            settings={Setting.MEMORY_BUDGET_BYTES: 2**32, Setting.PERSIST_SESSIONS: 0}
+            settings={Setting.MEMORY_BUDGET_BYTES: 3 * 2**30, Setting.PERSIST_SESSIONS: 0}
         )
         self._each = subscriptions // clients
         empty_bytes = self.driver.heap_bytes
