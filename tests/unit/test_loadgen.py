@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.brokers import make_certificate
 from bench.loadgen.library import (
     Account,
     Generator,
@@ -26,6 +28,7 @@ from bench.loadgen.library import (
     load,
     percentile_ns,
 )
+from bench.loadgen.worker import Job, TlsDialer
 
 HOST = "127.0.0.1"
 Forward = Callable[[int, bytes], list[bytes]]
@@ -92,13 +95,13 @@ async def _read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 @contextmanager
-def running(broker: TinyBroker) -> Iterator[int]:
+def running(broker: TinyBroker, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """The broker in a thread of its own; its port."""
     started: Future[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def body() -> None:
         stop = asyncio.Event()
-        server = await asyncio.start_server(broker.serve, HOST, 0)
+        server = await asyncio.start_server(broker.serve, HOST, 0, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         started.set_result((port, asyncio.get_running_loop(), stop))
         await stop.wait()
@@ -167,6 +170,29 @@ def test_an_honest_broker_has_no_faults(library: ctypes.CDLL, qos: int) -> None:
     assert result["received"] == 3 * broker.published
     assert result["acknowledged"] == (broker.published if qos else 0)
     assert result["stalls"] == 0
+
+
+def test_tls_counts_as_well(library: ctypes.CDLL, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.cert, certificate.key)
+    broker = TinyBroker(lambda n, packet: [] if n % 10 == 9 else [packet])
+    with (
+        running(broker, context) as port,
+        Generator(
+            library, host=HOST, port=port, capacity=3, groups=1, window=200, with_tls=True
+        ) as generator,
+    ):
+        dialer = TlsDialer(Job(port=port, broker_pid=0, tls_ca=str(certificate.ca)))
+        for role in (Role.SUBSCRIBER, Role.SUBSCRIBER, Role.PUBLISHER):
+            generator.adopt(*dialer.dial(), role)
+        generator.establish(timeout_s=10)
+        generator.run(0.3)
+        generator.drain(quiet_s=0.5)
+        result = generator.report()
+    dropped = broker.published - broker.sent
+    assert dropped > 0
+    assert faults(result) == Counter(lost=2 * dropped)
 
 
 def test_a_broker_that_drops_is_found_out(library: ctypes.CDLL) -> None:
