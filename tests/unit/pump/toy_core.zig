@@ -2,6 +2,7 @@
 //! It echoes. A DATA record that begins with one of these bytes does something else:
 //!   'C' echo, then CLOSE      'A' ABORT                   'P' PAUSE until command 'R'
 //!   'E' event with the rest   'J' journal the rest, echo  'H' u32: send that many bytes
+//!   'K' as 'H', then CLOSE
 //!   'T' trap                  'D' u32: event in that many milliseconds
 //!   'V' name an address outside of memory                 'N' name a connection that never was
 //!   'M' echo one byte a record   'G' grow memory by a MiB, then echo
@@ -183,6 +184,7 @@ fn handle(record: Input, bytes: []u8, now_ms: u64) !void {
 fn data(number: u32, bytes: []u8, now_ms: u64) !void {
     const connection = &connections.items[number];
     if (!connection.open or connection.paused) @trap();
+    if (connection.close) return;
     stats[3] += bytes.len;
     try mark(number);
     switch (bytes[0]) {
@@ -198,7 +200,8 @@ fn data(number: u32, bytes: []u8, now_ms: u64) !void {
             durable.clearRetainingCapacity();
             try durable.appendSlice(allocator, bytes[1..]);
         },
-        'H' => {
+        'H', 'K' => {
+            connection.close = bytes[0] == 'K';
             const wanted = std.mem.readInt(u32, bytes[1..5], .little);
             const start = connection.bytes.items.len;
             try connection.bytes.resize(allocator, start + wanted);
@@ -267,7 +270,7 @@ fn fill() void {
         const number = dirty.items[index];
         const connection = &connections.items[number];
         connection.dirty = false;
-        if (!connection.open or connection.blocked) continue;
+        if (!connection.open) continue;
         count = offer(number, connection, count);
         if (connection.dirty) break;
     }
@@ -283,7 +286,8 @@ fn fill() void {
 
 fn offer(number: u32, connection: *Connection, start: u32) u32 {
     var count = start;
-    const bytes = connection.bytes.items[connection.sent..];
+    // A blocked connection is offered nothing but its flags: PAUSE must not wait for a slow reader.
+    const bytes = if (connection.blocked) &.{} else connection.bytes.items[connection.sent..];
     if (connection.single) {
         var done: usize = 0;
         while (done < bytes.len and count < OUTPUTS_MAX) : (done += 1) {
@@ -299,7 +303,7 @@ fn offer(number: u32, connection: *Connection, start: u32) u32 {
     }
     if (connection.dirty) return count;
     var flags: u16 = 0;
-    if (connection.close) flags |= 1;
+    if (connection.close and !connection.blocked) flags |= 1;
     if (connection.pause) flags |= 2;
     if (connection.resume_reading) flags |= 4;
     if (connection.abort) flags |= 8;
