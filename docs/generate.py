@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from avow.broker.config import schema_rows
-from avow.cli import main as command_line
+from avow.cli import cli
 from tests.conformance.test_coverage import excused, statements, tagged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,24 +61,22 @@ def configuration() -> str:
 def commands() -> str:
     """What `--help` prints, for every command."""
     parts = ["# Commands\n"]
-    for path, command in _commands(command_line, ("avow",)):
-        context = None
-        for word in path:
-            context = click.Context(command, info_name=word, parent=context)
-        assert context is not None
-        context.terminal_width = 96
-        name = " ".join(path)
-        parts.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    for context in _contexts(
+        click.Context(cli, info_name="avow", terminal_width=96, **cli.context_settings)
+    ):
+        help_text = context.command.get_help(context).rstrip()
+        parts.append(f"\n## {context.command_path}\n\n```text\n{help_text}\n```\n")
     return "".join(parts)
 
 
-def _commands(
-    command: click.Command, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield path, command
-    if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            yield from _commands(command.commands[name], (*path, name))
+def _contexts(context: click.Context) -> Iterator[click.Context]:
+    """A context for a command and for each that is below it."""
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            below = context.command.get_command(context, name)
+            if below is not None:
+                yield from _contexts(click.Context(below, info_name=name, parent=context))
 
 
 def constants(source: str) -> Iterator[tuple[str, int, str]]:

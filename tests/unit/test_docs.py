@@ -1,0 +1,241 @@
+"""The documentation: generated pages are current, commands on pages do what the pages say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import hatch_build
+from docs import generate
+
+ROOT = Path(generate.__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+RUN_TIMEOUT_S = 240
+
+# `<!-- run -->`, `<!-- run in background -->`, `<!-- prints -->` and `<!-- file NAME -->` before a
+# fenced block say what the block is; readers do not see them.
+BLOCK = re.compile(
+    r"<!-- (?P<kind>run|run in background|prints|file (?P<name>[\w.]+)) -->\n"
+    r"```\w+\n(?P<text>.*?)```\n",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block that is run, and what it has to print, if the page says so."""
+
+    text: str
+    background: bool
+    prints: str | None = None
+
+
+def steps_of(page: str) -> list[Step]:
+    """The runnable blocks of a page; files become steps that write them."""
+    steps: list[Step] = []
+    for block in BLOCK.finditer(page):
+        if block["name"]:
+            steps.append(Step(f"cat >{block['name']} <<'END'\n{block['text']}END\n", False))
+        elif block["kind"] == "prints":
+            steps[-1] = Step(steps[-1].text, steps[-1].background, block["text"])
+        else:
+            steps.append(Step(block["text"], block["kind"] != "run"))
+    return steps
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _commands(folder: Path, port: int) -> Path:
+    """A folder for PATH with `python` and `avow`.
+
+    Port 1883, the default, may be taken on the machine that tests, so `avow` is given another one
+    where the page relies on the default.
+    """
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    avow = folder / "avow"
+    avow.write_text(
+        "#!/bin/bash\n"
+        'case "$1 $*" in\n'
+        "    *://* | *--config* | measure* | user*) ;;\n"
+        f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
+        f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
+        "esac\n"
+        f"exec '{sys.executable}' -c 'from avow.cli import main; main()' \"$@\"\n"
+    )
+    avow.chmod(0o755)
+    return folder
+
+
+def _script(steps: list[Step], logs: Path) -> str:
+    """One shell for the whole page, so that variables and the working folder stay."""
+    parts = ["set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"]
+    for number, step in enumerate(steps):
+        out = f">'{logs}/{number}.out' 2>'{logs}/{number}.err'"
+        if step.background:
+            parts.append(
+                f"{{ exec {step.text.strip()}; }} {out} &\n"
+                f"until grep -q listening '{logs}/{number}.err'; do kill -0 $!; sleep 0.1; done\n"
+            )
+        else:
+            parts.append(f"{{\n{step.text}}} {out}\n")
+        parts.append(f"echo {number}\n")
+    return "".join(parts)
+
+
+def run_page(page: str, folder: Path) -> list[str]:
+    """Runs the blocks of a page in `folder` and returns what each printed; fails as they do."""
+    port, tls_port = _free_port(), _free_port()
+    page = page.replace(":8883", f":{tls_port}")
+    steps = steps_of(page)
+    logs = folder.parent / "logs"
+    logs.mkdir()
+    commands = _commands(folder.parent / "bin", port)
+    done = subprocess.run(
+        ["bash", "-c", _script(steps, logs)],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+    )
+    reached = len(done.stdout.split())
+    if done.returncode != 0:
+        said = "".join(path.read_text() for path in sorted(logs.glob(f"{reached}.*")))
+        pytest.fail(f"block {reached} failed ({done.returncode}):\n{steps[reached].text}\n{said}")
+    printed = [(logs / f"{number}.out").read_text() for number in range(len(steps))]
+    for step, output in zip(steps, printed, strict=True):
+        assert step.prints is None or output == step.prints, f"after:\n{step.text}"
+    return printed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder to work in."""
+    place = tmp_path / "work"
+    place.mkdir()
+    return place
+
+
+@pytest.mark.openssl
+def test_quick_start_works(folder: Path) -> None:
+    printed = run_page((DOCS / "quick-start.md").read_text(), folder)
+    assert "room/door open\n" in printed
+    assert "room/door closed\n" in printed
+
+
+def test_measurement_is_reproduced_as_described(folder: Path) -> None:
+    shutil.copytree(ROOT / "core", folder / "core")
+    installed, by_hand = run_page((DOCS / "how-to/measurement.md").read_text(), folder)
+    assert by_hand.split()[0] == installed.strip()
+
+
+def test_described_command_is_the_one_that_builds() -> None:
+    _, by_hand = steps_of((DOCS / "how-to/measurement.md").read_text())
+    words = by_hand.text.replace("\\\n", " ").split("\n")[0].split()
+    assert words[:3] == ["python", "-m", "ziglang"]
+    assert tuple(words[3:-1]) == hatch_build.core().command
+
+
+def test_runnable_blocks_are_found() -> None:
+    marks = sum(
+        len(re.findall(r"^<!-- (?:run|run in background) -->$", path.read_text(), re.MULTILINE))
+        for path in DOCS.rglob("*.md")
+    )
+    files = {page: steps_of((DOCS / page).read_text()) for page in PAGES}
+    runs = sum(not step.text.startswith("cat >") for steps in files.values() for step in steps)
+    assert marks == runs > 0
+    assert {page for page, steps in files.items() if steps} == {
+        "quick-start.md",
+        "how-to/measurement.md",
+    }
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!-- run -->\n```sh\nfalse\n```\n",
+        "<!-- run -->\n```sh\nno-such-command\n```\n",
+        "<!-- run in background -->\n```sh\navow broker --unknown\n```\n",
+    ],
+)
+def test_failing_block_fails(page: str, folder: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match="block 0 failed"):
+        run_page(page, folder)
+
+
+def test_other_output_fails(folder: Path) -> None:
+    page = "<!-- run -->\n```sh\necho a\n```\n\n<!-- prints -->\n```text\nb\n```\n"
+    with pytest.raises(AssertionError, match="echo a"):
+        run_page(page, folder)
+
+
+def test_generated_pages_are_current() -> None:
+    assert not generate.stale(), "run `make docs` and commit docs/reference"
+
+
+def test_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "REFERENCE", tmp_path)
+    assert set(generate.stale()) == set(generate.PAGES)
+    assert generate.main(["--check"]) == 1
+    assert generate.main([]) == 0
+    assert generate.main(["--check"]) == 0
+    (tmp_path / "limits.md").write_text("old")
+    assert generate.stale() == ["limits.md"]
+
+
+def test_constants_are_read_with_their_comments() -> None:
+    source = (
+        "/// Of the first.\n"
+        "/// Two lines.\n"
+        "pub const first: u32 = 2 * 1024;\n"
+        "pub const second: u64 = first + 0xF;\n"
+        "const private: u32 = 1;\n"
+    )
+    assert list(generate.constants(source)) == [
+        ("first", 2048, "Of the first. Two lines."),
+        ("second", 2063, ""),
+    ]
+
+
+def test_site_is_built_without_warnings(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "index.html").is_file()
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_make_targets_are_those_that_are_described() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    described = re.findall(r"^([a-z]+):[^#\n]*## ", makefile, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(described)
+    text = (ROOT / "README.md").read_text() + "".join((DOCS / p).read_text() for p in PAGES)
+    mentioned = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\n ]*[`\n])", text))
+    assert mentioned <= set(described), mentioned - set(described)
