@@ -309,18 +309,14 @@ pub const Pump = struct {
     fn continueStop(self: *Pump) Error!void {
         const pending = self.more or self.closed.len != 0 or self.writable.len != 0;
         const late = self.now_ms >= self.stop_deadline_ms;
-        switch (self.phase) {
-            .running, .stopped => {},
-            .flushing => if (late or (!pending and !closing.anyUnsent(self))) {
-                try closing.endAll(self);
-                self.phase = .lingering;
-                self.stop_deadline_ms = self.now_ms + STOP_LINGER_MS;
-            },
-            .lingering => if (late or self.counters.connections_open == 0) {
-                try closing.closeAll(self);
-                if (self.closed.len != 0) return;
-                self.phase = .stopped;
-            },
+        if (self.phase == .flushing and (late or (!pending and !closing.anyUnsent(self)))) {
+            try closing.endAll(self);
+            self.phase = .lingering;
+            self.stop_deadline_ms = self.now_ms + STOP_LINGER_MS;
+        } else if (self.phase == .lingering and late) {
+            try closing.closeAll(self);
         }
+        if (self.phase == .lingering and self.counters.connections_open == 0 and self.closed.len == 0)
+            self.phase = .stopped;
     }
 };

@@ -199,7 +199,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 class TlsSide:
-    """Makes TLS connections of one protocol version, whose server side pyOpenSSL shakes hands for."""
+    """Makes TLS connections of one protocol version; pyOpenSSL shakes hands for the server."""
 
     def __init__(self, certificate: Certificate, version: ssl.TLSVersion) -> None:
         self.server = SSL.Context(SSL.TLS_SERVER_METHOD)

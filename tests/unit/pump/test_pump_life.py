@@ -137,9 +137,7 @@ def test_trap_ends_loudly_with_the_journal_intact(running: RunningPump) -> None:
         running.pump.add(right.fileno(), transport=Transport.MQTT, allow_anonymous=True)
 
 
-@pytest.mark.parametrize(
-    ("breach", "reason"), [(b"V", "outside of memory"), (b"N", "never was")]
-)
+@pytest.mark.parametrize(("breach", "reason"), [(b"V", "outside of memory"), (b"N", "never was")])
 def test_broken_contract_is_like_a_trap(running: RunningPump, breach: bytes, reason: str) -> None:
     with running.connect() as client:
         client.sendall(breach)

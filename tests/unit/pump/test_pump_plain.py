@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import socket
 import struct
@@ -86,7 +87,7 @@ def test_more_pieces_than_one_system_call_takes(running: RunningPump) -> None:
 def test_hundred_megabytes_through_one_connection(running: RunningPump) -> None:
     chunk = bytes(range(128, 256)) * 8192
     with running.connect() as client, ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(lambda: [client.sendall(chunk) for _ in range(100)])
+        sending = pool.submit(client.sendall, chunk * 100)
         for _ in range(100):
             assert receive_exactly(client, len(chunk)) == chunk
         sending.result()
@@ -156,10 +157,8 @@ def test_abort_closes_at_once(running: RunningPump) -> None:
     with running.connect() as client:
         client.sendall(b"A")
         assert closed_reason(running) == REASON_CONFIRMED
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert client.recv(10) in (b"", b"A")
-        except ConnectionResetError:
-            pass
 
 
 def test_half_closed_peer_gets_the_answers_to_its_last_bytes(running: RunningPump) -> None:
@@ -245,9 +244,7 @@ def test_thousands_of_connections(running: RunningPump) -> None:
         for _ in range(count):
             client, server_side = socket.socketpair()
             client.settimeout(20)
-            running.pump.add(
-                server_side.detach(), transport=Transport.MQTT, allow_anonymous=True
-            )
+            running.pump.add(server_side.detach(), transport=Transport.MQTT, allow_anonymous=True)
             clients.append(client)
         for index, client in enumerate(clients):
             client.sendall(b"x%d" % index)

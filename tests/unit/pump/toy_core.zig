@@ -272,6 +272,8 @@ fn fill() void {
         connection.dirty = false;
         if (!connection.open) continue;
         count = offer(number, connection, count);
+        // What these outputs free may allow RESUME, which only a step can say.
+        if (connection.paused and !connection.blocked) result.flags |= 1;
         if (connection.dirty) break;
     }
     const rest = dirty.items.len - index;
