@@ -61,9 +61,8 @@ def configuration() -> str:
 def commands() -> str:
     """What `--help` prints, for every command."""
     parts = ["# Commands\n"]
-    for context in _contexts(
-        click.Context(cli, info_name="avow", terminal_width=96, **cli.context_settings)
-    ):
+    top = click.Context(cli, info_name="avow", terminal_width=96, **cli.context_settings)
+    for context in _contexts(top):
         help_text = context.command.get_help(context).rstrip()
         parts.append(f"\n## {context.command_path}\n\n```text\n{help_text}\n```\n")
     return "".join(parts)

@@ -66,9 +66,9 @@ def _commands(folder: Path, port: int) -> Path:
     where the page relies on the default.
     """
     folder.mkdir()
-    (folder / "python").symlink_to(sys.executable)
-    avow = folder / "avow"
-    avow.write_text(
+    # No symbolic link: Python would not find its environment behind one.
+    (folder / "python").write_text(f"#!/bin/bash\nexec '{sys.executable}' \"$@\"\n")
+    (folder / "avow").write_text(
         "#!/bin/bash\n"
         'case "$1 $*" in\n'
         "    *://* | *--config* | measure* | user*) ;;\n"
@@ -77,7 +77,8 @@ def _commands(folder: Path, port: int) -> Path:
         "esac\n"
         f"exec '{sys.executable}' -c 'from avow.cli import main; main()' \"$@\"\n"
     )
-    avow.chmod(0o755)
+    for command in folder.iterdir():
+        command.chmod(0o755)
     return folder
 
 
