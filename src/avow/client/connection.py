@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +41,6 @@ def make_client(options: ConnectOptions) -> Client:
         reconnect_on_failure=False,
         **clean,
     )
-    client.enable_logger(_SILENT)
     client.connect_timeout = options.timeout_s
     if address.scheme.websocket:
         client.ws_set_options(path=address.path or DEFAULT_WEBSOCKET_PATH)
@@ -56,12 +54,6 @@ def make_client(options: ConnectOptions) -> Client:
         raise MalformedError("expected a user name beside the password, got none; add --user")
     _set_will(client, options)
     return client
-
-
-# paho describes every packet to a logger; what matters reaches the user as an error.
-_SILENT = logging.getLogger("avow.client.paho")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
 
 
 def _set_will(client: Client, options: ConnectOptions) -> None:
