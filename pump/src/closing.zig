@@ -11,8 +11,10 @@ const Pump = loop.Pump;
 /// After our side is shut, the peer gets this long, and may send this much, before the socket closes.
 const LINGER_MS = 2000;
 const LINGER_MAX_BYTES = 1 << 20;
-/// TLS memory that is not needed goes back after this much quiet.
-pub const RELAX_AFTER_MS = 1000;
+/// TLS memory that is not needed goes back after this much quiet, or when this many connections
+/// hold on to some: freed in the middle of the heap it would stay resident, so it must stay rare.
+const RELAX_AFTER_MS = 1000;
+const STRETCHED_MAX = 32;
 const CLOSING_SWEEP_MS = 250;
 const IDLE_SWEEP_MIN_MS = 20;
 const IDLE_SWEEP_MAX_MS = 1000;
@@ -151,9 +153,29 @@ fn sweepOpen(pump: *Pump, number: u32) loop.Error!void {
         return end(pump, number);
     }
     wantIdleSweep(pump);
-    if (!connection.stretched) return;
-    if (quiet_ms >= RELAX_AFTER_MS) pump.codec.relax(connection);
-    if (connection.stretched) wantSweep(pump, RELAX_AFTER_MS);
+    if (connection.stretched == .no) return;
+    if (quiet_ms < RELAX_AFTER_MS or !relax(pump, connection)) wantSweep(pump, RELAX_AFTER_MS);
+}
+
+pub const Stretched = struct { number: u32, generation: u32 };
+
+/// A TLS connection's memory BIOs have grown. Those of the connection that grew the longest ago are
+/// renewed when there are too many; the busiest few keep theirs and pay nothing.
+pub fn noteStretched(pump: *Pump, number: u32) loop.Error!void {
+    const connection = &pump.connections.items[number];
+    connection.stretched = .noted;
+    try pump.stretched.push(pump.allocator, .{ .number = number, .generation = connection.generation });
+    wantSweep(pump, RELAX_AFTER_MS);
+    if (pump.stretched.len <= STRETCHED_MAX) return;
+    const oldest = pump.stretched.pop().?;
+    const other = &pump.connections.items[oldest.number];
+    if (other.generation == oldest.generation and other.stretched == .noted) _ = relax(pump, other);
+}
+
+fn relax(pump: *Pump, connection: *Connection) bool {
+    if (!pump.codec.relax(connection)) return false;
+    pump.counters.tls_buffers_renewed += 1;
+    return true;
 }
 
 /// Connections that were handed in but never reached the core.

@@ -49,8 +49,8 @@ pub const Connection = struct {
     /// The kernel reported an end or an error: read on until it shows.
     hung_up: bool = false,
     peer_ended: bool = false,
-    /// Its memory BIOs have carried much and hold on to that memory.
-    stretched: bool = false,
+    /// Its memory BIOs have carried much and hold on to that memory (`noted`: and that is known).
+    stretched: enum(u8) { no, yes, noted } = .no,
 
     pub fn isTls(self: *const Connection) bool {
         return self.session.ssl != null;

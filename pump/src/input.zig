@@ -174,7 +174,7 @@ fn receiveTls(pump: *Pump, batch: *Batch, number: u32) loop.Error!void {
         pump.counters.received_bytes += received.bytes;
         connection.last_activity_ms = pump.now_ms;
     }
-    if (connection.stretched) closing.wantSweep(pump, closing.RELAX_AFTER_MS);
+    if (connection.stretched == .yes) try closing.noteStretched(pump, number);
     if (received.broken) return closing.fail(pump, number);
     if (received.ended) return peerEnded(pump, number);
     if (received.more) try pump.markReady(number);

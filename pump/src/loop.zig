@@ -46,6 +46,7 @@ pub const Counters = extern struct {
     sent_bytes: u64 = 0,
     sends_blocked: u64 = 0,
     deadlines_missed: u64 = 0,
+    tls_buffers_renewed: u64 = 0,
     journal_bytes: u64 = 0,
     journal_compactions: u64 = 0,
 };
@@ -80,6 +81,8 @@ pub const Pump = struct {
     ready: Ring(u32) = .{},
     closed: Ring(u32) = .{},
     writable: Ring(u32) = .{},
+    /// TLS connections whose memory BIOs have grown, the oldest first.
+    stretched: Ring(closing.Stretched) = .{},
     /// Told CLOSED in the coming step, free after it.
     retiring: std.ArrayList(u32) = .empty,
 
@@ -143,6 +146,7 @@ pub const Pump = struct {
         self.ready.deinit(self.allocator);
         self.closed.deinit(self.allocator);
         self.writable.deinit(self.allocator);
+        self.stretched.deinit(self.allocator);
         self.retiring.deinit(self.allocator);
         self.allocator.free(self.core_counters);
     }

@@ -50,7 +50,7 @@ fn deliver(pump: *Pump, records: []Output) loop.Error!void {
     if (sent != 0) {
         connection.last_activity_ms = pump.now_ms;
         pump.counters.sent_bytes += sent;
-        if (connection.stretched) closing.wantSweep(pump, closing.RELAX_AFTER_MS);
+        if (connection.stretched == .yes) try closing.noteStretched(pump, number);
     }
     const short = connection.blocked or sent < whole;
     settle(records, sent, if (short) Output.BLOCKED else 0);

@@ -113,7 +113,7 @@ pub const Codec = struct {
         }
         received.more = count == wanted or connection.hung_up;
         connection.readable = received.more;
-        if (count > STRETCHED_BYTES) connection.stretched = true;
+        if (count > STRETCHED_BYTES) stretch(connection);
         if (self.library.bio_write(connection.session.input.?, self.incoming.ptr, @intCast(count)) != count)
             return error.OutOfMemory;
         try self.decrypt(connection, into, &received);
@@ -207,7 +207,7 @@ pub const Codec = struct {
     fn takeOutput(self: *Codec, connection: *Connection, into: []u8) usize {
         const count = self.library.bio_read(connection.session.output.?, into.ptr, @intCast(into.len));
         if (count <= 0) return 0;
-        if (count > STRETCHED_BYTES) connection.stretched = true;
+        if (count > STRETCHED_BYTES) stretch(connection);
         return @intCast(count);
     }
 
@@ -232,20 +232,21 @@ pub const Codec = struct {
         return self.flush(connection);
     }
 
-    /// Gives the memory of idle BIOs back by replacing them.
-    pub fn relax(self: *Codec, connection: *Connection) void {
+    /// Gives the memory of idle BIOs back by replacing them. False when they hold something.
+    pub fn relax(self: *Codec, connection: *Connection) bool {
         const session = &connection.session;
-        if (connection.tls_pending or connection.backlog != null) return;
-        if (self.held(session.input.?) != 0 or self.held(session.output.?) != 0) return;
-        const input = self.library.bio_new(self.library.bio_memory()) orelse return;
+        if (connection.tls_pending or connection.backlog != null) return false;
+        if (self.held(session.input.?) != 0 or self.held(session.output.?) != 0) return false;
+        const input = self.library.bio_new(self.library.bio_memory()) orelse return false;
         const output = self.library.bio_new(self.library.bio_memory()) orelse {
             _ = self.library.bio_free(input);
-            return;
+            return false;
         };
         self.library.set_bio(session.ssl.?, input, output);
         session.input = input;
         session.output = output;
-        connection.stretched = false;
+        connection.stretched = .no;
+        return true;
     }
 
     pub fn free(self: *Codec, connection: *Connection) void {
@@ -253,7 +254,11 @@ pub const Codec = struct {
         self.freeSession(connection.session);
         connection.session = .{};
         connection.tls_pending = false;
-        connection.stretched = false;
+        connection.stretched = .no;
+    }
+
+    fn stretch(connection: *Connection) void {
+        if (connection.stretched == .no) connection.stretched = .yes;
     }
 
     pub fn freeSession(self: *Codec, session: Session) void {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
-import ssl
 import struct
 import threading
 
@@ -17,7 +16,6 @@ from avow.errors import UnavailableError
 
 from .conftest import (
     CLOSED,
-    Certificate,
     PumpFactory,
     RunningPump,
     TlsSide,
@@ -199,17 +197,17 @@ def test_refused_session_still_belongs_to_python(running: RunningPump, tls_side:
 
 
 def test_large_buffers_are_given_back_when_idle(
-    start_pump: PumpFactory, certificate: Certificate
+    start_pump: PumpFactory, tls_side: TlsSide
 ) -> None:
     """After much traffic and a quiet second the session works on with fresh memory BIOs."""
-    running = start_pump(idle_timeout_s=30)
-    side = TlsSide(certificate, ssl.TLSVersion.TLSv1_3)
+    running = start_pump()
     message = bytes(range(128, 256)) * 512
-    with side.connect(running) as client:
-        for _ in range(3):
+    with tls_side.connect(running) as client:
+        for renewed in range(2):
             client.sendall(message)
             assert receive_exactly(client, len(message)) == message
-            turns = running.pump.stats()["pump_turns"]
             waiting = threading.Event()
-            while running.pump.stats()["pump_turns"] < turns + 2:
+            while running.pump.stats()["pump_tls_buffers_renewed"] == renewed:
                 assert not waiting.wait(0.05)
+        client.sendall(b"small")
+        assert receive_exactly(client, 5) == b"small"
