@@ -85,7 +85,6 @@ class Broker:
 
     name: str
     version: str
-    has_tls: bool = True
 
     def command(
         self, folder: Path, port: int, tls_port: int, certificate: Certificate
@@ -193,7 +192,6 @@ class Reflector(Broker):
 
     name = "ceiling"
     version = ""
-    has_tls = False
 
     def environment(self) -> dict[str, str]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -202,7 +200,9 @@ class Reflector(Broker):
     def command(
         self, folder: Path, port: int, tls_port: int, certificate: Certificate
     ) -> list[str]:
-        return [sys.executable, "-m", "bench.loadgen.reflector", "--port", str(port)]
+        command = [sys.executable, "-m", "bench.loadgen.reflector", "--port", str(port)]
+        command += ["--tls-port", str(tls_port), "--cert", str(certificate.cert)]
+        return [*command, "--key", str(certificate.key)]
 
 
 def _free_port() -> int:
@@ -240,7 +240,7 @@ def started(
             env=broker.environment(),
         )
     try:
-        for number in (port, tls_port) if broker.has_tls else (port,):
+        for number in (port, tls_port):
             _wait_for(process, number, broker.name, log)
         yield Running(process.pid, port, tls_port)
         if process.poll() is not None:

@@ -58,6 +58,7 @@ class Bench:
     seconds: float
     warmup_s: float
     with_ceiling: bool
+    spin: bool
     samples: list[Sample] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 
@@ -75,6 +76,7 @@ class Bench:
                         "rate": rate,
                         "warmup_s": self.warmup_s,
                         "seconds": self.seconds,
+                        "spin": self.spin,
                     }
                 )
         except BrokerError as error:
@@ -216,6 +218,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-ceiling", action="store_true", help="leave out what shows the generator's own limit"
     )
+    parser.add_argument(
+        "--no-spin", action="store_true", help="the generator sleeps when nothing is there"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds of a run")
     parser.add_argument("--warmup", type=float, default=0.5, help="seconds before that")
@@ -271,6 +276,7 @@ def _measure_all(
         seconds=arguments.seconds,
         warmup_s=arguments.warmup,
         with_ceiling=not arguments.no_ceiling,
+        spin=not arguments.no_spin,
     )
     for scenario in scenarios:
         if scenario is not MATCHING:
@@ -281,7 +287,13 @@ def _measure_all(
     rows = report.rows(scenarios, bench.samples, {peer.name: peer.version for peer in peers})
     print(report.table(rows))
     path = arguments.json or RESULTS / time.strftime("%Y%m%d-%H%M%S.json", time.gmtime())
-    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds, "quick": arguments.quick}
+    settings = {
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "warmup_s": arguments.warmup,
+        "quick": arguments.quick,
+        "spin": bench.spin,
+    }
     write_json(path, rows, bench, settings)
     print(f"\n{path}")
     for failure in bench.failures:

@@ -129,7 +129,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.loadgen_histogram.argtypes = [handle]
     library.loadgen_histogram.restype = ctypes.POINTER(ctypes.c_uint64)
     library.loadgen_histogram_buckets.restype = ctypes.c_uint32
-    library.loadgen_reflect.argtypes = [ctypes.c_int32]
+    library.loadgen_reflect.argtypes = [ctypes.c_int32, ctypes.c_int32]
+    library.loadgen_reflect.argtypes += [ctypes.POINTER(TlsFunctions)]
     library.loadgen_error.argtypes = [handle]
     library.loadgen_error.restype = ctypes.c_char_p
     library.loadgen_bucket.argtypes = [ctypes.c_uint64]
@@ -185,7 +186,8 @@ def percentile_ns(buckets: Sequence[int], share: float) -> float | None:
     raise AssertionError("the counts do not add up")
 
 
-def _address_of(pointer: Any) -> int:
+def address_of(pointer: Any) -> int:
+    """The number behind a pointer of the OpenSSL bindings."""
     from cryptography.hazmat.bindings._rust import _openssl
 
     return int(_openssl.ffi.cast("uintptr_t", pointer))
@@ -196,7 +198,7 @@ def tls_functions() -> TlsFunctions:
     from cryptography.hazmat.bindings._rust import _openssl
 
     names = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write")
-    addresses = (_address_of(_openssl.ffi.addressof(_openssl.lib, name)) for name in names)
+    addresses = (address_of(_openssl.ffi.addressof(_openssl.lib, name)) for name in names)
     return TlsFunctions(*addresses)
 
 
@@ -268,7 +270,7 @@ class Generator:
         self._sessions.append(session)
         self._check(
             self._library.loadgen_adopt(
-                self._handle, role, group, sock.detach(), *map(_address_of, pointers)
+                self._handle, role, group, sock.detach(), *map(address_of, pointers)
             )
         )
 

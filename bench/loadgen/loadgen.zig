@@ -7,6 +7,7 @@ const generator = @import("generator.zig");
 const histogram = @import("histogram.zig");
 const pacing = @import("pacing.zig");
 const reflector = @import("reflector.zig");
+const tls = @import("tls.zig");
 const Generator = generator.Generator;
 
 export fn loadgen_create(config: *const generator.Config) ?*Generator {
@@ -81,9 +82,10 @@ fn outcome(self: *Generator, failure: anyerror) i32 {
     return -1;
 }
 
-/// Serves a listening non-blocking socket as a minimal broker; comes back only when that fails.
-export fn loadgen_reflect(listener: i32) i32 {
-    reflector.reflect(listener) catch return -1;
+/// Serves a listening non-blocking socket and the TLS connections of a pipe as a minimal broker;
+/// comes back only when that fails.
+export fn loadgen_reflect(listener: i32, pipe: i32, functions: *const tls.Functions) i32 {
+    reflector.reflect(listener, pipe, functions) catch return -1;
     return 0;
 }
 

@@ -5,6 +5,7 @@ python -m bench.loadgen.worker < job.json
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,6 +48,26 @@ class Job:
     settle_s: float = 1.0
 
 
+def shake_hands(session: Any, sock: socket.socket) -> None:
+    """The TLS handshake of a pyOpenSSL connection on memory BIOs, over a blocking socket."""
+    from OpenSSL import SSL
+
+    while True:
+        try:
+            session.do_handshake()
+            done = True
+        except SSL.WantReadError:
+            done = False
+        with contextlib.suppress(SSL.WantReadError):  # nothing to send
+            sock.sendall(session.bio_read(65536))
+        if done:
+            return
+        records = sock.recv(65536)
+        if not records:
+            raise LoadgenError("the peer closed during the TLS handshake")
+        session.bio_write(records)
+
+
 class TlsDialer:
     """Makes TLS 1.3 connections on memory BIOs, always with the same cipher suite."""
 
@@ -66,23 +87,8 @@ class TlsDialer:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         session = self._ssl.Connection(self._context, None)
         session.set_connect_state()
-        while True:
-            try:
-                session.do_handshake()
-                self._send_pending(session, sock)
-                return session, sock
-            except self._ssl.WantReadError:
-                self._send_pending(session, sock)
-                records = sock.recv(65536)
-                if not records:
-                    raise LoadgenError("the broker closed during the TLS handshake") from None
-                session.bio_write(records)
-
-    def _send_pending(self, session: Any, sock: socket.socket) -> None:
-        try:
-            sock.sendall(session.bio_read(65536))
-        except self._ssl.WantReadError:
-            return
+        shake_hands(session, sock)
+        return session, sock
 
 
 def _members(job: Job) -> Iterator[tuple[Role, int]]:
