@@ -230,7 +230,7 @@ def started(
     """The broker, ready for connections; stopped at the end."""
     port, tls_port = _free_port(), _free_port()
     command = broker.command(folder, port, tls_port, certificate)
-    log = folder / f"{type(broker).__name__.lower()}.log"
+    log = _log(folder, broker)
     with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(
             command,
@@ -247,6 +247,15 @@ def started(
             raise BrokerError(f"{broker.name} ended: {_tail(log)}")
     finally:
         _stop(process)
+
+
+def _log(folder: Path, broker: Broker) -> Path:
+    return folder / f"{type(broker).__name__.lower()}.log"
+
+
+def tail(folder: Path, broker: Broker) -> str:
+    """The end of what the broker wrote when it was last started."""
+    return _tail(_log(folder, broker))
 
 
 def _tail(log: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ CEILING = "ceiling"
 # Above this share of its core the generator may be what limits the rate.
 _GENERATOR_BUSY = 0.92
 # Ready but not on its core for more than this share: something else used the machine.
-_DISTURBED = 0.05
+DISTURBED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,11 @@ def _verdict(target: Target, value: float, bound: float) -> str:
     return "reached" if target.is_reached(value, bound) else "missed"
 
 
+def disturbance(values: Mapping[str, float]) -> float:
+    """The share of the time that broker or generator were ready, but not on their cores."""
+    return max(values.get("generator_wait", 0.0), values.get("broker_wait", 0.0))
+
+
 def _context(samples: Sequence[Sample]) -> dict[str, float]:
     values = {name: median(samples, name) for name in CONTEXT}
     return {name: value for name, value in values.items() if value is not None}
@@ -147,8 +152,8 @@ def _notes(broker: str, samples: Sequence[Sample]) -> list[str]:
     generator, server = context.get("generator_cpu", 0.0), context.get("broker_cpu", 0.0)
     if generator > _GENERATOR_BUSY and generator > server:
         notes.append(f"{broker}: limited by the generator ({generator:.0%} of its core)")
-    waited = max(context.get("generator_wait", 0.0), context.get("broker_wait", 0.0))
-    if waited > _DISTURBED:
+    waited = disturbance(context)
+    if waited > DISTURBED:
         notes.append(f"{broker}: the cores were not ours alone ({waited:.0%} of the time)")
     return notes
 
