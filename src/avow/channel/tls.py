@@ -93,9 +93,8 @@ def _ask_for_client_certificates(
     if store is None:
         raise MalformedError("expected an X.509 store in the TLS context, got none; report this")
     for authority in load_authorities(client_ca, now):
-        certificate = crypto.X509.from_cryptography(authority)
-        store.add_cert(certificate)
-        context.add_client_ca(certificate)
+        store.add_cert(crypto.X509.from_cryptography(authority))
+        context.add_client_ca(authority)
     if tls.crl is not None:
         for crl in load_revocation_lists(tls.crl, now):
             store.add_crl(crl)

@@ -1,0 +1,103 @@
+"""Lines of the log and figures for Prometheus."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from avow.broker.config import Log, Metrics
+from avow.broker.logs import make_log
+from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
+from avow.broker.pump import CORE_COUNTERS
+from avow.errors import UnavailableError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_json_where_nobody_looks() -> None:
+    stream = io.StringIO()
+    make_log(Log(), stream).info("listening", url="mqtt://127.0.0.1:1883", port=1883)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"], line["port"]) == ("listening", "info", 1883)
+    assert line["timestamp"].endswith("Z")
+
+
+def test_words_on_a_terminal() -> None:
+    stream = Terminal()
+    make_log(Log(), stream).warning("login failed", user="alice")
+    assert "login failed" in stream.getvalue()
+    assert "alice" in stream.getvalue()
+    assert not stream.getvalue().startswith("{")
+
+
+def test_level_and_format_can_be_chosen() -> None:
+    stream = Terminal()
+    log = make_log(Log(format="json", level="warning"), stream)
+    log.info("unimportant")
+    log.warning("important")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["important"]
+
+
+def test_a_name_cannot_forge_a_line() -> None:
+    stream = io.StringIO()
+    make_log(Log(), stream).info("client connected", client='x"}\n{"event":"forged"}')
+    assert len(stream.getvalue().splitlines()) == 1
+    human = Terminal()
+    make_log(Log(), human).info("client connected", client="x\nforged \x1b[2J")
+    assert len(human.getvalue().splitlines()) == 1
+    assert "\x1b[2J" not in human.getvalue()
+
+
+def test_a_reader_that_left_does_not_end_the_broker() -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    make_log(Log(), Broken()).info("nobody hears this")
+
+
+Fetch = Callable[[], str]
+
+
+def fetched(counters: Mapping[str, int]) -> str:
+    collector = CountersCollector(
+        lambda: counters, gauges=GAUGES, module_sha256="ab" * 32, version="1.2"
+    )
+    server = MetricsServer(Metrics(port=0), collector)
+    try:
+        with urllib.request.urlopen(server.url, timeout=10) as answer:
+            return str(answer.read().decode())
+    finally:
+        server.stop()
+
+
+def test_figures() -> None:
+    text = fetched({"clients_connected": 3, "publish_received": 2**40, "pump_turns": 5})
+    assert "# TYPE avow_clients_connected gauge\navow_clients_connected 3.0\n" in text
+    assert "# TYPE avow_publish_received_total counter\n" in text
+    (received,) = re.findall(r"^avow_publish_received_total (\S+)$", text, re.MULTILINE)
+    assert float(received) == 2**40
+    assert "avow_pump_turns_total 5.0" in text
+    assert f'avow_info{{module_sha256="{"ab" * 32}",version="1.2"}} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+
+
+def test_gauges_are_counters_of_the_core() -> None:
+    assert set(CORE_COUNTERS) >= GAUGES
+
+
+def test_occupied_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        collector = CountersCollector(dict, gauges=GAUGES, module_sha256="", version="")
+        with pytest.raises(UnavailableError, match=rf"\[metrics\] at 127\.0\.0\.1:{port}"):
+            MetricsServer(Metrics(port=port), collector)
