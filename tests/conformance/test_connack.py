@@ -83,7 +83,7 @@ def test_a_code_of_the_host_that_connack_does_not_have_is_not_sent(
     client = FakeClient(core, "c")
     client.send(client.connect_packet(username="u", password=b"p"))
     core.auth_result(core.auth_request(), Outcome.REFUSE, code=code)
-    client._pump()
+    client.pump()
     assert client.closed
     assert all(isinstance(p, Connack) and p.code >= 0x80 for p in client.inbox)
 
@@ -184,7 +184,7 @@ def test_a_connect_that_is_too_large_is_refused(core: CoreDriver) -> None:
     core.settings({Setting.MAXIMUM_PACKET_BYTES: 100})
     client = FakeClient(core)
     client.send(Connect("c" * 200))
-    client._pump()
+    client.pump()
     assert client.closed
     assert all(isinstance(p, Connack) and p.code == 0x95 for p in client.inbox)
 

@@ -26,7 +26,7 @@ clause = pytest.mark.clause
 
 def refused_or_closed(client: FakeClient, *codes: int) -> None:
     """Closed; if there was a CONNACK, it has one of these codes, and nothing else came."""
-    client._pump()
+    client.pump()
     assert client.closed
     for packet in client.inbox:
         assert isinstance(packet, Connack)
@@ -144,7 +144,7 @@ def test_a_password_without_a_user_name_is_allowed(core: CoreDriver) -> None:
     """3.1.2.9, non-normative comment: MQTT 5 allows what MQTT 3.1.1 did not."""
     client = FakeClient(core, "c")
     client.send(client.connect_packet(password=b"secret"))
-    client._pump()
+    client.pump()
     request = core.auth_request() if not client.inbox else None
     if request is not None:
         assert (request.has_username, request.has_password) == (False, True)

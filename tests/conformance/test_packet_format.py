@@ -57,7 +57,7 @@ def test_reserved_flags_of_a_fixed_header_are_checked(core: CoreDriver, kind: Pa
 def test_reserved_flags_of_connect_are_checked(core: CoreDriver, flags: int) -> None:
     client = FakeClient(core, "c")
     client.send(Connect("c", header_flags=flags))
-    client._pump()
+    client.pump()
     assert client.closed, "a CONNECT with wrong fixed header flags was accepted"
     assert all(isinstance(p, Connack) and p.code == 0x81 for p in client.inbox)
 
@@ -218,7 +218,7 @@ def test_a_disconnect_may_have_its_reason_code_without_a_property_length(core: C
     for body in (b"", b"\x00", b"\x00\x00", b"\x04", b"\x04\x00"):
         client = connected(core, "c")
         client.send(frame(14, 0, body))
-        client._pump()
+        client.pump()
         assert not [p for p in client.inbox if isinstance(p, Disconnect)]
         assert client.closed
 

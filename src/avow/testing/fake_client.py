@@ -78,7 +78,7 @@ class FakeClient:
         if self.transport is Transport.WEBSOCKET:
             self.websocket = WebSocketClient()
             self.core.send(self.connection, self.websocket.upgrade())
-            self._pump()
+            self.pump()
             assert self.websocket.upgraded, "the core did not accept the WebSocket upgrade"
         return self
 
@@ -100,7 +100,8 @@ class FakeClient:
             return packet.encode()
         return packet.encode(self.version)
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
+        """Decodes what has come so far into the inbox."""
         data = self.connection.read()
         if self.websocket is not None:
             data = self.websocket.feed(data)
@@ -122,8 +123,14 @@ class FakeClient:
     @property
     def sizes(self) -> list[int]:
         """Sizes in bytes of all packets that came on this connection."""
-        self._pump()
+        self.pump()
         return self._decoder.sizes
+
+    @property
+    def pending(self) -> bool:
+        """Packets wait in the inbox."""
+        self.pump()
+        return bool(self.inbox)
 
     @property
     def closed(self) -> str | None:
@@ -134,7 +141,7 @@ class FakeClient:
 
     def receive(self) -> Packet:
         """The next packet."""
-        self._pump()
+        self.pump()
         assert self.inbox, f"expected a packet, nothing came (connection: {self.closed or 'open'})"
         return self.inbox.popleft()
 
@@ -146,7 +153,7 @@ class FakeClient:
 
     def expect_nothing(self) -> None:
         """Nothing came, and the connection is open."""
-        self._pump()
+        self.pump()
         assert not self.inbox, f"expected nothing, got {list(self.inbox)}"
         assert self._decoder.pending == 0, "half a packet came"
         assert self.closed is None, f"the connection was closed ({self.closed})"
@@ -160,9 +167,15 @@ class FakeClient:
             packet = self.expect(Disconnect)
             codes = (code,) if isinstance(code, int) else tuple(code)
             assert packet.code in codes, f"expected DISCONNECT {codes}, got {packet.code:#04x}"
-        self._pump()
+        self.pump()
         assert not self.inbox, f"expected the end, got {list(self.inbox)}"
         assert self.closed in ("close", "abort"), "expected the core to close the connection"
+
+    def expect_close_of_websocket(self, code: int) -> None:
+        """DISCONNECT with this code; a Close frame may follow it, then the end."""
+        self.expect_close(code)
+        assert self.websocket is not None
+        assert [opcode for opcode, _ in self.websocket.control] in ([], [0x8])
 
     def expect_refused(self, code: int | Collection[int]) -> None:
         """The core refused a CONNECT: CONNACK with one of these codes, then the end (4.13.1)."""
@@ -173,7 +186,7 @@ class FakeClient:
 
     def received(self) -> list[Publish]:
         """All PUBLISH packets that wait; any other packet is an error."""
-        self._pump()
+        self.pump()
         packets = []
         while self.inbox:
             packets.append(self.expect(Publish))
@@ -259,7 +272,7 @@ class FakeClient:
         wanted = [f if isinstance(f, Filter) else Filter(f, qos) for f in filters]
         packet_id = self.next_packet_id()
         self.send(Subscribe(packet_id, wanted, properties or Properties()))
-        suback = self._take(Suback)
+        suback = self.take(Suback)
         assert suback.packet_id == packet_id
         expected = [f.qos for f in wanted] if codes is None else list(codes)
         assert suback.codes == expected, f"expected SUBACK {expected}, got {suback.codes}"
@@ -269,16 +282,16 @@ class FakeClient:
         """UNSUBSCRIBE and its UNSUBACK; by default every filter was subscribed."""
         packet_id = self.next_packet_id()
         self.send(Unsubscribe(packet_id, filters))
-        unsuback = self._take(Unsuback)
+        unsuback = self.take(Unsuback)
         assert unsuback.packet_id == packet_id
         if self.version == 5:
             expected = [0] * len(filters) if codes is None else list(codes)
             assert unsuback.codes == expected, f"expected {expected}, got {unsuback.codes}"
         return unsuback
 
-    def _take(self, kind: type[P]) -> P:
+    def take(self, kind: type[P]) -> P:
         """The first packet of this type; PUBLISH packets before it are left in the inbox."""
-        self._pump()
+        self.pump()
         for index, packet in enumerate(self.inbox):
             if isinstance(packet, kind):
                 del self.inbox[index]
@@ -305,13 +318,13 @@ class FakeClient:
         self.send(Publish(topic, payload, qos, packet_id, retain, False, fields))
         if packet_id is None:
             return None
-        answer: Puback | Pubrec = self._take(Puback) if qos == 1 else self._take(Pubrec)
+        answer: Puback | Pubrec = self.take(Puback) if qos == 1 else self.take(Pubrec)
         assert answer.packet_id == packet_id, f"expected identifier {packet_id}, got {answer}"
         allowed = (0x00, 0x10) if code is None else (code,)
         assert answer.code in allowed, f"expected reason code {allowed}, got {answer}"
         if qos == 2 and answer.code < 0x80:
             self.send(Pubrel(packet_id))
-            pubcomp = self._take(Pubcomp)
+            pubcomp = self.take(Pubcomp)
             assert (pubcomp.packet_id, pubcomp.code) == (packet_id, 0)
         return answer.code
 
@@ -348,19 +361,19 @@ class FakeClient:
             self.send(Puback(packet.packet_id))
             return
         self.send(Pubrec(packet.packet_id))
-        pubrel = self._take(Pubrel)
+        pubrel = self.take(Pubrel)
         assert pubrel.packet_id == packet.packet_id
         self.send(Pubcomp(packet.packet_id))
 
     def ping(self) -> None:
         """PINGREQ and PINGRESP; PUBLISH packets in between stay in the inbox."""
         self.send(Pingreq())
-        self._take(Pingresp)
+        self.take(Pingresp)
 
     def disconnect(self, code: int = 0, properties: Properties | None = None) -> None:
         """DISCONNECT, after which this side closes the network connection."""
         self.send(Disconnect(code, properties or Properties()))
-        self._pump()
+        self.pump()
         assert not self.inbox, f"expected nothing after DISCONNECT, got {list(self.inbox)}"
         if self.connection.alive:
             self.drop()
@@ -379,9 +392,7 @@ def connected(
     identity: str | None = None,
 ) -> FakeClient:
     """A client that has connected."""
-    client = FakeClient(
-        core, client_id, version=version, transport=transport, identity=identity
-    )
+    client = FakeClient(core, client_id, version=version, transport=transport, identity=identity)
     client.connect(
         clean_start=clean_start, keep_alive_s=keep_alive_s, will=will, properties=properties
     )
