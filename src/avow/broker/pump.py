@@ -192,6 +192,8 @@ class Pump:
         self._library = _load_library()
         self._core = engine
         self._running = threading.Lock()
+        # Re-entrant, because a signal handler may call `stop` in the middle of another call.
+        self._calls = threading.RLock()
         engine.write(engine.layout.arena_address, entropy)
         outcome = engine.call("init", engine.layout.arena_address)
         engine.write(engine.layout.arena_address, bytes(_ENTROPY_BYTES))
@@ -222,7 +224,9 @@ class Pump:
         """Take over a connected stream socket, for TLS after the handshake; return its number.
 
         The caller has detached ``fd`` and must not touch it or ``tls`` again. ``identity`` was
-        proven by TLS and becomes the user name. When this raises, both still belong to the caller:
+        proven by TLS and becomes the user name. The context of ``tls`` has no information, message
+        or key log callback: OpenSSL would call it from the pump's thread, perhaps after Python has
+        freed it. When this raises, both still belong to the caller:
         UnavailableError when the pump has stopped or is overrun, MalformedError when ``identity``
         is too long.
         """
@@ -235,11 +239,12 @@ class Pump:
             0 if identity is None else _OPEN_IDENTITY
         )
         information = struct.pack("<BBH", transport, flags, len(name)) + name
-        handle = self._open_handle()
-        session = (0, 0, 0) if tls is None else _hand_over(tls)
-        number: int = self._library.avow_pump_add(
-            handle, fd, *session, information, len(information)
-        )
+        with self._calls:
+            handle = self._open_handle()
+            session = (0, 0, 0) if tls is None else _hand_over(tls)
+            number: int = self._library.avow_pump_add(
+                handle, fd, *session, information, len(information)
+            )
         if number < 0:
             if tls is not None:
                 _take_back(tls)
@@ -254,7 +259,8 @@ class Pump:
         Raises MalformedError when it is larger than the core's arena, UnavailableError when the
         pump has stopped or is overrun.
         """
-        outcome: int = self._library.avow_pump_command(self._open_handle(), blob, len(blob))
+        with self._calls:
+            outcome: int = self._library.avow_pump_command(self._open_handle(), blob, len(blob))
         if outcome < 0:
             raise _refused(outcome)
 
@@ -286,27 +292,29 @@ class Pump:
 
         Callable from a signal handler, and without effect when the pump is closed.
         """
-        handle = self._handle
-        if handle is not None:
-            self._library.avow_pump_stop(handle)
+        with self._calls:
+            if self._handle is not None:
+                self._library.avow_pump_stop(self._handle)
 
     def stats(self) -> dict[str, int]:
         """The core's counters by name as of its last step, and the pump's own as ``pump_*``."""
-        handle = self._open_handle()
         core_values = (ctypes.c_uint64 * self._core.layout.stats_count)()
-        self._library.avow_pump_core_counters(handle, core_values, len(core_values))
         pump_values = (ctypes.c_uint64 * len(self._counter_names))()
-        self._library.avow_pump_counters(handle, pump_values, len(pump_values))
+        with self._calls:
+            handle = self._open_handle()
+            self._library.avow_pump_core_counters(handle, core_values, len(core_values))
+            self._library.avow_pump_counters(handle, pump_values, len(pump_values))
         named = dict(zip(CORE_COUNTERS, core_values, strict=False))
         return named | dict(zip(self._counter_names, pump_values, strict=True))
 
     def journal_snapshot(self) -> bytes:
         """All journal records since the start or the last compaction."""
-        handle = self._open_handle()
         while True:
-            length = self._journal_bytes(handle)
-            buffer = ctypes.create_string_buffer(max(1, length))
-            known = self._library.avow_pump_journal(handle, buffer, length)
+            with self._calls:
+                handle = self._open_handle()
+                length = self._journal_bytes(handle)
+                buffer = ctypes.create_string_buffer(max(1, length))
+                known = self._library.avow_pump_journal(handle, buffer, length)
             # It may have grown, or been compacted, in between.
             if known <= length:
                 return buffer.raw[:known]
@@ -318,7 +326,7 @@ class Pump:
         that nobody runs cannot flush. Afterwards `run` returns None and all else is refused.
         """
         self.stop()
-        with self._running:
+        with self._running, self._calls:
             handle, self._handle = self._handle, None
             if handle is not None:
                 self._library.avow_pump_destroy(handle)
@@ -334,7 +342,7 @@ class Pump:
         return buffer.raw[:length].decode("utf-8", "replace")
 
     def _journal_bytes(self, handle: int) -> int:
-        return int(self._library.avow_pump_journal(handle, None, 0))
+        return int(self._library.avow_pump_journal(handle, ctypes.create_string_buffer(1), 0))
 
 
 def _refused(code: int) -> AvowError:
@@ -421,6 +429,7 @@ def _hand_over(tls: SSL.Connection) -> tuple[int, int, int]:
         private._into_ssl, private._from_ssl = bio_in, bio_out
     # 34 KiB of record buffers are only held while a record is in them.
     lib.SSL_set_mode(ssl, lib.SSL_MODE_RELEASE_BUFFERS)
+    lib.SSL_set_options(ssl, lib.SSL_OP_NO_RENEGOTIATION)
     # The pump frees the SSL object, perhaps before the call that hands it over has returned.
     ffi.gc(ssl, None)
     ssl_address, in_address, out_address = (

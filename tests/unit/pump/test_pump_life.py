@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from wasmtime import wat2wasm
+from wasmtime import Config, wat2wasm
 
 from avow.broker.pump import CoreTrapError, Pump, Transport
 from avow.errors import MalformedError, UnavailableError
@@ -75,6 +76,28 @@ def test_refuses_another_layout_version(tmp_path: Path) -> None:
     module = build_toy_core(tmp_path / "toy_core.zig", tmp_path / "toy.wasm")
     with pytest.raises(MalformedError, match=r"layout_version .* should be 1, it is 2"):
         engine.load(module)
+
+
+def test_memory_that_moves_when_it_grows(toy_core: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where little address space is reserved (some TEEs), growing moves the memory."""
+
+    def small_reservation() -> Config:
+        config = Config()
+        config.memory_reservation = 1 << 20
+        config.memory_reservation_for_growth = 0
+        return config
+
+    monkeypatch.setattr(engine, "_configuration", small_reservation)
+    core = engine.load(toy_core)
+    before = ctypes.addressof(core.memory.data_ptr(core.store).contents)
+    running = RunningPump(core)
+    with running.connect() as client:
+        for index in range(40):
+            message = b"G%d" % index
+            client.sendall(message)
+            assert receive_exactly(client, len(message)) == message
+    running.close()
+    assert ctypes.addressof(core.memory.data_ptr(core.store).contents) != before
 
 
 def test_missing_artefact_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

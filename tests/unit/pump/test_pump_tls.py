@@ -196,9 +196,7 @@ def test_refused_session_still_belongs_to_python(running: RunningPump, tls_side:
         assert tls.get_protocol_version_name() == client.version()
 
 
-def test_large_buffers_are_given_back_when_idle(
-    start_pump: PumpFactory, tls_side: TlsSide
-) -> None:
+def test_large_buffers_are_given_back_when_idle(start_pump: PumpFactory, tls_side: TlsSide) -> None:
     """After much traffic and a quiet second the session works on with fresh memory BIOs."""
     running = start_pump()
     message = bytes(range(128, 256)) * 512

@@ -79,8 +79,8 @@ fn at(pointer: anytype) u32 {
 
 export fn layout() u32 {
     layout_table = .{
-        0x574F5641, LAYOUT_VERSION, 60,           at(&input_table), INPUTS_MAX,     16, at(&arena), ARENA_BYTES,
-        at(&output_table),              OUTPUTS_MAX,  16,               at(&result),    64, at(&stats), 4,
+        0x574F5641,        LAYOUT_VERSION, 60, at(&input_table), INPUTS_MAX, 16,         at(&arena), ARENA_BYTES,
+        at(&output_table), OUTPUTS_MAX,    16, at(&result),      64,         at(&stats), 4,
     };
     return at(&layout_table);
 }
