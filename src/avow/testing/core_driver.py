@@ -14,7 +14,7 @@ import os
 import random
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +148,8 @@ class CoreDriver:
         self.next_deadline_ms = abi.NO_DEADLINE
         self.heap_bytes = 0
         self.turns = 0
+        self.observer: Callable[[int, int, bytes], None] | None = None
+        """Called with (kind, connection, bytes) for every input, when the core gets it."""
         self.waiting: tuple[int, bytes] | None = None
         """(sequence, bytes) of a journal batch whose commit is withheld."""
         self._inputs: deque[tuple[int, int, int, bytes]] = deque()
@@ -409,6 +411,8 @@ class CoreDriver:
             )
             if kind == Input.CLOSED:
                 closed.add(number)
+            if self.observer is not None:
+                self.observer(kind, number, data)
             at += len(data)
             record += 16
             count += 1
