@@ -1,0 +1,380 @@
+"""The service around a pump that only pretends: events, reload, drain, and loud failures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from avow.broker import service as service_module
+from avow.broker.authentication import Origin
+from avow.broker.commands import CommandKind
+from avow.broker.config import Configuration, Listener, Log, Metrics
+from avow.broker.limits import Limits
+from avow.broker.logs import make_log
+from avow.broker.origins import UNKNOWN, Origins
+from avow.broker.prepared import prepare
+from avow.broker.pump import CoreTrapError, Transport
+from avow.broker.service import Control, Controls, Service, needs_restart
+from avow.broker.users import add_user, new_user
+from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.sandbox.engine import LoadedCore
+
+PATIENCE_S = 20.0
+JOURNAL = b"journal so far"
+
+
+def event(kind: int, body: bytes) -> bytes:
+    return struct.pack("<IB3x", 8 + len(body), kind) + body
+
+
+def string(text: str) -> bytes:
+    return struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def connected(connection: int, client: str) -> bytes:
+    return event(2, struct.pack("<IBBH", connection, 5, 0, 60) + string(client) + string("alice"))
+
+
+def disconnected(connection: int, client: str) -> bytes:
+    return event(3, struct.pack("<IBBH", connection, 0, 0, 0) + string(client) + string(""))
+
+
+DRAINED = event(5, b"")
+
+
+class FakePump:
+    """Takes everything over and reports what the test says."""
+
+    def __init__(self, core: object, **settings: Any) -> None:
+        self.settings = settings
+        self.batches: queue.SimpleQueue[bytes | AvowError | None] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.added: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        self.numbers = iter(range(1000))
+        self.drains = True
+        self.closed = False
+
+    def run(self) -> bytes | None:
+        batch = self.batches.get()
+        if isinstance(batch, AvowError):
+            raise batch
+        return batch
+
+    def command(self, blob: bytes) -> None:
+        self.commands.put(blob)
+        if blob[0] == CommandKind.DRAIN and self.drains:
+            self.batches.put(DRAINED)
+
+    def add(self, fd: int, **settings: Any) -> int:
+        self.added.put((fd, settings))
+        return next(self.numbers)
+
+    def stop(self) -> None:
+        self.batches.put(None)
+
+    def stats(self) -> dict[str, int]:
+        return {"clients_connected": 2}
+
+    def journal_snapshot(self) -> bytes:
+        return JOURNAL
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeCore:
+    sha256 = hashlib.sha256(b"core").digest()
+
+
+class Running:
+    """A service in a thread of its own, and ways to see what it does."""
+
+    def __init__(self, reread: Callable[[], Configuration], log: Log | None = None) -> None:
+        self.controls: Controls = queue.SimpleQueue()
+        self.stream = io.StringIO()
+        self.written = threading.Condition()
+        self.service = Service(
+            prepare(reread(), datetime.now(UTC)),
+            cast(LoadedCore, FakeCore()),
+            reread=reread,
+            controls=self.controls,
+            log=make_log(log or Log(level="debug"), self),  # type: ignore[arg-type]
+        )
+        self.pump = cast(FakePump, self.service._pump)
+        self.failure: AvowError | None = None
+        self.thread = threading.Thread(target=self._serve)
+
+    def write(self, text: str) -> None:
+        with self.written:
+            self.stream.write(text)
+            self.written.notify_all()
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+    def _serve(self) -> None:
+        try:
+            self.service.serve()
+        except AvowError as error:
+            self.failure = error
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self.stream.getvalue().splitlines()]
+        return [line for line in found if line["event"] == name]
+
+    def line(self, name: str, count: int = 1) -> dict[str, Any]:
+        with self.written:
+            assert self.written.wait_for(lambda: len(self.lines(name)) >= count, PATIENCE_S)
+        return self.lines(name)[count - 1]
+
+    def connect(self) -> socket.socket:
+        port = self.line("listening")["port"]
+        return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+
+    def ended(self) -> None:
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        assert self.pump.closed
+
+
+@pytest.fixture(autouse=True)
+def _fake_pump(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "Pump", FakePump)
+
+
+def one_listener(**keys: Any) -> Configuration:
+    return Configuration(listeners=[Listener(url="mqtt://127.0.0.1:0")], **keys)
+
+
+@contextmanager
+def running(reread: Callable[[], Configuration] = one_listener) -> Iterator[Running]:
+    made = Running(reread)
+    made.service.open()
+    made.thread.start()
+    try:
+        yield made
+    finally:
+        made.controls.put(Control.STOP)
+        made.ended()
+
+
+def test_settings_come_before_the_first_connection() -> None:
+    configuration = one_listener(limits=Limits(keep_alive_max_s=60), response_prefix="r/")
+    with running(lambda: configuration) as made:
+        made.line("listening")
+        kinds = []
+        while not made.pump.commands.empty():
+            command = made.pump.commands.get()
+            kinds.append(command[0])
+            if command[0] == CommandKind.SETTINGS:
+                assert struct.pack("<HQ", 4, 60) in command
+        assert kinds == [
+            CommandKind.SETTINGS,
+            CommandKind.RESPONSE_PREFIX,
+            CommandKind.ACL,
+            CommandKind.VERSION_TEXT,
+        ]
+
+
+def test_connection_reaches_the_pump_and_its_events_the_log() -> None:
+    with running() as made, made.connect() as client:
+        fd, settings = made.pump.added.get(timeout=PATIENCE_S)
+        assert settings["transport"] is Transport.MQTT
+        assert settings["allow_anonymous"] is True
+        assert settings["tls"] is None
+        peer = f"127.0.0.1:{client.getsockname()[1]}"
+        made.pump.batches.put(connected(0, "c1") + disconnected(0, "c1"))
+        assert made.line("client connected")["peer"] == peer
+        line = made.line("client disconnected")
+        assert (line["peer"], line["by"], line["level"]) == (peer, "client", "info")
+        os.close(fd)
+
+
+def test_listener_kind_is_told_to_the_pump() -> None:
+    configuration = Configuration(listeners=[Listener(url="ws://127.0.0.1:0")])
+    with running(lambda: configuration) as made, made.connect():
+        fd, settings = made.pump.added.get(timeout=PATIENCE_S)
+        assert settings["transport"] is Transport.WEBSOCKET
+        os.close(fd)
+
+
+def test_pump_that_takes_nothing_more_does_not_keep_the_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running() as made:
+
+        def refuse(fd: int, **_: Any) -> int:
+            raise UnavailableError("stopped")
+
+        monkeypatch.setattr(made.pump, "add", refuse)
+        with made.connect() as client:
+            assert client.recv(1) == b""
+
+
+def test_stop_drains_first() -> None:
+    with running() as made:
+        made.line("listening")
+        made.controls.put(Control.STOP)
+        made.ended()
+        commands = []
+        while not made.pump.commands.empty():
+            commands.append(made.pump.commands.get()[0])
+        assert commands[-1] == CommandKind.DRAIN
+        assert made.lines("stopped")
+        assert not made.lines("drain took too long")
+    assert made.failure is None
+
+
+def test_drain_has_a_deadline() -> None:
+    with running(lambda: one_listener(drain_timeout_s=0.05)) as made:
+        made.pump.drains = False
+        made.controls.put(Control.STOP)
+        made.ended()
+        assert made.lines("drain took too long")
+    assert made.failure is None
+
+
+def test_second_stop_cuts_the_drain_short() -> None:
+    with running(lambda: one_listener(drain_timeout_s=3600)) as made:
+        made.pump.drains = False
+        made.controls.put(Control.STOP)
+        made.controls.put(Control.STOP)
+        made.ended()
+        assert made.lines("drain cut short")
+
+
+def test_trap_is_loud_and_names_the_journal() -> None:
+    with running() as made:
+        made.pump.batches.put(CoreTrapError("wasm trap: unreachable", len(JOURNAL)))
+        made.ended()
+    assert isinstance(made.failure, CoreTrapError)
+    line = made.line("the core trapped")
+    assert line["level"] == "critical"
+    assert "wasm trap: unreachable" in line["trap"]
+    assert line["journal_bytes"] == len(JOURNAL)
+    assert line["journal_sha256"] == hashlib.sha256(JOURNAL).hexdigest()
+    assert line["module_sha256"] == FakeCore.sha256.hex()
+
+
+def test_events_that_make_no_sense_end_the_broker() -> None:
+    with running() as made:
+        made.pump.batches.put(event(99, b""))
+        made.ended()
+    assert isinstance(made.failure, MalformedError)
+    assert made.line("the broker cannot go on")["level"] == "critical"
+
+
+def test_pump_that_ends_by_itself_ends_the_broker() -> None:
+    with running() as made:
+        made.pump.batches.put(None)
+        made.ended()
+    assert isinstance(made.failure, UnavailableError)
+
+
+def test_failed_commands_are_logged() -> None:
+    with running() as made:
+        body = struct.pack("<I", CommandKind.ACL) + string("malformed")
+        made.pump.batches.put(event(4, body))
+        assert made.line("command failed")["reason"] == "malformed"
+        body = struct.pack("<I", CommandKind.AUTH_RESULT) + string("no such ticket")
+        made.pump.batches.put(event(4, body))
+        assert made.line("login answer not needed")["level"] == "debug"
+
+
+def test_those_who_never_became_clients_are_not_worth_a_line_each() -> None:
+    with running() as made:
+        made.pump.batches.put(disconnected(7, ""))
+        assert made.line("client disconnected")["level"] == "debug"
+
+
+def test_reload_takes_users_rules_and_limits(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    add_user(path, new_user("alice", "a"))
+    current = [one_listener(password_file=path)]
+    with running(lambda: current[0]) as made:
+        made.line("listening")
+        while not made.pump.commands.empty():
+            made.pump.commands.get()
+        add_user(path, new_user("bob", "b"))
+        current[0] = one_listener(
+            password_file=path,
+            acl=[{"effect": "allow", "access": "both", "pattern": "a"}],
+            limits=Limits(inflight_max=7),
+            idle_timeout_s=9,
+        )
+        made.controls.put(Control.RELOAD)
+        line = made.line("reloaded")
+        assert (line["users"], line["acl_rules"]) == (2, 1)
+        assert struct.pack("<HQ", 8, 7) in made.pump.commands.get(timeout=PATIENCE_S)
+        assert made.pump.commands.get(timeout=PATIENCE_S)[0] == CommandKind.RESPONSE_PREFIX
+        assert made.pump.commands.get(timeout=PATIENCE_S)[:5] == b"\x02\x01\0\0\0"
+        assert made.line("needs a restart")["keys"] == ["idle_timeout_s"]
+
+
+def test_broken_reload_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    add_user(path, new_user("alice", "a"))
+    with running(lambda: one_listener(password_file=path)) as made:
+        made.line("listening")
+        while not made.pump.commands.empty():
+            made.pump.commands.get()
+        path.write_text("damaged\n")
+        made.controls.put(Control.RELOAD)
+        line = made.line("reload refused")
+        assert str(path) in line["reason"]
+        assert made.pump.commands.empty()
+        path.unlink()
+        made.controls.put(Control.RELOAD)
+        assert "no such file" in made.line("reload refused", 2)["reason"]
+
+
+def test_ports_are_given_back_when_one_is_occupied() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"mqtt://127.0.0.1:{taken.getsockname()[1]}"
+        configuration = Configuration(
+            listeners=[Listener(url="mqtt://127.0.0.1:0"), Listener(url=url)]
+        )
+        made = Running(lambda: configuration)
+        with pytest.raises(UnavailableError, match=url):
+            made.service.open()
+        made.service.close()
+    made = Running(lambda: one_listener(metrics=Metrics(port=0)))
+    assert made.service.open()
+    made.service.close()
+    assert made.pump.closed
+
+
+def test_keys_that_need_a_restart() -> None:
+    old = one_listener()
+    assert needs_restart(old, one_listener(allow_anonymous=True, limits=Limits())) == []
+    other = Configuration(listeners=[Listener(url="mqtt://127.0.0.1:1")], metrics=Metrics(port=0))
+    assert needs_restart(old, other) == ["metrics", "listeners"]
+
+
+def test_reused_number_keeps_both_origins_apart() -> None:
+    origins = Origins()
+    first, second = Origin("192.0.2.1:1", False), Origin("192.0.2.2:2", True)
+    assert origins.note(first, lambda: 5) == 5
+    origins.note(second, lambda: 5)
+    assert origins.of(5) is first
+    assert origins.forget(5) is first
+    assert origins.of(5) is second
+    assert origins.forget(5) is second
+    assert origins.forget(5) is UNKNOWN
+    assert origins.of(5) is UNKNOWN
