@@ -7,8 +7,6 @@ Each page is a function that returns its text; nothing in `docs/reference/` is w
 from __future__ import annotations
 
 import argparse
-import ast
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ import click
 
 from avow.broker.config import schema_rows
 from avow.cli import cli
+from docs import zig_source
 from tests.conformance.test_coverage import excused, statements, tagged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,48 +77,9 @@ def _contexts(context: click.Context) -> Iterator[click.Context]:
                 yield from _contexts(click.Context(below, info_name=name, parent=context))
 
 
-def constants(source: str) -> Iterator[tuple[str, int, str]]:
-    """The integer constants of a Zig file in order: name, value, the comment above them.
-
-    A comment stands for the constants that follow it without an empty line between.
-    """
-    known: dict[str, int] = {}
-    comment: list[str] = []
-    for line in source.splitlines():
-        if line.startswith("///"):
-            comment.append(line.removeprefix("///").strip())
-        elif match := re.match(r"pub const (\w+): u\w+ = ([^;]+);", line):
-            name, expression = match.groups()
-            known[name] = _value(ast.parse(expression, mode="eval").body, known)
-            yield name, known[name], " ".join(comment)
-            comment = []
-        else:
-            comment = []
-
-
-def _value(node: ast.expr, known: dict[str, int]) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.Name):
-        return known[node.id]
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, known), _value(node.right, known)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.FloorDiv | ast.Div):
-            return left // right
-        if isinstance(node.op, ast.LShift):
-            return left << right
-    raise ValueError(f"no constant that this page can show: {ast.unparse(node)}")
-
-
 def limits() -> str:
     """Bounds that are compiled into the core, and those that the configuration sets."""
-    fixed = constants((ROOT / "core/src/limits.zig").read_text())
+    fixed = zig_source.constants((ROOT / "core/src/limits.zig").read_text())
     return (
         "# Bounds\n\n"
         "Everything that a client can make grow has a bound, and reaching it is answered as MQTT "
@@ -141,6 +101,51 @@ def limits() -> str:
             ),
         )
     )
+
+
+# The tables of core/src/transitions.zig: heading, the enum whose comment introduces it, and the
+# enums whose values are explained.
+MACHINES = (
+    ("accepted", "What a connection accepts", "Phase", ("Phase",)),
+    ("life", "The life of a session", "Life", ("LifeEffect",)),
+    ("outbound", "Towards a client: QoS 1 and 2", "Outbound", ("OutboundEffect",)),
+    ("inbound", "From a client: QoS 2", "Inbound", ("InboundEffect",)),
+)
+
+
+def transitions() -> str:
+    """Sessions and QoS exchanges, from the tables by which the core acts."""
+    source = (ROOT / "core/src/transitions.zig").read_text()
+    tables, enums = zig_source.tables(source), zig_source.enums(source)
+    purposes = zig_source.purposes(source)
+    if set(tables) != {name for name, *_ in MACHINES}:
+        raise ValueError(f"docs/generate.py shows other tables than there are: {sorted(tables)}")
+    parts = [
+        "# Sessions and QoS\n\n"
+        "The tables of `core/src/transitions.zig`, by which the core acts. What a table does not "
+        "name is a protocol error.\n"
+    ]
+    for name, heading, introduced, explained in MACHINES:
+        rows = tables[name]
+        parts.append(f"\n## {heading}\n\n{purposes[introduced]}\n\n")
+        columns = list(rows[0].fields)
+        cells = ([*(f"`{row.fields[c]}`" for c in columns), row.comment] for row in rows)
+        parts.append(table((*columns, "statement"), cells))
+        if "next" in columns:
+            parts.append(_diagram(rows))
+        for enum in explained:
+            said = [(f"`{value}`", text) for value, text in enums[enum].items() if text]
+            parts.append("\n" + table((columns[0] if enum == introduced else "effect", ""), said))
+    return "".join(parts)
+
+
+def _diagram(rows: Iterable[zig_source.Row]) -> str:
+    """The same as a state diagram; transitions between the same two states share an arrow."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        arrows.setdefault((row.fields["state"], row.fields["next"]), []).append(row.fields["event"])
+    lines = (f"    {a} --> {b}: {', '.join(events)}\n" for (a, b), events in arrows.items())
+    return "\n```mermaid\nstateDiagram-v2\n" + "".join(lines) + "```\n"
 
 
 def _features(tests: dict[str, list[str]], rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
@@ -196,6 +201,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands,
     "limits.md": limits,
     "mqtt.md": mqtt,
+    "transitions.md": transitions,
 }
 
 

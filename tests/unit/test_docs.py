@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import hatch_build
-from docs import generate
+from docs import generate, zig_source
 
 ROOT = Path(generate.__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -84,7 +84,7 @@ def _commands(folder: Path, port: int) -> Path:
 
 def _script(steps: list[Step], logs: Path) -> str:
     """One shell for the whole page, so that variables and the working folder stay."""
-    parts = ["set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"]
+    parts = ["set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT\n"]
     for number, step in enumerate(steps):
         out = f">'{logs}/{number}.out' 2>'{logs}/{number}.err'"
         if step.background:
@@ -118,7 +118,8 @@ def run_page(page: str, folder: Path) -> list[str]:
     reached = len(done.stdout.split())
     if done.returncode != 0:
         said = "".join(path.read_text() for path in sorted(logs.glob(f"{reached}.*")))
-        pytest.fail(f"block {reached} failed ({done.returncode}):\n{steps[reached].text}\n{said}")
+        text = steps[reached].text if reached < len(steps) else "(the end)"
+        pytest.fail(f"block {reached} failed ({done.returncode}):\n{text}\n{said}{done.stderr}")
     printed = [(logs / f"{number}.out").read_text() for number in range(len(steps))]
     for step, output in zip(steps, printed, strict=True):
         assert step.prints is None or output == step.prints, f"after:\n{step.text}"
@@ -208,10 +209,43 @@ def test_constants_are_read_with_their_comments() -> None:
         "pub const second: u64 = first + 0xF;\n"
         "const private: u32 = 1;\n"
     )
-    assert list(generate.constants(source)) == [
+    assert list(zig_source.constants(source)) == [
         ("first", 2048, "Of the first. Two lines."),
         ("second", 2063, ""),
     ]
+
+
+TABLE = """
+/// Where it stands.
+pub const State = enum { off, on };
+pub const Effect = enum {
+    none,
+    /// Make light,
+    /// at once.
+    shine,
+};
+pub const machine = [_]MachineRow{
+    .{ .state = .off, .event = .press, .next = .on, .effect = .shine }, // [MQTT-1.2.3-4]
+    .{ .state = .on, .event = .press, .next = .off, .effect = .none },
+};
+"""
+
+
+def test_tables_are_read_with_their_comments() -> None:
+    first, second = zig_source.tables(TABLE)["machine"]
+    assert first.fields == {"state": "off", "event": "press", "next": "on", "effect": "shine"}
+    assert (first.comment, second.comment) == ("[MQTT-1.2.3-4]", "")
+    assert zig_source.enums(TABLE) == {
+        "State": {"off": "", "on": ""},
+        "Effect": {"none": "", "shine": "Make light, at once."},
+    }
+    assert zig_source.purposes(TABLE) == {"State": "Where it stands."}
+
+
+@pytest.mark.parametrize("row", [".{ .state = off() },", "row(.off, .press),"])
+def test_table_of_another_form_is_refused(row: str) -> None:
+    with pytest.raises(ValueError, match="this page can"):
+        zig_source.tables(f"pub const machine = [_]MachineRow{{\n    {row}\n}};\n")
 
 
 def test_site_is_built_without_warnings(tmp_path: Path) -> None:
