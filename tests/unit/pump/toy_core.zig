@@ -148,7 +148,7 @@ fn handle(record: Input, bytes: []u8, now_ms: u64) !void {
             while (connections.items.len <= record.connection) try connections.append(allocator, .{});
             const connection = &connections.items[record.connection];
             if (connection.open) @trap();
-            connection.* = .{ .open = true };
+            connection.* = .{ .open = true, .dirty = connection.dirty };
             stats[1] += 1;
             try emitNumbered(100, record.connection, bytes);
         },
@@ -157,7 +157,7 @@ fn handle(record: Input, bytes: []u8, now_ms: u64) !void {
             const connection = &connections.items[record.connection];
             if (!connection.open) @trap();
             connection.bytes.deinit(allocator);
-            connection.* = .{};
+            connection.* = .{ .dirty = connection.dirty };
             stats[1] -= 1;
             try emitNumbered(101, record.connection, &.{@intCast(record.flags)});
         },
