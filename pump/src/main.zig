@@ -1,10 +1,11 @@
 //! The pump: the native data plane between sockets (plain or TLS) and the core's linear memory.
 //!
-//! Build, from the root of the repository, with no system compiler and no libc (TARGET is
-//! `x86_64-linux-gnu -mcpu=x86_64_v2` or `aarch64-linux-gnu -mcpu=baseline`):
+//! Build, from the root of the repository, with no system compiler and no libc (hatch_build.py does
+//! this; MACHINE is x86_64 or aarch64):
 //!
 //!     python -m ziglang build-lib pump/src/main.zig -dynamic -O ReleaseSafe -fstrip \
-//!         -target TARGET -femit-bin=src/avow/_native/libavow_pump.so
+//!         -target MACHINE-linux-gnu.2.28 -mcpu baseline \
+//!         -femit-bin=src/avow/_native/libavow_pump.so
 //!
 //! ReleaseSafe, because this code sits outside of the sandbox and handles what strangers send:
 //! an index out of range ends the process with a message instead of corrupting it.

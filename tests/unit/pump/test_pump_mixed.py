@@ -49,6 +49,7 @@ class Client:
 
     def connect(self) -> socket.socket:
         kind = self.random.choice(["tcp", "unix", "tls", "tls"])
+        client: socket.socket
         tls = None
         if kind == "tls":
             client, server_side, tls = self.random.choice(self.sides).pair()
