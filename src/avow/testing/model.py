@@ -81,6 +81,8 @@ class Session:
     deliveries: list[Delivery] = field(default_factory=list)
     connection: int | None = None
     ended: bool = False
+    kept_shared: bool = True
+    """It never left a shared subscription."""
     ends_at_ms: int | None = None
 
 
@@ -161,7 +163,9 @@ class ModelBroker:
                 self._subscribe(session, one)
         elif isinstance(packet, Unsubscribe):
             for wanted in packet.filters:
-                session.subscriptions.pop(str(wanted), None)
+                left = session.subscriptions.pop(str(wanted), None)
+                if left is not None and str(wanted).startswith("$share/"):
+                    session.kept_shared = False
             self._loosen(session)
         elif isinstance(packet, Disconnect):
             if packet.code == 0:
@@ -207,6 +211,27 @@ class ModelBroker:
             for delivery in session.deliveries:
                 if delivery.qos == 0:
                     delivery.needed = False
+
+    # -- looking ----------------------------------------------------------------------------
+
+    def session_of(self, connection: int) -> Session | None:
+        """The session of the last CONNECT of a connection."""
+        wire = self._wires.get(connection)
+        return wire.session if wire is not None else None
+
+    def all_sessions(self, client_id: str) -> list[Session]:
+        """Every session that a client had."""
+        current = self.sessions.get(client_id)
+        past = [session for session in self.past if session.client_id == client_id]
+        return [*past, current] if current is not None else past
+
+    def next_moment_ms(self, client_id: str) -> int | None:
+        """When a will of this client is due or its session ends."""
+        moments = [d.at_ms for d in self._delayed if d.session.client_id == client_id]
+        session = self.sessions.get(client_id)
+        if session is not None and session.ends_at_ms is not None:
+            moments.append(session.ends_at_ms)
+        return min(moments, default=None)
 
     # -- what they do -----------------------------------------------------------------------
 
@@ -330,7 +355,9 @@ class ModelBroker:
         for topic, message in self.retained.items():
             if matches(wanted, topic):
                 qos = min(one.qos, message.qos)
-                session.deliveries.append(Delivery(message, qos, True, qos > 0))
+                # Whether No Local is about retained messages too, the text leaves open.
+                own = one.no_local and message.publisher == session.client_id
+                session.deliveries.append(Delivery(message, qos, True, qos > 0 and not own))
 
     def _loosen(self, session: Session) -> None:
         """After UNSUBSCRIBE a server may drop what it has not begun to send (3.10.4)."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from avow.errors import MalformedError
 from avow.testing.mqtt_properties import (
@@ -200,68 +201,50 @@ class Publish:
         return self.properties
 
 
-def _acknowledgement(
-    kind: PacketType,
-    flags: int,
-    packet_id: int,
-    code: int,
-    properties: PropertyField,
-    version: int,
-) -> bytes:
-    """PUBACK and its like; the short forms of 3.4.2 are used where they are allowed."""
-    out = struct.pack(">H", packet_id)
-    if version == 5 and (code or not _empty(properties)):
-        out += bytes((code,))
-        if not _empty(properties):
-            out += _field(properties)
-    return frame(kind, flags, out)
-
-
 @dataclass(slots=True)
 class _Acknowledgement:
+    """PUBACK and its like; the short forms of 3.4.2 are used where they are allowed."""
+
+    kind: ClassVar[PacketType]
+    flags: ClassVar[int] = 0
+
     packet_id: int
     code: int = 0
     properties: PropertyField = field(default_factory=Properties)
+
+    def encode(self, version: int = 5) -> bytes:
+        """The packet's bytes."""
+        out = struct.pack(">H", self.packet_id)
+        if version == 5 and (self.code or not _empty(self.properties)):
+            out += bytes((self.code,))
+            if not _empty(self.properties):
+                out += _field(self.properties)
+        return frame(self.kind, self.flags, out)
 
 
 class Puback(_Acknowledgement):
     """PUBACK (3.4)."""
 
-    def encode(self, version: int = 5) -> bytes:
-        """The packet's bytes."""
-        return _acknowledgement(
-            PacketType.PUBACK, 0, self.packet_id, self.code, self.properties, version
-        )
+    kind = PacketType.PUBACK
 
 
 class Pubrec(_Acknowledgement):
     """PUBREC (3.5)."""
 
-    def encode(self, version: int = 5) -> bytes:
-        """The packet's bytes."""
-        return _acknowledgement(
-            PacketType.PUBREC, 0, self.packet_id, self.code, self.properties, version
-        )
+    kind = PacketType.PUBREC
 
 
 class Pubrel(_Acknowledgement):
     """PUBREL (3.6); its flags are 0b0010."""
 
-    def encode(self, version: int = 5) -> bytes:
-        """The packet's bytes."""
-        return _acknowledgement(
-            PacketType.PUBREL, 2, self.packet_id, self.code, self.properties, version
-        )
+    kind = PacketType.PUBREL
+    flags = 2
 
 
 class Pubcomp(_Acknowledgement):
     """PUBCOMP (3.7)."""
 
-    def encode(self, version: int = 5) -> bytes:
-        """The packet's bytes."""
-        return _acknowledgement(
-            PacketType.PUBCOMP, 0, self.packet_id, self.code, self.properties, version
-        )
+    kind = PacketType.PUBCOMP
 
 
 @dataclass(slots=True)
