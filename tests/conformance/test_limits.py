@@ -185,6 +185,7 @@ def test_many_connections_open_and_close(core: CoreDriver) -> None:
 
 def test_a_sender_that_is_paused_loses_nothing(core: CoreDriver) -> None:
     """Whether and when the core says PAUSE is its affair; the driver keeps the bytes back."""
+    core.settings({Setting.RECEIVE_MAXIMUM: 5000})
     subscriber = connected(core, "s")
     subscriber.subscribe("t", qos=1)
     publisher = connected(core, "p")
