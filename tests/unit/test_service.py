@@ -24,7 +24,7 @@ from avow.broker.commands import CommandKind
 from avow.broker.config import Configuration, Listener, Log, Metrics
 from avow.broker.limits import Limits
 from avow.broker.logs import make_log
-from avow.broker.origins import UNKNOWN, Origins
+from avow.broker.origins import UNKNOWN, USES_MAX, Origins
 from avow.broker.prepared import prepare
 from avow.broker.pump import CoreTrapError, Transport
 from avow.broker.service import Control, Controls, Service, needs_restart
@@ -372,9 +372,19 @@ def test_reused_number_keeps_both_origins_apart() -> None:
     first, second = Origin("192.0.2.1:1", False), Origin("192.0.2.2:2", True)
     assert origins.note(first, lambda: 5) == 5
     origins.note(second, lambda: 5)
-    assert origins.of(5) is first
+    assert origins.of(5) == first
     assert origins.forget(5) is first
-    assert origins.of(5) is second
+    assert origins.of(5) == second
     assert origins.forget(5) is second
     assert origins.forget(5) is UNKNOWN
     assert origins.of(5) is UNKNOWN
+
+
+def test_lost_end_of_a_connection_gives_nobody_more_rights() -> None:
+    origins = Origins()
+    origins.note(Origin("192.0.2.1:1", allow_anonymous=True), lambda: 5)
+    origins.note(Origin("192.0.2.2:2", allow_anonymous=False), lambda: 5)
+    assert origins.of(5).allow_anonymous is False
+    for number in range(USES_MAX + 5):
+        origins.note(Origin(f"192.0.2.3:{number}", allow_anonymous=True), lambda: 6)
+    assert origins.of(6).peer == "192.0.2.3:5"

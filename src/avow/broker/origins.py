@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from avow.broker.authentication import Origin
 
+# Uses of one number whose ends may be waiting to be handled.
+USES_MAX = 64
 UNKNOWN = Origin(peer="unknown:0", allow_anonymous=False)
 
 
@@ -15,7 +17,9 @@ class Origins:
 
     A number is reused after its connection has gone, and the acceptor may learn the new use of a
     number before the event about the end of its old use has been handled. Each number therefore
-    has a queue: the end removes the oldest.
+    has a queue: the end removes the oldest. The core drops an event when it has no memory for it,
+    so a queue may be one behind: then a peer in the log may be an old one, and anonymous is
+    allowed only where all uses allow it.
     """
 
     def __init__(self) -> None:
@@ -29,14 +33,19 @@ class Origins:
         """
         with self._lock:
             connection = add()
-            self._origins.setdefault(connection, []).append(origin)
+            uses = self._origins.setdefault(connection, [])
+            uses.append(origin)
+            if len(uses) > USES_MAX:
+                del uses[0]
         return connection
 
     def of(self, connection: int) -> Origin:
         """The origin of the oldest use whose end has not been handled."""
         with self._lock:
             uses = self._origins.get(connection)
-            return uses[0] if uses else UNKNOWN
+            if not uses:
+                return UNKNOWN
+            return Origin(uses[0].peer, all(use.allow_anonymous for use in uses))
 
     def forget(self, connection: int) -> Origin:
         """Removes and returns the oldest use."""
