@@ -1,0 +1,108 @@
+//! Commands of the host (docs/spec/core-abi.md).
+
+const std = @import("std");
+const acl = @import("acl.zig");
+const connect = @import("connect.zig");
+const connection_room = @import("connection.zig");
+const events = @import("events.zig");
+const heap = @import("heap.zig");
+const journal = @import("journal.zig");
+const state = @import("state.zig");
+const sys = @import("sys.zig");
+const Reason = @import("wire/reason.zig").Reason;
+
+const Error = error{ Malformed, OutOfMemory };
+
+const Fields = struct {
+    bytes: []const u8,
+    at: usize = 0,
+
+    fn take(self: *Fields, count: usize) Error![]const u8 {
+        if (self.bytes.len - self.at < count) return error.Malformed;
+        defer self.at += count;
+        return self.bytes[self.at..][0..count];
+    }
+
+    fn number(self: *Fields, comptime T: type) Error!T {
+        return std.mem.readInt(T, (try self.take(@sizeOf(T)))[0..@sizeOf(T)], .little);
+    }
+
+    fn string(self: *Fields) Error![]const u8 {
+        return self.take(try self.number(u16));
+    }
+
+    fn rest(self: *Fields) []const u8 {
+        defer self.at = self.bytes.len;
+        return self.bytes[self.at..];
+    }
+};
+
+pub fn run(bytes: []const u8) void {
+    if (bytes.len == 0) return events.commandFailed(0, "the command is empty");
+    var fields: Fields = .{ .bytes = bytes[1..] };
+    runOrFail(bytes[0], &fields) catch |problem| {
+        return events.commandFailed(bytes[0], if (problem == error.Malformed) "the command is malformed or has a value out of range" else "no memory left for the command");
+    };
+    if (fields.at != fields.bytes.len) events.commandFailed(bytes[0], "the command has trailing bytes");
+}
+
+fn runOrFail(kind: u8, fields: *Fields) Error!void {
+    switch (kind) {
+        1 => try changeSettings(fields),
+        2 => try acl.load(fields.rest()),
+        3 => try authResult(fields),
+        4 => {
+            const id = try fields.number(u32);
+            const reason: Reason = @enumFromInt(try fields.number(u8));
+            if (connection_room.get(id)) |connection| connection_room.close(connection, reason, "closed by the operator");
+        },
+        5 => drain(),
+        6 => try replace(&state.response_prefix, try fields.string()),
+        7 => try replace(&state.version_text, try fields.string()),
+        else => return error.Malformed,
+    }
+}
+
+/// All or nothing: a bad value leaves every setting as it was.
+fn changeSettings(fields: *Fields) Error!void {
+    var changed = state.settings;
+    while (fields.at != fields.bytes.len) {
+        const key = try fields.number(u16);
+        const value = try fields.number(u64);
+        if (!changed.set(key, value)) return error.Malformed;
+    }
+    const interval = state.settings.sys_interval_ms;
+    state.settings = changed;
+    heap.budget_bytes = changed.memory_budget_bytes;
+    journal.enabled = changed.persist_sessions;
+    if (interval != changed.sys_interval_ms) sys.schedule();
+}
+
+fn authResult(fields: *Fields) Error!void {
+    const id = try fields.number(u32);
+    const ticket = try fields.number(u32);
+    const verdict: connect.Verdict = .{
+        .outcome = try fields.number(u8),
+        .reason = @enumFromInt(try fields.number(u8)),
+        .user = try fields.string(),
+        .data = try fields.string(),
+        .text = try fields.string(),
+    };
+    if (verdict.outcome > 2) return error.Malformed;
+    const connection = connection_room.get(id) orelse return; // it left meanwhile
+    connect.answered(connection, ticket, verdict);
+}
+
+fn replace(target: *[]u8, text: []const u8) Error!void {
+    const copy = try heap.copy(text);
+    heap.freeSlice(target.*);
+    target.* = copy;
+}
+
+fn drain() void {
+    state.draining = true;
+    for (connection_room.all()) |slot| {
+        const connection = slot orelse continue;
+        connection_room.close(connection, .server_shutting_down, "the server is shutting down");
+    }
+}

@@ -1,0 +1,461 @@
+//! CONNECT, authentication, CONNACK, and how sessions and connections part (MQTT 5.0, sections 3.1,
+//! 3.2, 3.15, 4.1, 4.12).
+
+const std = @import("std");
+const acl = @import("acl.zig");
+const connection_room = @import("connection.zig");
+const delivery = @import("delivery.zig");
+const events = @import("events.zig");
+const heap = @import("heap.zig");
+const inbound = @import("inbound.zig");
+const journal = @import("journal.zig");
+const limits = @import("limits.zig");
+const message_room = @import("message.zig");
+const packets = @import("wire/packets.zig");
+const properties = @import("wire/properties.zig");
+const routing = @import("routing.zig");
+const session_room = @import("session.zig");
+const state = @import("state.zig");
+const stats = @import("stats.zig");
+const timers = @import("timers.zig");
+const topics = @import("topics.zig");
+const transitions = @import("transitions.zig");
+const writer = @import("wire/writer.zig");
+const Connection = connection_room.Connection;
+const Reason = @import("wire/reason.zig").Reason;
+const Session = session_room.Session;
+
+pub fn handle(connection: *Connection, body: []const u8) void {
+    const packet = packets.connect(body) catch |problem| switch (problem) {
+        error.UnsupportedVersion3 => {
+            connection.version = 4;
+            return refuse(connection, .unsupported_protocol_version, "protocol versions 3.1.1 and 5.0 are spoken here");
+        },
+        error.UnsupportedVersion => {
+            connection.version = 5;
+            return refuse(connection, .unsupported_protocol_version, "protocol versions 3.1.1 and 5.0 are spoken here");
+        },
+        error.NotMqtt => return connection_room.finish(connection, .unsupported_protocol_version, "the protocol name is not MQTT"),
+        error.Malformed => return refuseUnparsed(connection, body, .malformed_packet),
+        error.Protocol => return refuseUnparsed(connection, body, .protocol_error),
+    };
+    connection.version = packet.version;
+    if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
+    if (packet.properties.request_problem_information) |value| connection.request_problem_information = value == 1;
+    if (state.draining) return refuse(connection, .server_unavailable, "the server is shutting down");
+    if (packet.will) |will| {
+        if (will.qos > state.settings.maximum_qos) return refuse(connection, .qos_not_supported, "the will's QoS is not supported");
+        if (will.retain and !state.settings.retain_available) return refuse(connection, .retain_not_supported, "retained messages are not supported");
+        if (will.properties.response_topic) |topic| {
+            if (!topics.validName(topic)) return refuse(connection, .protocol_error, "the will's response topic has wildcards");
+        }
+        if (will.properties.payload_format_indicator == 1 and !std.unicode.utf8ValidateSlice(will.payload))
+            return refuse(connection, .payload_format_invalid, "the will's payload is not UTF-8");
+    }
+    if (packet.properties.authentication_method) |method| {
+        connection.method = heap.copy(method) catch return refuse(connection, .server_busy, "no memory left");
+        return ask(connection, body, &packet);
+    }
+    if (connection.identity.len != 0) return accept(connection, &packet, connection.identity, "");
+    if (packet.user_name != null or packet.password != null) return ask(connection, body, &packet);
+    if (!connection.anonymous_allowed) return refuse(connection, .not_authorized, "anonymous clients are not allowed here");
+    accept(connection, &packet, "", "");
+}
+
+/// A CONNECT that cannot be read may still say its version: MQTT 5 clients are told [MQTT-3.1.4-1].
+fn refuseUnparsed(connection: *Connection, body: []const u8, reason: Reason) void {
+    const mqtt5 = body.len > 6 and std.mem.eql(u8, body[0..7], "\x00\x04MQTT\x05");
+    connection.version = if (mqtt5) 5 else 4;
+    refuse(connection, reason, if (reason == .malformed_packet) "the CONNECT packet is malformed" else "the CONNECT packet breaks the protocol");
+}
+
+/// Hands the credentials to the host and parks the connection.
+fn ask(connection: *Connection, body: []const u8, packet: *const packets.Connect) void {
+    connection.held_connect = heap.copy(body) catch return refuse(connection, .server_busy, "no memory left");
+    connection.phase = .verifying;
+    const flags = @as(u8, if (packet.user_name != null) 1 else 0) | @as(u8, if (packet.password != null) 2 else 0) |
+        @as(u8, if (packet.properties.authentication_method != null) 4 else 0);
+    request(connection, flags, .{
+        packet.client_identifier,
+        packet.user_name orelse "",
+        packet.password orelse "",
+        packet.properties.authentication_method orelse "",
+        packet.properties.authentication_data orelse "",
+    }) catch return refuse(connection, .server_busy, "no memory left");
+    connection_room.wantPause(connection, true);
+}
+
+fn request(connection: *Connection, flags: u8, strings: [5][]const u8) heap.Error!void {
+    state.ticket +%= 1;
+    connection.ticket = state.ticket;
+    connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
+    if (connection.phase != .active) try timers.set(&connection.timer, connection.deadline_ms);
+    try events.begin(.auth_request);
+    try events.number(u32, connection.id);
+    try events.number(u32, connection.ticket);
+    try events.number(u8, connection.version);
+    try events.number(u8, flags);
+    try events.number(u16, 0);
+    for (strings) |text| try events.string(text);
+    events.finish();
+}
+
+/// An AUTH packet: the answer to a challenge, or the start of a re-authentication (section 4.12.1).
+pub fn handleAuth(connection: *Connection, body: []const u8) void {
+    if (connection.version != 5) return connection_room.close(connection, .protocol_error, "AUTH belongs to MQTT 5");
+    const packet = packets.auth(body) catch |problem| return inbound.broken(connection, problem);
+    const method = packet.properties.authentication_method.?;
+    // [MQTT-4.12.0-5], [MQTT-4.12.1-1]: the method of the CONNECT packet, and only if there was one.
+    if (connection.method.len == 0 or !std.mem.eql(u8, method, connection.method))
+        return fail(connection, .bad_authentication_method, "the authentication method differs from that of CONNECT");
+    const again = packet.reason == @intFromEnum(Reason.reauthenticate);
+    var flags: u8 = 4;
+    if (connection.phase == .active) {
+        if (again == connection.reauthenticating) return connection_room.close(connection, .protocol_error, "AUTH does not fit the exchange");
+        connection.reauthenticating = true;
+        flags |= if (again) 8 else 8 | 16;
+    } else {
+        if (again) return fail(connection, .protocol_error, "re-authentication before the connection is accepted");
+        connection.phase = .verifying;
+        connection_room.wantPause(connection, true);
+        flags |= 16;
+    }
+    const name: []const u8 = if (connection.session) |session| session.client_identifier else "";
+    request(connection, flags, .{ name, "", "", method, packet.properties.authentication_data orelse "" }) catch
+        return fail(connection, .server_busy, "no memory left");
+}
+
+fn fail(connection: *Connection, reason: Reason, text: []const u8) void {
+    if (connection.phase == .active) connection_room.close(connection, reason, text) else refuse(connection, reason, text);
+}
+
+pub const Verdict = struct { outcome: u8, reason: Reason, user: []const u8, data: []const u8, text: []const u8 };
+
+/// The host's AUTH_RESULT. Answers to a question of another connection or an earlier time are ignored.
+pub fn answered(connection: *Connection, ticket: u32, verdict: Verdict) void {
+    if (connection.ticket != ticket or ticket == 0) return;
+    if (connection.phase != .verifying and !connection.reauthenticating) return;
+    connection.ticket = 0;
+    switch (verdict.outcome) {
+        0 => challenge(connection, verdict.data),
+        1 => succeed(connection, verdict),
+        else => fail(connection, if (@intFromEnum(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text),
+    }
+}
+
+fn challenge(connection: *Connection, data: []const u8) void {
+    if (connection.method.len == 0) return fail(connection, .not_authorized, "no enhanced authentication is under way");
+    sendAuth(connection, .continue_authentication, data);
+    if (connection.phase == .active) return;
+    connection.phase = .authenticating;
+    connection_room.wantPause(connection, false);
+    inbound.goOn(connection);
+}
+
+fn sendAuth(connection: *Connection, reason: Reason, data: []const u8) void {
+    const with_data: u32 = if (data.len != 0) @intCast(3 + data.len) else 0;
+    const inner: u32 = @intCast(3 + connection.method.len + with_data);
+    const bytes = heap.slice(u8, inner + 16) catch return connection_room.abort(connection, .quota_exceeded, "no memory left");
+    defer heap.freeSlice(bytes);
+    var to: writer.Writer = .{ .bytes = bytes };
+    to.byte(0xF0);
+    to.variable(1 + @import("wire/reader.zig").variableBytes(inner) + inner);
+    to.byte(@intFromEnum(reason));
+    to.variable(inner);
+    to.property(.authentication_method); // [MQTT-4.12.0-5]
+    to.string(connection.method);
+    if (data.len != 0) {
+        to.property(.authentication_data);
+        to.string(data);
+    }
+    connection.send(to.written());
+}
+
+fn succeed(connection: *Connection, verdict: Verdict) void {
+    if (connection.phase == .active) {
+        connection.reauthenticating = false;
+        return sendAuth(connection, .success, verdict.data);
+    }
+    const body = connection.held_connect;
+    connection.held_connect = &.{};
+    defer {
+        @memset(body, 0);
+        heap.freeSlice(body);
+    }
+    const packet = packets.connect(body) catch unreachable; // it was parsed before it was held
+    connection_room.wantPause(connection, false);
+    accept(connection, &packet, verdict.user, verdict.data);
+    inbound.goOn(connection);
+}
+
+pub fn refuse(connection: *Connection, reason: Reason, text: []const u8) void {
+    stats.count(.connects_refused, 1);
+    if (connection.version == 5) {
+        var bytes: [256]u8 = undefined;
+        connection.send(refusal5(&bytes, connection, reason, text));
+    } else if (reason.connackCode4()) |code| {
+        connection.send(&.{ 0x20, 2, 0, code }); // 3.1.1 [MQTT-3.2.2-4]: session present 0
+    }
+    stats.count(.connack_sent, 1);
+    connection_room.finish(connection, reason, text);
+}
+
+fn refusal5(target: *[256]u8, connection: *const Connection, reason: Reason, text: []const u8) []const u8 {
+    var to: writer.Writer = .{ .bytes = target };
+    const shown = text[0..@min(text.len, 200)];
+    const fits = shown.len != 0 and shown.len + 10 <= connection.maximum_packet_bytes;
+    const inner: u32 = if (fits) @intCast(shown.len + 3) else 0;
+    to.byte(0x20);
+    to.variable(2 + @import("wire/reader.zig").variableBytes(inner) + inner);
+    to.byte(0); // [MQTT-3.2.2-6]
+    to.byte(@intFromEnum(reason));
+    to.variable(inner);
+    if (fits) {
+        to.property(.reason_string);
+        to.string(shown);
+    }
+    return to.written();
+}
+
+const Grant = struct { assigned: bool, present: bool, expiry_s: u32, keep_alive_s: u16 };
+
+/// Everything is allowed: the session is found or made, the client is told.
+fn accept(connection: *Connection, packet: *const packets.Connect, user: []const u8, data: []const u8) void {
+    var name_bytes: [24]u8 = undefined;
+    var name = packet.client_identifier;
+    const assigned = name.len == 0;
+    if (assigned) {
+        if (packet.version == 4 and !packet.clean_start) // 3.1.1 [MQTT-3.1.3-8]
+            return refuse(connection, .client_identifier_not_valid, "an empty client identifier needs a clean session");
+        name = assignName(&name_bytes);
+    }
+    if (session_room.find(name)) |known| {
+        // Whoever takes a session over gets its messages: it has to be the same user.
+        if (!std.mem.eql(u8, known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
+    }
+    if (packet.will) |will| {
+        if (routing.systemTopic(will.topic) or !acl.allowed(.publish, user, name, will.topic)) {
+            stats.count(.acl_denied, 1);
+            return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
+        }
+    }
+    const will = if (packet.will) |*found| willMessage(found) catch return refuse(connection, .server_busy, "no memory left") else null;
+    var present = false;
+    const session = obtain(name, packet, user, &present) catch {
+        if (will) |message| message.unreference();
+        return refuse(connection, .server_busy, "no memory left");
+    };
+    const asked: u32 = if (packet.version == 5) packet.properties.session_expiry_interval orelse 0 else if (packet.clean_start) 0 else 0xFFFF_FFFF;
+    session.expiry_s = @min(asked, state.settings.session_expiry_max_s);
+    session.version = packet.version;
+    const will_delay = if (packet.will) |found| found.properties.will_delay_interval orelse 0 else 0;
+    session.setWill(will, @min(will_delay, state.settings.will_delay_max_s));
+    attach(connection, session, packet);
+    const keep_alive_s = keepAlive(packet);
+    connection.keep_alive_ms = @as(u64, keep_alive_s) * 1500;
+    connection.last_packet_ms = state.now_ms;
+    timers.cancel(&connection.timer);
+    if (connection.keep_alive_ms != 0) timers.set(&connection.timer, state.now_ms + connection.keep_alive_ms) catch
+        return connection_room.abort(connection, .server_busy, "no memory left");
+    journal.sessionChanged(session);
+    const grant: Grant = .{ .assigned = assigned, .present = present, .expiry_s = asked, .keep_alive_s = keep_alive_s };
+    sendConnack(connection, packet, grant, data) catch return connection_room.abort(connection, .server_busy, "no memory left");
+    reportConnected(connection, packet, grant) catch {};
+    delivery.resumeSession(session);
+}
+
+fn assignName(target: *[24]u8) []const u8 {
+    const letters = "abcdefghijklmnopqrstuvwxyz234567";
+    @memcpy(target[0..5], "avow-");
+    for (target[5..]) |*letter| letter.* = letters[state.random.random().int(u5)];
+    return target;
+}
+
+/// The expiry interval of a will is kept as a duration until it is published.
+fn willMessage(will: *const packets.Will) heap.Error!*message_room.Message {
+    const buffer = try heap.slice(u8, will.properties.raw.len);
+    defer heap.freeSlice(buffer);
+    const length = properties.forwardInto(buffer, will.properties.raw);
+    return message_room.Message.create(.{
+        .topic = will.topic,
+        .properties = buffer[0..length],
+        .payload = will.payload,
+        .qos = will.qos,
+        .retain = will.retain,
+        .expires_at_ms = if (will.properties.message_expiry_interval) |seconds| @as(u64, seconds) * 1000 else message_room.never,
+    });
+}
+
+fn obtain(name: []const u8, packet: *const packets.Connect, user: []const u8, present: *bool) heap.Error!*Session {
+    if (session_room.find(name)) |known| {
+        if (known.connection) |other| { // [MQTT-3.1.4-3]
+            connection_room.close(other, .session_taken_over, "another connection took this session over");
+            detach(other);
+        }
+    }
+    const known = session_room.find(name);
+    const life: transitions.Life = if (known == null) .none else .waiting;
+    switch (transitions.lifeEffect(life, if (packet.clean_start) .connect_clean else .connect_resume)) {
+        .adopt => {
+            present.* = true;
+            timers.cancel(&known.?.expiry_timer);
+            return known.?;
+        },
+        .replace => endSession(known.?),
+        .create => {},
+        else => unreachable,
+    }
+    const session = try session_room.create(name, packet.version);
+    errdefer session_room.end(session);
+    try session.setUser(user);
+    return session;
+}
+
+fn attach(connection: *Connection, session: *Session, packet: *const packets.Connect) void {
+    connection.session = session;
+    session.connection = connection;
+    connection.phase = .active;
+    connection.window = packet.properties.receive_maximum orelse 0xFFFF;
+    connection.alias_out_maximum = @min(packet.properties.topic_alias_maximum orelse 0, state.settings.topic_alias_out_maximum);
+    stats.count(.clients_connected, 1);
+    stats.count(.connects_accepted, 1);
+    if (stats.get(.clients_connected) > stats.get(.clients_maximum)) stats.put(.clients_maximum, stats.get(.clients_connected));
+}
+
+/// Server Keep Alive exists in MQTT 5 only; an MQTT 3.1.1 client cannot be told [MQTT-3.1.2-21].
+fn keepAlive(packet: *const packets.Connect) u16 {
+    const most = state.settings.keep_alive_max_s;
+    if (packet.version == 4 or most == 0) return packet.keep_alive_s;
+    return if (packet.keep_alive_s == 0 or packet.keep_alive_s > most) most else packet.keep_alive_s;
+}
+
+fn sendConnack(connection: *Connection, packet: *const packets.Connect, grant: Grant, data: []const u8) heap.Error!void {
+    stats.count(.connack_sent, 1);
+    if (connection.version == 4) return connection.send(&.{ 0x20, 2, @intFromBool(grant.present), 0 });
+    const session = connection.session.?;
+    const prefix = state.response_prefix;
+    const room = 128 + session.client_identifier.len * 2 + connection.method.len + data.len + prefix.len;
+    const inner = try heap.slice(u8, room);
+    defer heap.freeSlice(inner);
+    var list: writer.Writer = .{ .bytes = inner };
+    writeConnackProperties(&list, connection, packet, grant, data);
+    const bytes = try heap.slice(u8, room + 16);
+    defer heap.freeSlice(bytes);
+    var to: writer.Writer = .{ .bytes = bytes };
+    to.byte(0x20);
+    to.variable(2 + @import("wire/reader.zig").variableBytes(list.length) + list.length);
+    to.byte(@intFromBool(grant.present));
+    to.byte(0);
+    to.variable(list.length);
+    to.raw(list.written());
+    connection.send(to.written());
+}
+
+/// Only what differs from the defaults of section 3.2.2.3.
+fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, packet: *const packets.Connect, grant: Grant, data: []const u8) void {
+    const settings = &state.settings;
+    const session = connection.session.?;
+    if (grant.expiry_s != session.expiry_s) {
+        to.property(.session_expiry_interval);
+        to.u32_(session.expiry_s);
+    }
+    if (settings.receive_maximum != 0xFFFF) {
+        to.property(.receive_maximum);
+        to.u16_(settings.receive_maximum);
+    }
+    if (settings.maximum_qos < 2) flagProperty(to, .maximum_qos, settings.maximum_qos);
+    if (!settings.retain_available) flagProperty(to, .retain_available, 0);
+    to.property(.maximum_packet_size);
+    to.u32_(settings.maximum_packet_bytes);
+    if (grant.assigned) {
+        to.property(.assigned_client_identifier); // [MQTT-3.2.2-16]
+        to.string(session.client_identifier);
+    }
+    if (settings.topic_alias_maximum != 0) {
+        to.property(.topic_alias_maximum);
+        to.u16_(settings.topic_alias_maximum);
+    }
+    if (!settings.wildcard_available) flagProperty(to, .wildcard_subscription_available, 0);
+    if (!settings.subscription_identifiers_available) flagProperty(to, .subscription_identifier_available, 0);
+    if (!settings.shared_available) flagProperty(to, .shared_subscription_available, 0);
+    if (grant.keep_alive_s != packet.keep_alive_s) {
+        to.property(.server_keep_alive);
+        to.u16_(grant.keep_alive_s);
+    }
+    if (packet.properties.request_response_information == 1 and state.response_prefix.len != 0) {
+        to.property(.response_information); // [MQTT-3.1.2-28]
+        to.u16_(@intCast(state.response_prefix.len + 1 + session.client_identifier.len));
+        to.raw(state.response_prefix);
+        to.byte('/');
+        to.raw(session.client_identifier);
+    }
+    if (connection.method.len != 0) {
+        to.property(.authentication_method);
+        to.string(connection.method);
+        if (data.len != 0) {
+            to.property(.authentication_data);
+            to.string(data);
+        }
+    }
+}
+
+fn flagProperty(to: *writer.Writer, id: properties.Id, value: u8) void {
+    to.property(id);
+    to.byte(value);
+}
+
+fn reportConnected(connection: *Connection, packet: *const packets.Connect, grant: Grant) heap.Error!void {
+    const session = connection.session.?;
+    try events.begin(.connected);
+    try events.number(u32, connection.id);
+    try events.number(u8, connection.version);
+    try events.number(u8, @as(u8, @intFromBool(grant.present)) | @as(u8, @intFromBool(packet.clean_start)) << 1);
+    try events.number(u16, grant.keep_alive_s);
+    try events.string(session.client_identifier);
+    try events.string(session.user);
+    events.finish();
+}
+
+/// Connection and session part: the will, the expiry, the end (sections 3.1.2.5 and 3.1.2.11.2).
+pub fn detach(connection: *Connection) void {
+    const session = connection.session orelse return;
+    connection.session = null;
+    session.connection = null;
+    stats.uncount(.clients_connected, 1);
+    // A shutdown is for the journal what a crash is: wills and expiry are dealt with after the restart.
+    if (state.draining) return;
+    if (!connection.will_wanted) session.setWill(null, 0);
+    switch (transitions.lifeEffect(.connected, if (session.durable()) .closed_expiring else .closed_ending)) {
+        .end => endSession(session),
+        .keep => keepSession(session),
+        else => unreachable,
+    }
+}
+
+fn keepSession(session: *Session) void {
+    if (session.expiry_s != 0xFFFF_FFFF) timers.set(&session.expiry_timer, state.now_ms + @as(u64, session.expiry_s) * 1000) catch return endSession(session);
+    if (session.will != null) {
+        const delay_s = @min(session.will_delay_s, session.expiry_s); // [MQTT-3.1.3-9]: whichever is first
+        if (delay_s == 0) {
+            routing.publishWill(session);
+        } else timers.set(&session.will_timer, state.now_ms + @as(u64, delay_s) * 1000) catch routing.publishWill(session);
+    }
+    journal.sessionChanged(session);
+}
+
+/// The end of a session publishes a will that still waits [MQTT-3.1.2-8].
+pub fn endSession(session: *Session) void {
+    routing.publishWill(session);
+    session_room.end(session);
+}
+
+pub fn sessionExpired(session: *Session) void {
+    stats.count(.sessions_expired, 1);
+    std.debug.assert(transitions.lifeEffect(.waiting, .expired) == .end);
+    endSession(session);
+}
+
+pub fn willDue(session: *Session) void {
+    routing.publishWill(session);
+    journal.sessionChanged(session);
+}

@@ -1,0 +1,293 @@
+//! Network connections: their phase, what waits to be sent, and how they end.
+
+const std = @import("std");
+const abi = @import("abi.zig");
+const events = @import("events.zig");
+const heap = @import("heap.zig");
+const limits = @import("limits.zig");
+const stats = @import("stats.zig");
+const timers = @import("timers.zig");
+const transitions = @import("transitions.zig");
+const websocket = @import("wire/websocket.zig");
+const writer = @import("wire/writer.zig");
+const Outbox = @import("outbox.zig").Outbox;
+const Reason = @import("wire/reason.zig").Reason;
+const Session = @import("session.zig").Session;
+
+pub const Alias = struct { topic: []u8 };
+
+pub const Connection = struct {
+    id: u32,
+    phase: transitions.Phase,
+    version: u8 = 0,
+    anonymous_allowed: bool,
+    /// The proven TLS identity; heap-owned.
+    identity: []u8,
+    websocket: ?*websocket.Decoder = null,
+    /// A packet (or HTTP request) of which a part has come.
+    partial: heap.List(u8) = .{},
+    outbox: Outbox = .{},
+    session: ?*Session = null,
+    timer: timers.Timer = .{ .kind = .connection },
+    /// When the phase must be over, or when the last packet came.
+    deadline_ms: u64 = 0,
+    last_packet_ms: u64 = 0,
+    keep_alive_ms: u64 = 0,
+
+    /// What the client can take: its Maximum Packet Size and the window towards it.
+    maximum_packet_bytes: u32 = limits.packet_bytes_max,
+    window: u32 = 0xFFFF,
+    request_problem_information: bool = true,
+    /// QoS 1 publishes of which no acknowledgement can have arrived yet.
+    unacknowledged: u32 = 0,
+    aliases_in: [][]u8 = &.{},
+    aliases_out: heap.List(Alias) = .{},
+    alias_out_maximum: u16 = 0,
+
+    /// The CONNECT packet while credentials are verified; heap-owned, erased.
+    held_connect: []u8 = &.{},
+    method: []u8 = &.{},
+    ticket: u32 = 0,
+    reauthenticating: bool = false,
+
+    next_dirty: ?*Connection = null,
+    dirty: bool = false,
+    next_doomed: ?*Connection = null,
+    doomed: bool = false,
+    blocked: bool = false,
+    /// Reading is paused, as the host knows it; `pause_due`: a change has to be told.
+    paused: bool = false,
+    pause_due: bool = false,
+    close_due: bool = false,
+    abort_due: bool = false,
+    /// Messages wait in the session until the outbox has drained.
+    backlog: bool = false,
+    /// More segments wait than one turn offers.
+    outbox_rest: bool = false,
+    will_wanted: bool = true,
+    reported: bool = false,
+
+    pub fn isActive(self: *const Connection) bool {
+        return self.phase == .active;
+    }
+
+    /// Appends the bytes of whole packets, framed when the transport is WebSocket.
+    pub fn write(self: *Connection, bytes: []const u8) heap.Error!void {
+        if (self.phase == .closing) return;
+        if (self.websocket != null) {
+            var head: [10]u8 = undefined;
+            const count = websocket.frameHeader(&head, .binary, bytes.len);
+            try self.outbox.write(head[0..count]);
+        }
+        try self.outbox.write(bytes);
+        markDirty(self);
+    }
+
+    /// Sends a packet that must go; a connection that has no memory for it is given up.
+    pub fn send(self: *Connection, bytes: []const u8) void {
+        self.write(bytes) catch {
+            abort(self, .quota_exceeded, "no memory left to answer");
+            return;
+        };
+        stats.count(.messages_sent, 1);
+        if (self.outbox.bytes > limits.pause_bytes) wantPause(self, true);
+    }
+};
+
+var table: heap.List(?*Connection) = .{};
+pub var first_dirty: ?*Connection = null;
+pub var last_dirty: ?*Connection = null;
+pub var first_doomed: ?*Connection = null;
+
+pub fn get(id: u32) ?*Connection {
+    if (id >= table.items.len) return null;
+    return table.items[id];
+}
+
+pub fn all() []?*Connection {
+    return table.items;
+}
+
+pub fn open(id: u32, web: bool, anonymous_allowed: bool, identity: []const u8) heap.Error!*Connection {
+    if (id >= limits.connections_max) return error.OutOfMemory;
+    while (table.items.len <= id) try table.append(null);
+    std.debug.assert(table.items[id] == null);
+    const name = try heap.copy(identity);
+    errdefer heap.freeSlice(name);
+    const decoder = if (web) try heap.create(websocket.Decoder) else null;
+    errdefer if (decoder) |made| heap.destroy(made);
+    if (decoder) |made| made.* = .{};
+    const connection = try heap.create(Connection);
+    connection.* = .{ .id = id, .phase = if (web) .upgrading else .connecting, .anonymous_allowed = anonymous_allowed, .identity = name, .websocket = decoder };
+    table.items[id] = connection;
+    stats.count(.connections_open, 1);
+    return connection;
+}
+
+/// The host has confirmed that the connection is gone, and its session was detached.
+pub fn free(connection: *Connection) void {
+    std.debug.assert(connection.session == null and !connection.doomed);
+    table.items[connection.id] = null;
+    if (connection.dirty) removeDirty(connection);
+    timers.cancel(&connection.timer);
+    dropConnectState(connection);
+    connection.partial.deinit();
+    connection.outbox.deinit();
+    for (connection.aliases_in) |alias| heap.freeSlice(alias);
+    heap.freeSlice(connection.aliases_in);
+    for (connection.aliases_out.items) |alias| heap.freeSlice(alias.topic);
+    connection.aliases_out.deinit();
+    heap.freeSlice(connection.identity);
+    heap.freeSlice(connection.method);
+    if (connection.websocket) |decoder| heap.destroy(decoder);
+    heap.destroy(connection);
+    stats.uncount(.connections_open, 1);
+}
+
+/// Erases the credentials that were kept for the verification.
+pub fn dropConnectState(connection: *Connection) void {
+    @memset(connection.held_connect, 0);
+    heap.freeSlice(connection.held_connect);
+    connection.held_connect = &.{};
+}
+
+/// First in, first out, so that no connection is starved when the output table is full.
+pub fn markDirty(connection: *Connection) void {
+    if (connection.dirty) return;
+    connection.dirty = true;
+    connection.next_dirty = null;
+    if (last_dirty) |last| last.next_dirty = connection else first_dirty = connection;
+    last_dirty = connection;
+}
+
+pub fn popDirty() ?*Connection {
+    const connection = first_dirty orelse return null;
+    first_dirty = connection.next_dirty;
+    if (first_dirty == null) last_dirty = null;
+    connection.dirty = false;
+    return connection;
+}
+
+fn removeDirty(connection: *Connection) void {
+    var previous: ?*Connection = null;
+    var item = first_dirty;
+    while (item) |found| : (item = found.next_dirty) {
+        if (found == connection) {
+            if (previous) |before| before.next_dirty = found.next_dirty else first_dirty = found.next_dirty;
+            if (last_dirty == found) last_dirty = previous;
+            return;
+        }
+        previous = found;
+    }
+}
+
+pub fn wantPause(connection: *Connection, pause: bool) void {
+    if (connection.paused == pause) return;
+    connection.paused = pause;
+    connection.pause_due = !connection.pause_due;
+    markDirty(connection);
+}
+
+/// Ends a connection from the broker's side: DISCONNECT where the protocol has it, then an orderly
+/// close. The session is detached later in the step, so callers may still hold it.
+pub fn close(connection: *Connection, reason: Reason, text: []const u8) void {
+    if (connection.phase == .closing) return;
+    const tell = connection.version == 5 and connection.phase == .active;
+    if (tell) {
+        var packet: [256]u8 = undefined;
+        const shown: []const u8 = if (connection.request_problem_information or reason != .success) text else "";
+        connection.write(writer.disconnect(&packet, reason, shown, connection.maximum_packet_bytes)) catch {
+            connection.abort_due = true;
+        };
+    }
+    finish(connection, reason, text);
+}
+
+/// Ends a connection after bytes (CONNACK, an HTTP answer) that were written before.
+pub fn finish(connection: *Connection, reason: Reason, text: []const u8) void {
+    if (connection.phase == .closing) return;
+    if (connection.websocket != null and connection.phase != .upgrading) {
+        // RFC 6455, section 7.4.1: 1000, or 1002 where the peer broke the protocol.
+        const code: u16 = if (reason == .malformed_packet or reason == .protocol_error) 1002 else 1000;
+        connection.outbox.write(&.{ 0x88, 2, @intCast(code >> 8), @intCast(code & 0xFF) }) catch {
+            connection.abort_due = true;
+        };
+    }
+    report(connection, reason, 1, text);
+    doom(connection);
+}
+
+/// Gives a connection up without another byte.
+pub fn abort(connection: *Connection, reason: Reason, text: []const u8) void {
+    connection.abort_due = true;
+    if (connection.phase == .closing) return;
+    report(connection, reason, 1, text);
+    doom(connection);
+}
+
+fn doom(connection: *Connection) void {
+    connection.phase = .closing;
+    connection.close_due = true;
+    connection.partial.deinit();
+    timers.cancel(&connection.timer);
+    dropConnectState(connection);
+    markDirty(connection);
+    if (connection.doomed) return;
+    connection.doomed = true;
+    connection.next_doomed = first_doomed;
+    first_doomed = connection;
+}
+
+pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8) void {
+    if (connection.reported) return;
+    connection.reported = true;
+    const name: []const u8 = if (connection.session) |session| session.client_identifier else "";
+    if (by == 1 and @intFromEnum(reason) >= 0x80) stats.count(.protocol_errors, @intFromBool(reason == .malformed_packet or reason == .protocol_error));
+    events.disconnected(connection.id, @intFromEnum(reason), by, name, text);
+}
+
+/// Fills the output table; true when it was too small for all that waits.
+pub fn collectOutputs() bool {
+    while (first_dirty) |connection| {
+        const free_records = limits.output_records - abi.output_count;
+        if (free_records < limits.segments_per_connection + 1) return true;
+        _ = popDirty();
+        offer(connection);
+    }
+    return false;
+}
+
+fn offer(connection: *Connection) void {
+    var flags: u16 = 0;
+    if (connection.pause_due) {
+        flags |= if (connection.paused) abi.flag_pause else abi.flag_resume;
+        connection.pause_due = false;
+    }
+    if (connection.blocked and !connection.abort_due) {
+        if (flags != 0) abi.output(connection.id, flags, 0, 0);
+        return;
+    }
+    if (connection.abort_due) {
+        abi.output(connection.id, flags | abi.flag_abort, 0, 0);
+        connection.abort_due = false;
+        connection.close_due = false;
+        connection.outbox.deinit();
+        return;
+    }
+    connection.outbox_rest = false;
+    var chunk = connection.outbox.head;
+    var count: u32 = 0;
+    while (chunk) |piece| : (chunk = piece.next) {
+        if (count == limits.segments_per_connection) {
+            connection.outbox_rest = true;
+            break;
+        }
+        const last = piece.next == null;
+        const extra: u16 = if (last and connection.close_due) abi.flag_close else 0;
+        abi.output(connection.id, flags | extra, @intFromPtr(piece.data()) + piece.start, piece.end - piece.start);
+        flags = 0;
+        count += 1;
+    }
+    if (count == 0 and (flags != 0 or connection.close_due))
+        abi.output(connection.id, flags | if (connection.close_due) abi.flag_close else 0, 0, 0);
+}

@@ -1,0 +1,306 @@
+//! Messages towards one client: flow control, packet identifiers, acknowledgements (MQTT 5.0,
+//! sections 4.3, 4.4 and 4.9).
+
+const std = @import("std");
+const connection_room = @import("connection.zig");
+const heap = @import("heap.zig");
+const journal = @import("journal.zig");
+const limits = @import("limits.zig");
+const message_room = @import("message.zig");
+const session_room = @import("session.zig");
+const state = @import("state.zig");
+const stats = @import("stats.zig");
+const transitions = @import("transitions.zig");
+const websocket = @import("wire/websocket.zig");
+const writer = @import("wire/writer.zig");
+const Connection = connection_room.Connection;
+const Delivery = session_room.Delivery;
+const Message = message_room.Message;
+const Session = session_room.Session;
+const View = message_room.View;
+
+/// How one session gets a message.
+pub const Terms = struct { qos: u2, retain: bool, identifiers: []const u32 };
+
+/// The QoS 0 packet that most receivers of a message share, encoded once.
+pub const Shared = struct {
+    bytes: [2]?[]const u8 = @splat(null),
+
+    fn of(self: *Shared, view: *const View, version: u8) ?[]const u8 {
+        const index: usize = @intFromBool(version == 5);
+        if (self.bytes[index]) |bytes| return bytes;
+        const packet = packetOf(view, version, .{ .qos = 0, .retain = false, .identifiers = &.{} });
+        const room = &state.shared_packet[index];
+        const size = packet.size();
+        if (size > room.len) return null;
+        self.bytes[index] = packet.encode(room[0..size]);
+        return self.bytes[index];
+    }
+};
+
+fn packetOf(view: *const View, version: u8, terms: Terms) writer.Publish {
+    const expires = view.expires_at_ms != message_room.never;
+    return .{
+        .version = version,
+        .qos = terms.qos,
+        .retain = terms.retain,
+        .topic = view.topic,
+        .expiry_s = if (expires and version == 5) message_room.secondsLeft(view.expires_at_ms, state.now_ms) else null,
+        .identifiers = if (version == 5) terms.identifiers else &.{},
+        .properties = if (version == 5) view.properties else &.{},
+        .payload = view.payload,
+    };
+}
+
+/// QoS 0: now or never. What does not fit into the client's bound is dropped and counted.
+pub fn sendAtMostOnce(connection: *Connection, view: *const View, terms: Terms, shared: ?*Shared) void {
+    if (!connection.isActive()) return;
+    if (shared) |common| {
+        if (!terms.retain and (terms.identifiers.len == 0 or connection.version == 4) and connection.alias_out_maximum == 0) {
+            if (common.of(view, connection.version)) |bytes| {
+                if (bytes.len > connection.maximum_packet_bytes) return stats.count(.publish_dropped, 1); // [MQTT-3.1.2-25]
+                if (connection.outbox.bytes + bytes.len > state.settings.queued_bytes_max) return stats.count(.publish_dropped, 1);
+                connection.write(bytes) catch return stats.count(.publish_dropped, 1);
+                return counted(view);
+            }
+        }
+    }
+    var packet = packetOf(view, connection.version, terms);
+    if (connection.outbox.bytes + packet.size() > state.settings.queued_bytes_max) return stats.count(.publish_dropped, 1);
+    if (!writePublish(connection, &packet)) stats.count(.publish_dropped, 1);
+}
+
+fn counted(view: *const View) void {
+    stats.count(.publish_sent, 1);
+    stats.count(.messages_sent, 1);
+    stats.count(.publish_bytes_sent, view.payload.len);
+}
+
+/// False: too large for the client, or no memory.
+fn writePublish(connection: *Connection, packet: *writer.Publish) bool {
+    const fresh = chooseAlias(connection, packet);
+    const size = packet.size();
+    if (size > connection.maximum_packet_bytes) {
+        forgetAlias(connection, fresh);
+        return false;
+    }
+    putPublish(connection, packet, size) catch {
+        forgetAlias(connection, fresh);
+        return false;
+    };
+    stats.count(.publish_sent, 1);
+    stats.count(.messages_sent, 1);
+    stats.count(.publish_bytes_sent, packet.payload.len);
+    return true;
+}
+
+fn putPublish(connection: *Connection, packet: *const writer.Publish, size: u32) heap.Error!void {
+    var head: [10]u8 = undefined;
+    const frame: u32 = if (connection.websocket != null) @intCast(websocket.frameHeader(&head, .binary, size)) else 0;
+    const room = try connection.outbox.reserve(frame + size);
+    @memcpy(room[0..frame], head[0..frame]);
+    _ = packet.encode(room[frame..][0..size]);
+    connection.outbox.commit(frame + size);
+    connection_room.markDirty(connection);
+}
+
+/// Topic aliases towards the client: the first topics used get one [MQTT-3.3.2-12].
+fn chooseAlias(connection: *Connection, packet: *writer.Publish) bool {
+    if (connection.alias_out_maximum == 0) return false;
+    for (connection.aliases_out.items, 1..) |known, number| {
+        if (!std.mem.eql(u8, known.topic, packet.topic)) continue;
+        packet.alias = @intCast(number);
+        packet.topic = "";
+        return false;
+    }
+    if (connection.aliases_out.items.len >= connection.alias_out_maximum) return false;
+    const copy = heap.copy(packet.topic) catch return false;
+    connection.aliases_out.append(.{ .topic = copy }) catch {
+        heap.freeSlice(copy);
+        return false;
+    };
+    packet.alias = @intCast(connection.aliases_out.items.len);
+    return true;
+}
+
+fn forgetAlias(connection: *Connection, fresh: bool) void {
+    if (!fresh) return;
+    const aliases = &connection.aliases_out;
+    heap.freeSlice(aliases.items[aliases.items.len - 1].topic);
+    aliases.items.len -= 1;
+}
+
+fn windowOf(connection: *const Connection) u32 {
+    return @min(connection.window, state.settings.inflight_max);
+}
+
+/// Whether a QoS 1 or 2 message may go out at once [MQTT-4.9.0-2].
+fn open(session: *const Session) ?*Connection {
+    const connection = session.connection orelse return null;
+    if (!connection.isActive() or session.inflight >= windowOf(connection)) return null;
+    if (connection.outbox.bytes >= limits.outbox_soft_bytes) {
+        connection.backlog = true;
+        return null;
+    }
+    return connection;
+}
+
+/// QoS 1 and 2. The message is sent or queued, or dropped where the client's bounds say so.
+pub fn sendReliably(session: *Session, view: *View, terms: Terms) void {
+    const connection = session.connection;
+    if (connection == null and !session.durable()) return;
+    if (session.waiting.count == 0) {
+        if (open(session)) |ready| {
+            if (!session.durable()) return sendUnkept(session, ready, view, terms);
+        }
+    }
+    if (session.waiting.count >= state.settings.queued_messages_max) return overrun(session);
+    enqueue(session, view, terms) catch return overrun(session);
+    pump(session);
+}
+
+/// Overload of one client: a connected one is told and disconnected, an absent one loses the message.
+fn overrun(session: *Session) void {
+    stats.count(.publish_dropped, 1);
+    if (session.connection) |connection| connection_room.close(connection, .quota_exceeded, "more messages wait for this client than its queue may hold");
+}
+
+/// A session that ends with its connection never sends a message again: nothing needs to be kept.
+fn sendUnkept(session: *Session, connection: *Connection, view: *View, terms: Terms) void {
+    var packet = packetOf(view, connection.version, terms);
+    packet.packet_identifier = session.takeIdentifier(windowOf(connection)) catch return overrun(session);
+    if (!writePublish(connection, &packet)) return stats.count(.publish_dropped, 1);
+    occupy(session, packet.packet_identifier, terms.qos, null);
+}
+
+fn occupy(session: *Session, packet_identifier: u16, qos: u2, delivery: ?*Delivery) void {
+    const slot = session.slot(packet_identifier).?;
+    slot.* = .{ .state = transitions.outboundStep(.free, if (qos == 1) .send_qos1 else .send_qos2).next, .delivery = delivery };
+    session.inflight += 1;
+    stats.count(.inflight, 1);
+}
+
+fn enqueue(session: *Session, view: *View, terms: Terms) heap.Error!void {
+    const message = try view.keep();
+    const bytes = message.size_bytes();
+    if (session.queued_bytes + bytes > state.settings.queued_bytes_max) return error.OutOfMemory;
+    const identifiers = try heap.slice(u32, terms.identifiers.len);
+    errdefer heap.freeSlice(identifiers);
+    @memcpy(identifiers, terms.identifiers);
+    const delivery = try heap.create(Delivery);
+    state.delivery_serial += 1;
+    delivery.* = .{ .message = message.reference(), .serial = state.delivery_serial, .identifiers = identifiers, .qos = terms.qos, .retain = terms.retain };
+    session.waiting.append(delivery);
+    session.queued_bytes += bytes;
+    stats.count(.queued, 1);
+    journal.enqueued(session, delivery);
+}
+
+fn discard(session: *Session, queue: *session_room.Queue, delivery: *Delivery) void {
+    queue.remove(delivery);
+    session.queued_bytes -= delivery.message.size_bytes();
+    delivery.destroy();
+}
+
+/// Sends what waits, as far as window and outbox allow.
+pub fn pump(session: *Session) void {
+    while (session.waiting.first) |delivery| {
+        const connection = open(session) orelse return;
+        if (delivery.message.expires_at_ms <= state.now_ms) { // [MQTT-3.3.2-5]
+            drop(session, delivery);
+            continue;
+        }
+        var view = delivery.message.view();
+        const terms: Terms = .{ .qos = delivery.qos, .retain = delivery.retain, .identifiers = delivery.identifiers };
+        var packet = packetOf(&view, connection.version, terms);
+        packet.packet_identifier = session.takeIdentifier(windowOf(connection)) catch return overrun(session);
+        if (!writePublish(connection, &packet)) {
+            drop(session, delivery); // [MQTT-3.1.2-25]: as if it had been sent
+            continue;
+        }
+        session.waiting.remove(delivery);
+        stats.uncount(.queued, 1);
+        delivery.packet_identifier = packet.packet_identifier;
+        const keep = session.durable();
+        occupy(session, packet.packet_identifier, delivery.qos, if (keep) delivery else null);
+        if (keep) {
+            session.sent.append(delivery);
+            journal.sent(session, delivery);
+        } else {
+            session.queued_bytes -= delivery.message.size_bytes();
+            delivery.destroy();
+        }
+    }
+}
+
+fn drop(session: *Session, delivery: *Delivery) void {
+    journal.done(session, delivery);
+    stats.count(.publish_dropped, 1);
+    stats.uncount(.queued, 1);
+    discard(session, &session.waiting, delivery);
+}
+
+/// A PUBACK, PUBREC or PUBCOMP from the client.
+pub fn acknowledged(connection: *Connection, packet_identifier: u16, event: transitions.OutboundEvent) void {
+    const session = connection.session.?;
+    const slot = session.slot(packet_identifier);
+    const before: transitions.Outbound = if (slot) |found| found.state else .free;
+    const step = transitions.outboundStep(before, event);
+    switch (step.effect) {
+        .none => {},
+        .protocol_error => return connection_room.close(connection, .protocol_error, "this acknowledgement does not belong to the QoS of the message"),
+        .complete => complete(session, slot.?),
+        .release => {
+            slot.?.state = step.next;
+            if (slot.?.delivery) |delivery| {
+                if (!delivery.released) journal.released(session, packet_identifier);
+                delivery.released = true;
+            }
+            sendRelease(connection, packet_identifier, .success);
+        },
+        .release_unknown => sendRelease(connection, packet_identifier, .packet_identifier_not_found),
+        .resend_publish, .resend_release => unreachable,
+    }
+    if (step.effect == .complete) pump(session);
+}
+
+fn complete(session: *Session, slot: *session_room.Slot) void {
+    if (slot.delivery) |delivery| {
+        journal.done(session, delivery);
+        discard(session, &session.sent, delivery);
+    }
+    slot.* = .{};
+    session.inflight -= 1;
+    stats.uncount(.inflight, 1);
+}
+
+fn sendRelease(connection: *Connection, packet_identifier: u16, reason: @import("wire/reason.zig").Reason) void {
+    var bytes: [8]u8 = undefined;
+    connection.send(writer.acknowledgement(&bytes, connection.version, .pubrel, packet_identifier, reason));
+}
+
+/// After CONNACK with Session Present: unacknowledged packets first, in their order, with their
+/// identifiers [MQTT-4.4.0-1], [MQTT-4.6.0-1]; then what waits.
+pub fn resumeSession(session: *Session) void {
+    const connection = session.connection.?;
+    var item = session.sent.first;
+    while (item) |delivery| {
+        item = delivery.next;
+        const slot = session.slot(delivery.packet_identifier).?;
+        switch (transitions.outboundStep(slot.state, .resume_session).effect) {
+            .resend_release => sendRelease(connection, delivery.packet_identifier, .success),
+            .resend_publish => {
+                var view = delivery.message.view();
+                var packet = packetOf(&view, connection.version, .{ .qos = delivery.qos, .retain = delivery.retain, .identifiers = delivery.identifiers });
+                packet.packet_identifier = delivery.packet_identifier;
+                packet.dup = true; // [MQTT-3.3.1-1]
+                if (!writePublish(connection, &packet)) {
+                    stats.count(.publish_dropped, 1);
+                    complete(session, slot);
+                }
+            },
+            else => unreachable,
+        }
+    }
+    pump(session);
+}

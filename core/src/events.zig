@@ -1,0 +1,76 @@
+//! What the core tells the host: credentials to verify, who came and went, commands that failed.
+
+const std = @import("std");
+const heap = @import("heap.zig");
+const limits = @import("limits.zig");
+
+pub const Kind = enum(u8) { auth_request = 1, connected = 2, disconnected = 3, command_failed = 4, drained = 5 };
+
+pub var region: heap.List(u8) = .{};
+var start: usize = 0;
+
+/// Credentials were in here: the bytes are erased before the region is used again.
+pub fn clear() void {
+    @memset(region.items, 0);
+    region.clear();
+    if (region.capacity > limits.events_keep_bytes) region.deinit();
+}
+
+pub fn begin(kind: Kind) heap.Error!void {
+    start = region.items.len;
+    errdefer cancel();
+    try region.appendSlice(&.{ 0, 0, 0, 0, @intFromEnum(kind), 0, 0, 0 });
+}
+
+pub fn number(comptime T: type, value: T) heap.Error!void {
+    errdefer cancel();
+    var bytes: [@sizeOf(T)]u8 = undefined;
+    std.mem.writeInt(T, &bytes, value, .little);
+    try region.appendSlice(&bytes);
+}
+
+pub fn string(text: []const u8) heap.Error!void {
+    try number(u32, @intCast(text.len));
+    errdefer cancel();
+    try region.appendSlice(text);
+}
+
+pub fn finish() void {
+    std.mem.writeInt(u32, region.items[start..][0..4], @intCast(region.items.len - start), .little);
+}
+
+fn cancel() void {
+    region.items.len = start;
+}
+
+/// Reports are dropped when there is no memory for them: counters still tell.
+pub fn disconnected(connection: u32, reason: u8, by: u8, client_identifier: []const u8, text: []const u8) void {
+    disconnectedOrFail(connection, reason, by, client_identifier, text) catch return;
+}
+
+fn disconnectedOrFail(connection: u32, reason: u8, by: u8, client_identifier: []const u8, text: []const u8) heap.Error!void {
+    try begin(.disconnected);
+    try number(u32, connection);
+    try number(u8, reason);
+    try number(u8, by);
+    try number(u16, 0);
+    try string(client_identifier);
+    try string(text);
+    finish();
+}
+
+pub fn commandFailed(command: u32, text: []const u8) void {
+    commandFailedOrFail(command, text) catch return;
+}
+
+fn commandFailedOrFail(command: u32, text: []const u8) heap.Error!void {
+    try begin(.command_failed);
+    try number(u32, command);
+    try string(text);
+    finish();
+}
+
+pub fn drained() void {
+    begin(.drained) catch return;
+    finish();
+}

@@ -1,0 +1,245 @@
+//! Memory with a budget: size classes up to 32 KiB, runs of Wasm pages above.
+//! Every allocation can fail, and the caller answers with the protocol's own means.
+//! Frees name their size, so blocks carry no header. Nothing is filled with a pattern:
+//! callers initialise what they take.
+
+const std = @import("std");
+
+pub const Error = error{OutOfMemory};
+
+const page_bytes = 64 * 1024;
+const small_max = 32 * 1024;
+const linear_max = 256; // 16-byte steps up to here, then four classes a doubling
+const class_count = linear_max / 16 + 4 * 7;
+
+const Free = struct { next: ?*Free };
+const Run = struct { pages: usize, next: ?*Run };
+const Class = struct { free: ?*Free = null, fresh: usize = 0, fresh_end: usize = 0 };
+
+var classes: [class_count]Class = @splat(.{});
+var runs: ?*Run = null; // sorted by address, neighbours merged
+pub var used_bytes: u64 = 0;
+pub var used_bytes_maximum: u64 = 0;
+pub var budget_bytes: u64 = 1024 * 1024 * 1024;
+
+fn classOf(size: usize) usize {
+    if (size <= linear_max) return (@max(size, 1) + 15) / 16 - 1;
+    const top = std.math.log2_int(usize, size - 1); // 2^top < size <= 2^(top+1)
+    const quarter = (size - 1 - (@as(usize, 1) << @intCast(top))) >> @intCast(top - 2);
+    return linear_max / 16 + (top - 8) * 4 + quarter;
+}
+
+fn classBytes(class: usize) usize {
+    if (class < linear_max / 16) return (class + 1) * 16;
+    const index = class - linear_max / 16;
+    const base = @as(usize, 256) << @intCast(index / 4);
+    return base + (base / 4) * (index % 4 + 1);
+}
+
+fn account(bytes: usize) Error!void {
+    if (used_bytes + bytes > budget_bytes) return error.OutOfMemory;
+    used_bytes += bytes;
+    if (used_bytes > used_bytes_maximum) used_bytes_maximum = used_bytes;
+}
+
+pub fn allocate(size: usize) Error![*]align(16) u8 {
+    if (size > small_max) return allocateRun((size + page_bytes - 1) / page_bytes);
+    const index = classOf(size);
+    const bytes = classBytes(index);
+    const class = &classes[index];
+    try account(bytes);
+    if (class.free) |block| {
+        class.free = block.next;
+        return @ptrCast(@alignCast(block));
+    }
+    if (class.fresh + bytes > class.fresh_end) {
+        errdefer used_bytes -= bytes;
+        const pages: usize = if (bytes > 4096) 2 else 1;
+        class.fresh = @intFromPtr(try takePages(pages));
+        class.fresh_end = class.fresh + pages * page_bytes;
+    }
+    const at = class.fresh;
+    class.fresh += bytes;
+    return @ptrFromInt(at);
+}
+
+pub fn release(pointer: [*]u8, size: usize) void {
+    if (size > small_max) return releaseRun(pointer, (size + page_bytes - 1) / page_bytes);
+    const index = classOf(size);
+    used_bytes -= classBytes(index);
+    const block: *Free = @ptrCast(@alignCast(pointer));
+    block.next = classes[index].free;
+    classes[index].free = block;
+}
+
+fn allocateRun(pages: usize) Error![*]align(16) u8 {
+    try account(pages * page_bytes);
+    errdefer used_bytes -= pages * page_bytes;
+    return takePages(pages);
+}
+
+fn takePages(pages: usize) Error![*]align(16) u8 {
+    var link = &runs;
+    while (link.*) |run| : (link = &run.next) {
+        if (run.pages < pages) continue;
+        if (run.pages == pages) {
+            link.* = run.next;
+        } else {
+            const rest: *Run = @ptrFromInt(@intFromPtr(run) + pages * page_bytes);
+            rest.* = .{ .pages = run.pages - pages, .next = run.next };
+            link.* = rest;
+        }
+        return @ptrCast(@alignCast(run));
+    }
+    const first = @wasmMemoryGrow(0, pages);
+    if (first < 0) return error.OutOfMemory;
+    return @ptrFromInt(@as(usize, @intCast(first)) * page_bytes);
+}
+
+fn releaseRun(pointer: [*]u8, pages: usize) void {
+    used_bytes -= pages * page_bytes;
+    const address = @intFromPtr(pointer);
+    var before: ?*Run = null;
+    var after = runs;
+    while (after) |run| {
+        if (@intFromPtr(run) > address) break;
+        before = run;
+        after = run.next;
+    }
+    var run: *Run = @ptrCast(@alignCast(pointer));
+    run.* = .{ .pages = pages, .next = after };
+    if (before) |left| {
+        if (@intFromPtr(left) + left.pages * page_bytes == address) {
+            left.pages += pages;
+            run = left;
+        } else left.next = run;
+    } else runs = run;
+    if (after) |right| {
+        if (@intFromPtr(run) + run.pages * page_bytes == @intFromPtr(right)) {
+            run.pages += right.pages;
+            run.next = right.next;
+        } else run.next = right;
+    }
+}
+
+pub fn create(comptime T: type) Error!*T {
+    return @ptrCast(@alignCast(try allocate(@sizeOf(T))));
+}
+
+pub fn destroy(pointer: anytype) void {
+    release(@ptrCast(pointer), @sizeOf(@typeInfo(@TypeOf(pointer)).pointer.child));
+}
+
+pub fn slice(comptime T: type, count: usize) Error![]T {
+    if (count == 0) return &.{};
+    const pointer: [*]T = @ptrCast(@alignCast(try allocate(@sizeOf(T) * count)));
+    return pointer[0..count];
+}
+
+pub fn freeSlice(items: anytype) void {
+    if (items.len == 0) return;
+    const T = @typeInfo(@TypeOf(items)).pointer.child;
+    release(@ptrCast(@constCast(items.ptr)), @sizeOf(T) * items.len);
+}
+
+pub fn copy(bytes: []const u8) Error![]u8 {
+    const mine = try slice(u8, bytes.len);
+    @memcpy(mine, bytes);
+    return mine;
+}
+
+/// A growable list without the fill patterns of the standard one.
+pub fn List(comptime T: type) type {
+    return struct {
+        items: []T = &.{},
+        capacity: usize = 0,
+
+        const Self = @This();
+
+        pub fn ensure(self: *Self, count: usize) Error!void {
+            if (count <= self.capacity) return;
+            const wanted = @max(count, self.capacity * 2, 64 / @sizeOf(T), 4);
+            const bigger = try slice(T, wanted);
+            @memcpy(bigger[0..self.items.len], self.items);
+            const length = self.items.len;
+            freeSlice(self.items.ptr[0..self.capacity]);
+            self.items = bigger[0..length];
+            self.capacity = wanted;
+        }
+
+        pub fn append(self: *Self, item: T) Error!void {
+            try self.ensure(self.items.len + 1);
+            self.items.len += 1;
+            self.items[self.items.len - 1] = item;
+        }
+
+        pub fn appendSlice(self: *Self, more: []const T) Error!void {
+            try self.ensure(self.items.len + more.len);
+            const at = self.items.len;
+            self.items.len += more.len;
+            @memcpy(self.items[at..], more);
+        }
+
+        pub fn clear(self: *Self) void {
+            self.items.len = 0;
+        }
+
+        pub fn deinit(self: *Self) void {
+            if (self.capacity != 0) freeSlice(self.items.ptr[0..self.capacity]);
+            self.* = .{};
+        }
+    };
+}
+
+/// A chained hash table of objects that carry `hash: u32` and `chain: ?*T`.
+/// The table never allocates per object; it doubles when it holds as many as it has buckets.
+pub fn Table(comptime T: type) type {
+    return struct {
+        buckets: []?*T = &.{},
+        count: usize = 0,
+
+        const Self = @This();
+
+        pub fn reserve(self: *Self) Error!void {
+            if (self.count < self.buckets.len) return;
+            const bigger = try slice(?*T, @max(64, self.buckets.len * 2));
+            @memset(bigger, null);
+            for (self.buckets) |head| {
+                var item = head;
+                while (item) |object| {
+                    item = object.chain;
+                    const bucket = &bigger[object.hash & (bigger.len - 1)];
+                    object.chain = bucket.*;
+                    bucket.* = object;
+                }
+            }
+            freeSlice(self.buckets);
+            self.buckets = bigger;
+        }
+
+        /// `reserve` must have succeeded since the last insert.
+        pub fn insert(self: *Self, object: *T) void {
+            const bucket = &self.buckets[object.hash & (self.buckets.len - 1)];
+            object.chain = bucket.*;
+            bucket.* = object;
+            self.count += 1;
+        }
+
+        pub fn first(self: *const Self, hash: u32) ?*T {
+            if (self.buckets.len == 0) return null;
+            return self.buckets[hash & (self.buckets.len - 1)];
+        }
+
+        pub fn remove(self: *Self, object: *T) void {
+            var link = &self.buckets[object.hash & (self.buckets.len - 1)];
+            while (link.*) |item| : (link = &item.chain) {
+                if (item == object) {
+                    link.* = object.chain;
+                    self.count -= 1;
+                    return;
+                }
+            }
+            unreachable;
+        }
+    };
+}

@@ -1,0 +1,376 @@
+//! Bytes from a connection become packets, and packets become effects.
+
+const std = @import("std");
+const acl = @import("acl.zig");
+const connect = @import("connect.zig");
+const connection_room = @import("connection.zig");
+const delivery = @import("delivery.zig");
+const heap = @import("heap.zig");
+const journal = @import("journal.zig");
+const limits = @import("limits.zig");
+const message_room = @import("message.zig");
+const packets = @import("wire/packets.zig");
+const properties = @import("wire/properties.zig");
+const reader = @import("wire/reader.zig");
+const routing = @import("routing.zig");
+const state = @import("state.zig");
+const stats = @import("stats.zig");
+const subscribe = @import("subscribe.zig");
+const topics = @import("topics.zig");
+const transitions = @import("transitions.zig");
+const websocket = @import("wire/websocket.zig");
+const writer = @import("wire/writer.zig");
+const Connection = connection_room.Connection;
+const Reason = @import("wire/reason.zig").Reason;
+
+/// Plaintext from the transport.
+pub fn received(connection: *Connection, bytes: []u8) void {
+    stats.count(.bytes_received, bytes.len);
+    if (connection.phase == .upgrading) return upgrade(connection, bytes);
+    if (connection.websocket != null) return unframe(connection, bytes);
+    consume(connection, bytes);
+}
+
+fn upgrade(connection: *Connection, bytes: []u8) void {
+    const room = limits.upgrade_bytes_max + 4 - @min(connection.partial.items.len, limits.upgrade_bytes_max);
+    const piece = bytes[0..@min(bytes.len, room)];
+    const before = connection.partial.items.len;
+    connection.partial.appendSlice(piece) catch return connection_room.abort(connection, .server_busy, "no memory left");
+    switch (websocket.upgrade(connection.partial.items)) {
+        .incomplete => if (piece.len < bytes.len) refuseUpgrade(connection, "the HTTP request is too large"),
+        .refused => |answer| {
+            connection.outbox.write(answer) catch {};
+            refuseUpgrade(connection, "not a WebSocket upgrade for the subprotocol mqtt");
+        },
+        .accepted => |done| {
+            connection.partial.deinit();
+            connection.phase = .connecting;
+            for ([_][]const u8{ websocket.answer_start, &done.accept, websocket.answer_end }) |part| {
+                connection.outbox.write(part) catch return connection_room.abort(connection, .server_busy, "no memory left");
+            }
+            connection_room.markDirty(connection);
+            const rest = bytes[done.consumed - before ..];
+            if (rest.len != 0) unframe(connection, rest);
+        },
+    }
+}
+
+fn refuseUpgrade(connection: *Connection, text: []const u8) void {
+    connection_room.finish(connection, .protocol_error, text);
+}
+
+fn unframe(connection: *Connection, bytes: []u8) void {
+    const decoder = connection.websocket.?;
+    var rest = bytes;
+    while (connection.phase != .closing) {
+        const event = decoder.next(&rest) catch return connection_room.close(connection, .protocol_error, "the WebSocket frame is not allowed");
+        switch (event) {
+            .need_more => return,
+            .data => |piece| consume(connection, piece),
+            .ping => |payload| {
+                var head: [10]u8 = undefined;
+                const count = websocket.frameHeader(&head, .pong, payload.len);
+                connection.outbox.write(head[0..count]) catch return connection_room.abort(connection, .server_busy, "no memory left");
+                connection.outbox.write(payload) catch return connection_room.abort(connection, .server_busy, "no memory left");
+                connection_room.markDirty(connection);
+                if (connection.outbox.bytes > limits.pause_bytes) connection_room.wantPause(connection, true);
+            },
+            .close => {
+                connection_room.report(connection, .unspecified, 2, "the WebSocket was closed");
+                return connection_room.finish(connection, .success, "the WebSocket was closed");
+            },
+        }
+    }
+}
+
+/// MQTT bytes in whatever pieces they come.
+fn consume(connection: *Connection, bytes: []const u8) void {
+    var rest = bytes;
+    while (rest.len != 0 and connection.phase != .closing) {
+        if (connection.phase == .verifying) return park(connection, rest);
+        if (connection.partial.items.len != 0) {
+            if (!completePartial(connection, &rest)) return;
+            continue;
+        }
+        const head = reader.header(rest) catch return broken(connection, error.Malformed);
+        const total = if (head) |found| found.header_bytes + found.remaining else 0;
+        if (head == null or rest.len < total) {
+            if (tooLarge(connection, total)) return;
+            return connection.partial.appendSlice(rest) catch connection_room.abort(connection, .quota_exceeded, "no memory left");
+        }
+        if (tooLarge(connection, total)) return;
+        handle(connection, head.?, rest[head.?.header_bytes..total]);
+        rest = rest[total..];
+    }
+}
+
+/// Adds to the packet that has begun; false: nothing is left to do now.
+fn completePartial(connection: *Connection, rest: *[]const u8) bool {
+    const partial = &connection.partial;
+    const head = reader.header(partial.items) catch {
+        broken(connection, error.Malformed);
+        return false;
+    };
+    const total = if (head) |found| found.header_bytes + found.remaining else partial.items.len + 1;
+    if (tooLarge(connection, @intCast(total))) return false;
+    const count = @min(total - partial.items.len, rest.len);
+    partial.appendSlice(rest.*[0..count]) catch {
+        connection_room.abort(connection, .quota_exceeded, "no memory left");
+        return false;
+    };
+    rest.* = rest.*[count..];
+    if (head == null) return afterHeader(connection);
+    if (partial.items.len < total) return false;
+    finishPartial(connection, head.?);
+    return true;
+}
+
+/// A header that has just become complete may be a whole packet (PINGREQ).
+fn afterHeader(connection: *Connection) bool {
+    const head = reader.header(connection.partial.items) catch {
+        broken(connection, error.Malformed);
+        return false;
+    };
+    const found = head orelse return true;
+    if (tooLarge(connection, found.header_bytes + found.remaining)) return false;
+    if (found.remaining == 0) finishPartial(connection, found);
+    return true;
+}
+
+/// The list is taken out first: the handler may end the connection, which gives its buffers back.
+fn finishPartial(connection: *Connection, head: reader.Header) void {
+    var whole = connection.partial;
+    connection.partial = .{};
+    defer whole.deinit();
+    defer @memset(whole.items, 0); // a CONNECT has credentials in it
+    handle(connection, head, whole.items[head.header_bytes..]);
+}
+
+fn tooLarge(connection: *Connection, total: u32) bool {
+    if (total <= state.settings.maximum_packet_bytes) return false;
+    connection_room.close(connection, .packet_too_large, "the packet is larger than this server's maximum packet size"); // [MQTT-3.2.2-15]
+    return true;
+}
+
+/// What a client sends before its CONNACK waits here, within a bound; the host was asked to pause.
+fn park(connection: *Connection, bytes: []const u8) void {
+    if (connection.partial.items.len + bytes.len > limits.parked_bytes_max)
+        return connection_room.abort(connection, .quota_exceeded, "too much was sent before the connection was accepted");
+    connection.partial.appendSlice(bytes) catch connection_room.abort(connection, .server_busy, "no memory left");
+}
+
+/// Handles what was parked.
+pub fn goOn(connection: *Connection) void {
+    var parked = connection.partial;
+    connection.partial = .{};
+    defer parked.deinit();
+    consume(connection, parked.items);
+}
+
+/// Closes with the reason code of a packet that could not be accepted [MQTT-4.13.1-1].
+pub fn broken(connection: *Connection, problem: packets.Error) void {
+    const reason: Reason = if (problem == error.Malformed) .malformed_packet else .protocol_error;
+    const text: []const u8 = if (problem == error.Malformed) "the packet is malformed" else "the packet breaks the protocol";
+    if (connection.phase == .authenticating) return connect.refuse(connection, reason, text);
+    connection_room.close(connection, reason, text);
+}
+
+fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
+    const packet: packets.Type = @enumFromInt(@as(u4, @intCast(head.first >> 4)));
+    const flags: u4 = @intCast(head.first & 0x0F);
+    stats.count(.messages_received, 1);
+    connection.last_packet_ms = state.now_ms;
+    if (!packets.flagsValid(packet, flags)) return broken(connection, error.Malformed);
+    if (!transitions.accepts(connection.phase, packet)) return broken(connection, error.Protocol);
+    switch (packet) {
+        .connect => connect.handle(connection, body),
+        .publish => publish(connection, flags, body),
+        .puback, .pubrec, .pubcomp => acknowledgement(connection, packet, body),
+        .pubrel => release(connection, body),
+        .subscribe => subscribe.subscribe(connection, body),
+        .unsubscribe => subscribe.unsubscribe(connection, body),
+        .pingreq => if (body.len == 0) connection.send(&writer.pingresp) else broken(connection, error.Malformed),
+        .disconnect => disconnect(connection, body),
+        .auth => connect.handleAuth(connection, body),
+        else => broken(connection, error.Protocol),
+    }
+}
+
+fn disconnect(connection: *Connection, body: []const u8) void {
+    const packet = packets.disconnect(connection.version, body) catch |problem| return broken(connection, problem);
+    const session = connection.session orelse return connection_room.finish(connection, .success, "the client left during authentication");
+    if (packet.properties.session_expiry_interval) |asked| {
+        if (session.expiry_s == 0 and asked != 0) return broken(connection, error.Protocol); // section 3.14.2.2.2
+        session.expiry_s = @min(asked, state.settings.session_expiry_max_s);
+    }
+    if (packet.reason == 0) connection.will_wanted = false; // [MQTT-3.14.4-3]
+    connection_room.report(connection, @enumFromInt(packet.reason), 0, "");
+    connection_room.finish(connection, .success, "");
+}
+
+fn acknowledgement(connection: *Connection, packet: packets.Type, body: []const u8) void {
+    const parsed = packets.acknowledgement(connection.version, packet, body) catch |problem| return broken(connection, problem);
+    delivery.acknowledged(connection, parsed.packet_identifier, switch (packet) {
+        .puback => .puback,
+        .pubrec => if (parsed.reason >= 0x80) .pubrec_error else .pubrec,
+        else => .pubcomp,
+    });
+}
+
+fn acknowledge(connection: *Connection, packet: packets.Type, packet_identifier: u16, reason: Reason) void {
+    var bytes: [8]u8 = undefined;
+    connection.send(writer.acknowledgement(&bytes, connection.version, packet, packet_identifier, reason));
+}
+
+fn release(connection: *Connection, body: []const u8) void {
+    const parsed = packets.acknowledgement(connection.version, .pubrel, body) catch |problem| return broken(connection, problem);
+    const session = connection.session.?;
+    const index = std.mem.findScalar(u16, session.received.items, parsed.packet_identifier);
+    switch (transitions.inboundEffect(if (index == null) .unknown else .received, .pubrel)) {
+        .complete => {
+            const list = &session.received;
+            list.items[index.?] = list.items[list.items.len - 1];
+            list.items.len -= 1;
+            journal.receivedRemoved(session, parsed.packet_identifier);
+            acknowledge(connection, .pubcomp, parsed.packet_identifier, .success);
+        },
+        .complete_unknown => acknowledge(connection, .pubcomp, parsed.packet_identifier, .packet_identifier_not_found),
+        else => unreachable,
+    }
+}
+
+fn publish(connection: *Connection, flags: u4, body: []const u8) void {
+    var packet = packets.publish(connection.version, flags, body) catch |problem| return broken(connection, problem);
+    const settings = &state.settings;
+    stats.count(.publish_received, 1);
+    stats.count(.publish_bytes_received, packet.payload.len);
+    if (packet.qos > settings.maximum_qos) return connection_room.close(connection, .qos_not_supported, "the QoS is above this server's maximum"); // [MQTT-3.2.2-11]
+    if (packet.retain and !settings.retain_available) return connection_room.close(connection, .retain_not_supported, "retained messages are not supported"); // [MQTT-3.2.2-14]
+    if (!resolveTopic(connection, &packet)) return;
+    const session = connection.session.?;
+    if (packet.qos == 2) {
+        const known = std.mem.findScalar(u16, session.received.items, packet.packet_identifier) != null;
+        if (transitions.inboundEffect(if (known) .received else .unknown, .publish) == .repeat)
+            return acknowledge(connection, .pubrec, packet.packet_identifier, .success);
+    }
+    if (packet.qos != 0 and connection.version == 5) {
+        connection.unacknowledged += @intFromBool(packet.qos == 1);
+        if (connection.unacknowledged + session.received.items.len >= @as(u32, settings.receive_maximum) + @intFromBool(packet.qos == 1))
+            return connection_room.close(connection, .receive_maximum_exceeded, "more publishes are unacknowledged than this server's receive maximum"); // [MQTT-3.3.4-7]
+    }
+    const reason = take(connection, &packet);
+    switch (packet.qos) {
+        0 => {},
+        1 => acknowledge(connection, .puback, packet.packet_identifier, reason),
+        else => acknowledge(connection, .pubrec, packet.packet_identifier, reason),
+    }
+}
+
+/// Replaces an alias by its topic and checks the name (sections 3.3.2.1 and 3.3.2.3.4).
+fn resolveTopic(connection: *Connection, packet: *packets.Publish) bool {
+    if (packet.properties.topic_alias) |alias| {
+        if (alias == 0 or alias > state.settings.topic_alias_maximum) { // [MQTT-3.3.2-8], [MQTT-3.3.2-9]
+            connection_room.close(connection, .topic_alias_invalid, "the topic alias is 0 or above this server's maximum");
+            return false;
+        }
+        if (packet.topic.len == 0) {
+            packet.topic = if (alias <= connection.aliases_in.len) connection.aliases_in[alias - 1] else "";
+        } else if (!topics.validName(packet.topic)) {
+            connection_room.close(connection, .topic_name_invalid, "the topic name has wildcards");
+            return false;
+        } else if (!remember(connection, alias, packet.topic)) {
+            connection_room.abort(connection, .quota_exceeded, "no memory left");
+            return false;
+        }
+    }
+    if (packet.topic.len == 0) {
+        broken(connection, error.Protocol);
+        return false;
+    }
+    if (!topics.validName(packet.topic)) { // [MQTT-3.3.2-2]
+        connection_room.close(connection, .topic_name_invalid, "the topic name has wildcards");
+        return false;
+    }
+    if (packet.properties.response_topic) |topic| {
+        if (!topics.validName(topic)) { // [MQTT-3.3.2-14]
+            broken(connection, error.Protocol);
+            return false;
+        }
+    }
+    return true;
+}
+
+fn remember(connection: *Connection, alias: u16, topic: []const u8) bool {
+    if (connection.aliases_in.len < alias) {
+        const bigger = heap.slice([]u8, @min(@max(alias, connection.aliases_in.len * 2, 4), state.settings.topic_alias_maximum)) catch return false;
+        @memcpy(bigger[0..connection.aliases_in.len], connection.aliases_in);
+        @memset(bigger[connection.aliases_in.len..], &.{});
+        heap.freeSlice(connection.aliases_in);
+        connection.aliases_in = bigger;
+    }
+    const slot = &connection.aliases_in[alias - 1];
+    if (std.mem.eql(u8, slot.*, topic)) return true;
+    const copy = heap.copy(topic) catch return false;
+    heap.freeSlice(slot.*);
+    slot.* = copy;
+    return true;
+}
+
+/// Checks and routes; the reason goes into the acknowledgement.
+fn take(connection: *Connection, packet: *const packets.Publish) Reason {
+    const session = connection.session.?;
+    const reason = judge(connection, packet);
+    if (reason != .success) {
+        stats.count(.publish_dropped, 1);
+        if (connection.version == 5 and packet.qos == 0 and reason == .payload_format_invalid)
+            connection_room.close(connection, reason, "the payload is not UTF-8 as its format indicator says");
+        return if (connection.version == 5) reason else accepted(connection, packet);
+    }
+    var view: message_room.View = .{
+        .topic = packet.topic,
+        .properties = packet.properties.raw,
+        .payload = packet.payload,
+        .qos = packet.qos,
+        .retain = packet.retain,
+        .expires_at_ms = if (packet.properties.message_expiry_interval) |seconds| state.now_ms + @as(u64, seconds) * 1000 else message_room.never,
+    };
+    if (!packet.properties.forwardable) {
+        state.scratch.clear();
+        state.scratch.ensure(view.properties.len) catch return .quota_exceeded;
+        const room = state.scratch.items.ptr[0..view.properties.len];
+        view.properties = room[0..properties.forwardInto(room, view.properties)];
+    }
+    const matched = routing.publish(session, &view) catch |problem| {
+        stats.count(.publish_dropped, 1);
+        return switch (problem) {
+            error.OutOfMemory, error.RetainedFull => if (connection.version == 5) .quota_exceeded else accepted(connection, packet),
+        };
+    };
+    _ = accepted(connection, packet);
+    return if (matched == 0 and connection.version == 5) .no_matching_subscribers else .success;
+}
+
+/// MQTT 3.1.1 has no negative acknowledgement (section 3.3.5): the exchange goes on, the message is gone.
+fn accepted(connection: *Connection, packet: *const packets.Publish) Reason {
+    if (packet.qos != 2) return .success;
+    const session = connection.session.?;
+    session.received.append(packet.packet_identifier) catch {
+        connection_room.abort(connection, .quota_exceeded, "no memory left");
+        return .success;
+    };
+    journal.receivedAdded(session, packet.packet_identifier);
+    return .success;
+}
+
+fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {
+    const session = connection.session.?;
+    if (topics.levelCount(packet.topic) > state.settings.topic_levels_max) return .topic_name_invalid;
+    if (routing.systemTopic(packet.topic) or !acl.allowed(.publish, session.user, session.client_identifier, packet.topic)) {
+        stats.count(.acl_denied, 1);
+        return .not_authorized;
+    }
+    if (packet.properties.payload_format_indicator == 1 and !std.unicode.utf8ValidateSlice(packet.payload)) return .payload_format_invalid;
+    const view: message_room.View = .{ .topic = packet.topic, .properties = packet.properties.raw, .payload = packet.payload, .qos = 0, .retain = false, .expires_at_ms = 0 };
+    if (!routing.hasRoom(&view)) return .quota_exceeded;
+    return .success;
+}

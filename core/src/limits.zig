@@ -1,0 +1,115 @@
+//! Every bound of the core in one place, related by compile-time assertions.
+//! What a host may change at run time is in `Settings`; what it may not is a constant.
+
+const std = @import("std");
+
+/// Largest packet MQTT can express: four length bytes (MQTT 5.0, section 1.5.5).
+pub const packet_bytes_max: u32 = 268_435_455 + 5;
+/// Bytes of one connection's plaintext that lie in the arena at the most in one turn are the host's choice.
+pub const arena_bytes: u32 = 1024 * 1024;
+pub const input_records: u32 = 4096;
+pub const output_records: u32 = 8192;
+/// Output records of one connection in one turn (one vectored write).
+pub const segments_per_connection: u32 = 64;
+
+/// A first, small chunk serves request/response traffic; large ones serve streams.
+pub const chunk_small_bytes: u32 = 1024;
+pub const chunk_large_bytes: u32 = 16 * 1024;
+
+/// Above this many unsent bytes QoS 1 and 2 messages wait in the session, not in the outbox.
+pub const outbox_soft_bytes: u32 = 256 * 1024;
+/// A client that does not read its acknowledgements is not read from either.
+pub const pause_bytes: u32 = 512 * 1024;
+pub const resume_bytes: u32 = 128 * 1024;
+
+pub const client_identifier_bytes_max: u32 = 4096;
+/// Bytes that may be held for a client while the host verifies its credentials.
+pub const parked_bytes_max: u32 = 256 * 1024;
+pub const upgrade_bytes_max: u32 = 8 * 1024;
+pub const websocket_control_bytes_max: u32 = 125;
+
+pub const connections_max: u32 = 4 * 1024 * 1024;
+pub const acl_rules_max: u32 = 100_000;
+/// Distinct topics whose subscribers are remembered (direct-mapped).
+pub const match_cache_slots: u32 = 8192;
+/// Longer lists are matched anew each time.
+pub const match_cache_entries_max: u32 = 4096;
+/// Bytes of the journal region that are kept between batches.
+pub const journal_keep_bytes: u32 = 1024 * 1024;
+pub const snapshot_piece_bytes: u32 = 1024 * 1024;
+pub const events_keep_bytes: u32 = 64 * 1024;
+pub const panic_bytes: u32 = 256;
+/// How long a peer may block the last bytes before a CLOSE.
+pub const closing_ms: u32 = 5_000;
+
+comptime {
+    std.debug.assert(resume_bytes < pause_bytes);
+    std.debug.assert(chunk_small_bytes < chunk_large_bytes);
+    std.debug.assert(chunk_large_bytes < outbox_soft_bytes);
+    std.debug.assert(segments_per_connection < output_records);
+    std.debug.assert(std.math.isPowerOfTwo(match_cache_slots));
+}
+
+/// What the host may set with the SETTINGS command; keys and defaults are part of the ABI.
+pub const Settings = struct {
+    maximum_packet_bytes: u32 = 1024 * 1024,
+    receive_maximum: u16 = 1024,
+    topic_alias_maximum: u16 = 32,
+    keep_alive_max_s: u16 = 0,
+    session_expiry_max_s: u32 = 0xFFFF_FFFF,
+    queued_bytes_max: u32 = 16 * 1024 * 1024,
+    queued_messages_max: u32 = 100_000,
+    inflight_max: u16 = 1024,
+    subscriptions_max: u32 = 10_000,
+    topic_levels_max: u16 = 128,
+    memory_budget_bytes: u64 = 1024 * 1024 * 1024,
+    retained_messages_max: u32 = 1_000_000,
+    sys_interval_ms: u32 = 10_000,
+    connect_timeout_ms: u32 = 10_000,
+    maximum_qos: u8 = 2,
+    retain_available: bool = true,
+    wildcard_available: bool = true,
+    subscription_identifiers_available: bool = true,
+    shared_available: bool = true,
+    topic_alias_out_maximum: u16 = 16,
+    persist_sessions: bool = true,
+    will_delay_max_s: u32 = 0xFFFF_FFFF,
+
+    /// Sets one value by its ABI key (1 for the first field); false: unknown key or out of range.
+    pub fn set(self: *Settings, key: u16, value: u64) bool {
+        inline for (@typeInfo(Settings).@"struct".field_names, 1..) |name, number| {
+            if (key == number) return assign(&@field(self, name), value, lowest(name), highest(name));
+        }
+        return false;
+    }
+
+    fn lowest(comptime name: []const u8) u64 {
+        if (std.mem.eql(u8, name, "maximum_packet_bytes")) return 64;
+        if (std.mem.eql(u8, name, "receive_maximum")) return 1;
+        if (std.mem.eql(u8, name, "inflight_max")) return 1;
+        if (std.mem.eql(u8, name, "topic_levels_max")) return 1;
+        if (std.mem.eql(u8, name, "memory_budget_bytes")) return 8 * 1024 * 1024;
+        if (std.mem.eql(u8, name, "queued_bytes_max")) return 4096;
+        return 0;
+    }
+
+    fn highest(comptime name: []const u8) u64 {
+        if (std.mem.eql(u8, name, "maximum_packet_bytes")) return packet_bytes_max;
+        if (std.mem.eql(u8, name, "maximum_qos")) return 2;
+        if (std.mem.eql(u8, name, "topic_levels_max")) return 1024; // matching is as deep
+        if (std.mem.eql(u8, name, "memory_budget_bytes")) return 4 * 1024 * 1024 * 1024 - 64 * 1024 * 1024;
+        return std.math.maxInt(u64);
+    }
+
+    fn assign(target: anytype, value: u64, low: u64, high: u64) bool {
+        if (value < low or value > high) return false;
+        const T = @TypeOf(target.*);
+        if (T == bool) {
+            if (value > 1) return false;
+            target.* = value == 1;
+        } else {
+            target.* = std.math.cast(T, value) orelse return false;
+        }
+        return true;
+    }
+};

@@ -1,0 +1,282 @@
+//! The broker's core: one Wasm module without imports. Compiled with
+//!
+//!   python -m ziglang build-exe core/src/main.zig -target wasm32-freestanding
+//!     -mcpu generic+bulk_memory+sign_ext+nontrapping_fptoint+simd128
+//!     -O ReleaseSafe -fno-entry -rdynamic -fstrip -femit-bin=broker.wasm
+//!
+//! The exports are described in docs/spec/core-abi.md.
+
+const std = @import("std");
+const abi = @import("abi.zig");
+const commands = @import("commands.zig");
+const connect = @import("connect.zig");
+const connection_room = @import("connection.zig");
+const delivery = @import("delivery.zig");
+const events = @import("events.zig");
+const heap = @import("heap.zig");
+const inbound = @import("inbound.zig");
+const journal = @import("journal.zig");
+const limits = @import("limits.zig");
+const restore_room = @import("restore.zig");
+const retained = @import("retained.zig");
+const session_room = @import("session.zig");
+const state = @import("state.zig");
+const stats = @import("stats.zig");
+const subscriptions = @import("subscriptions.zig");
+const sys = @import("sys.zig");
+const timers = @import("timers.zig");
+const Connection = connection_room.Connection;
+
+pub const panic = std.debug.FullPanic(stop);
+
+/// Leaves a text for the host, then traps.
+fn stop(text: []const u8, _: ?usize) noreturn {
+    const count = @min(text.len, limits.panic_bytes);
+    @memcpy(abi.panic_text.bytes[0..count], text[0..count]);
+    abi.panic_text.length = @intCast(count);
+    @trap();
+}
+
+const Life = enum { fresh, ready, running, waiting };
+var life: Life = .fresh;
+
+export fn layout() u32 {
+    return abi.layout();
+}
+
+export fn init(entropy: u32) u32 {
+    if (life != .fresh) return 4;
+    const start = entropy -% @as(u32, @intCast(@intFromPtr(&abi.arena)));
+    if (start > limits.arena_bytes - 32) return 1;
+    var seed: [32]u8 = abi.arena[start..][0..32].*;
+    state.random = std.Random.DefaultCsprng.init(seed);
+    std.crypto.secureZero(u8, &seed);
+    std.crypto.secureZero(u8, abi.arena[start..][0..32]);
+    const random = state.random.random();
+    session_room.seed = random.int(u64);
+    subscriptions.tree.seed = random.int(u64);
+    retained.tree.seed = random.int(u64);
+    heap.budget_bytes = state.settings.memory_budget_bytes;
+    life = .ready;
+    return 0;
+}
+
+export fn step(now_ms: u64, input_count: u32) u32 {
+    if (life == .fresh) @panic("step before init");
+    if (life == .waiting) @panic("step before commit");
+    if (input_count > limits.input_records) @panic("more input records than the table holds");
+    if (now_ms > state.now_ms) state.now_ms = now_ms;
+    stats.count(.steps, 1);
+    events.clear();
+    journal.clear();
+    if (life == .ready) begin();
+    takeResults();
+    for (abi.inputs[0..input_count]) |record| {
+        take(record);
+        settleDoomed();
+    }
+    runTimers();
+    settleDoomed();
+    abi.output_count = 0;
+    if (journal.region.items.len != 0) {
+        journal.sequence += 1;
+        life = .waiting;
+        publishResult();
+        return 1;
+    }
+    release();
+    return 0;
+}
+
+export fn commit(sequence: u64) u32 {
+    if (life != .waiting or sequence != journal.sequence) return 2;
+    life = .running;
+    release();
+    return 0;
+}
+
+export fn restore(length: u32, last: u32) u32 {
+    if (life != .ready) return @intFromEnum(restore_room.Outcome.not_now);
+    if (length > limits.arena_bytes) return @intFromEnum(restore_room.Outcome.malformed);
+    return @intFromEnum(restore_room.feed(abi.arena[0..length], last != 0));
+}
+
+export fn snapshot(restart: u32) u32 {
+    if (life == .waiting) @panic("snapshot before commit");
+    _ = journal.snapshotPiece(restart != 0);
+    abi.result.journal_address = @intFromPtr(journal.region.items.ptr);
+    abi.result.journal_bytes = journal.region.items.len;
+    return abi.result.journal_bytes;
+}
+
+fn begin() void {
+    state.started_ms = state.now_ms;
+    life = .running;
+    restore_room.settle();
+    sys.schedule();
+}
+
+fn take(record: abi.Input) void {
+    switch (record.kind) {
+        abi.kind_open => opened(record.connection, bytesOf(record)),
+        abi.kind_data => if (connection_room.get(record.connection)) |connection| inbound.received(connection, bytesOf(record)),
+        abi.kind_closed => closed(record),
+        abi.kind_writable => if (connection_room.get(record.connection)) |connection| {
+            connection.blocked = false;
+            connection_room.markDirty(connection);
+        },
+        abi.kind_command => commands.run(bytesOf(record)),
+        else => @panic("an input record of an unknown kind"),
+    }
+}
+
+fn bytesOf(record: abi.Input) []u8 {
+    const start = record.address -% @as(u32, @intCast(@intFromPtr(&abi.arena)));
+    if (record.length == 0) return abi.arena[0..0];
+    if (start > limits.arena_bytes or record.length > limits.arena_bytes - start) @panic("an input record points outside the arena");
+    return abi.arena[start..][0..record.length];
+}
+
+fn opened(id: u32, info: []const u8) void {
+    if (connection_room.get(id) != null) @panic("a connection number was used twice");
+    if (info.len < 4) @panic("the open information is too short");
+    const identity_bytes = std.mem.readInt(u16, info[2..4], .little);
+    if (info.len != @as(usize, 4) + identity_bytes or info[0] > 1) @panic("the open information is malformed");
+    const connection = connection_room.open(id, info[0] == 1, info[1] & 1 != 0, info[4..]) catch {
+        // No memory even for a refusal: the host is told to close.
+        return refused.append(id) catch @panic("no memory to refuse a connection");
+    };
+    connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
+    timers.set(&connection.timer, connection.deadline_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
+    if (state.draining) connection_room.finish(connection, .server_shutting_down, "the server is shutting down");
+}
+
+/// Connections that could not even be entered; the host closes them.
+var refused: heap.List(u32) = .{};
+
+fn closed(record: abi.Input) void {
+    const connection = connection_room.get(record.connection) orelse return;
+    connection_room.report(connection, if (record.flags == 2) .keep_alive_timeout else .unspecified, 2, switch (record.flags) {
+        0 => "the peer closed the connection",
+        1 => "the connection failed",
+        2 => "the host's deadline passed",
+        else => "closed",
+    });
+    settleDoomed();
+    connect.detach(connection);
+    connection_room.free(connection);
+    if (state.draining and stats.get(.connections_open) == 0) reportDrained();
+}
+
+fn reportDrained() void {
+    if (state.drained_reported) return;
+    state.drained_reported = true;
+    events.drained();
+}
+
+/// Sessions part from connections that the broker ends; a will may end further ones.
+fn settleDoomed() void {
+    while (connection_room.first_doomed) |connection| {
+        connection_room.first_doomed = connection.next_doomed;
+        connection.doomed = false;
+        connect.detach(connection);
+    }
+    if (state.draining and stats.get(.connections_open) == 0) reportDrained();
+}
+
+fn runTimers() void {
+    while (timers.due(state.now_ms)) |timer| {
+        switch (timer.kind) {
+            .connection => connectionTimer(@fieldParentPtr("timer", timer)),
+            .session => connect.sessionExpired(@fieldParentPtr("expiry_timer", timer)),
+            .will => connect.willDue(@fieldParentPtr("will_timer", timer)),
+            .sys => sys.fired(),
+        }
+        settleDoomed();
+    }
+}
+
+fn connectionTimer(connection: *Connection) void {
+    switch (connection.phase) {
+        .active => {
+            const at = connection.last_packet_ms + connection.keep_alive_ms;
+            if (state.now_ms >= at) return connection_room.close(connection, .keep_alive_timeout, "nothing came for one and a half times the keep alive"); // [MQTT-3.1.2-22]
+            timers.set(&connection.timer, at) catch connection_room.abort(connection, .server_busy, "no memory left");
+        },
+        .closing => if (connection.blocked) {
+            connection.abort_due = true;
+            connection_room.markDirty(connection);
+        },
+        .verifying, .authenticating => connect.refuse(connection, .not_authorized, "authentication took too long"),
+        .upgrading, .connecting => connection_room.finish(connection, .protocol_error, "no CONNECT came in time"), // section 4.13
+    }
+}
+
+/// What the host did with the last outputs.
+fn takeResults() void {
+    for (abi.outputs[0..abi.output_count]) |record| {
+        const connection = connection_room.get(record.connection) orelse continue;
+        if (record.length > connection.outbox.bytes) @panic("the host sent more than it was given");
+        if (record.length != 0) {
+            connection.outbox.consume(record.length);
+            connection.unacknowledged = 0;
+            stats.count(.bytes_sent, record.length);
+        }
+        if (record.flags & (abi.flag_blocked | abi.flag_failed) != 0) {
+            connection.blocked = true;
+        } else if (connection.outbox.bytes != 0) connection_room.markDirty(connection);
+        if (record.flags & abi.flag_blocked != 0 and connection.phase == .closing) closingDeadline(connection);
+        afterSending(connection);
+    }
+    abi.output_count = 0;
+}
+
+/// A peer that does not take its last bytes does not keep its place for ever.
+fn closingDeadline(connection: *Connection) void {
+    if (connection.timer.isSet()) return;
+    timers.set(&connection.timer, state.now_ms + limits.closing_ms) catch {
+        connection.abort_due = true;
+        connection_room.markDirty(connection);
+    };
+}
+
+fn afterSending(connection: *Connection) void {
+    if (connection.paused and connection.phase == .active and connection.outbox.bytes <= limits.resume_bytes) connection_room.wantPause(connection, false);
+    if (connection.backlog and connection.outbox.bytes < limits.outbox_soft_bytes) {
+        connection.backlog = false;
+        if (connection.session) |session| delivery.pump(session);
+    }
+}
+
+/// Outputs become visible: nothing durable is outstanding.
+fn release() void {
+    var more = false;
+    for (refused.items) |id| {
+        if (abi.output_count == limits.output_records) break;
+        abi.output(id, abi.flag_abort, 0, 0);
+    }
+    refused.clear();
+    if (connection_room.collectOutputs()) more = true;
+    for (abi.outputs[0..abi.output_count]) |record| {
+        const connection = connection_room.get(record.connection) orelse continue;
+        if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
+    }
+    publishResult();
+    abi.result.flags = if (more) abi.result_more else 0;
+}
+
+fn publishResult() void {
+    stats.put(.heap_bytes, heap.used_bytes);
+    stats.put(.heap_bytes_maximum, heap.used_bytes_maximum);
+    abi.result = .{
+        .journal_sequence = journal.sequence,
+        .journal_address = @intFromPtr(journal.region.items.ptr),
+        .journal_bytes = if (life == .waiting) journal.region.items.len else 0,
+        .output_count = abi.output_count,
+        .flags = 0,
+        .next_deadline_ms = timers.next() orelse std.math.maxInt(u64),
+        .events_address = @intFromPtr(events.region.items.ptr),
+        .events_bytes = events.region.items.len,
+        .heap_bytes = heap.used_bytes,
+    };
+}

@@ -1,0 +1,355 @@
+//! Reading a journal back into an empty core. What was connected is treated as just lost: wills and
+//! expiry count from the restart.
+
+const std = @import("std");
+const heap = @import("heap.zig");
+const journal = @import("journal.zig");
+const message_room = @import("message.zig");
+const retained = @import("retained.zig");
+const session_room = @import("session.zig");
+const state = @import("state.zig");
+const stats = @import("stats.zig");
+const subscriptions = @import("subscriptions.zig");
+const timers = @import("timers.zig");
+const topics = @import("topics.zig");
+const Kind = journal.Kind;
+const Message = message_room.Message;
+const Session = session_room.Session;
+
+/// What `restore` returns to the host.
+pub const Outcome = enum(u32) { done = 0, malformed = 1, truncated = 2, no_memory = 3, not_now = 4 };
+
+const Error = error{ Malformed, OutOfMemory };
+
+/// Sessions and messages by the serials that the journal uses.
+fn Entry(comptime T: type) type {
+    return struct { chain: ?*@This() = null, hash: u32, serial: u64, value: *T };
+}
+
+fn Index(comptime T: type) type {
+    return struct {
+        table: heap.Table(Entry(T)) = .{},
+
+        fn hashOf(serial: u64) u32 {
+            return @truncate(std.hash.int(serial));
+        }
+
+        fn find(self: *@This(), serial: u64) ?*Entry(T) {
+            var item = self.table.first(hashOf(serial));
+            while (item) |entry| : (item = entry.chain) if (entry.serial == serial) return entry;
+            return null;
+        }
+
+        fn put(self: *@This(), serial: u64, value: *T) heap.Error!void {
+            try self.table.reserve();
+            const entry = try heap.create(Entry(T));
+            entry.* = .{ .hash = hashOf(serial), .serial = serial, .value = value };
+            self.table.insert(entry);
+        }
+
+        fn remove(self: *@This(), entry: *Entry(T)) void {
+            self.table.remove(entry);
+            heap.destroy(entry);
+        }
+
+        fn deinit(self: *@This(), comptime each: ?fn (*T) void) void {
+            for (self.table.buckets) |*bucket| {
+                while (bucket.*) |entry| {
+                    bucket.* = entry.chain;
+                    if (each) |function| function(entry.value);
+                    heap.destroy(entry);
+                }
+            }
+            heap.freeSlice(self.table.buckets);
+            self.* = .{};
+        }
+    };
+}
+
+var sessions: Index(Session) = .{};
+var messages: Index(Message) = .{};
+var pending: heap.List(u8) = .{};
+
+const Fields = struct {
+    bytes: []const u8,
+    at: usize = 0,
+
+    fn take(self: *Fields, count: usize) Error![]const u8 {
+        if (self.bytes.len - self.at < count) return error.Malformed;
+        defer self.at += count;
+        return self.bytes[self.at..][0..count];
+    }
+
+    fn number(self: *Fields, comptime T: type) Error!T {
+        return std.mem.readInt(T, (try self.take(@sizeOf(T)))[0..@sizeOf(T)], .little);
+    }
+
+    fn string(self: *Fields) Error![]const u8 {
+        return self.take(try self.number(u32));
+    }
+
+    fn end(self: *const Fields) Error!void {
+        if (self.at != self.bytes.len) return error.Malformed;
+    }
+
+    fn session(self: *Fields) Error!*Session {
+        const entry = sessions.find(try self.number(u64)) orelse return error.Malformed;
+        return entry.value;
+    }
+
+    fn identifier(self: *Fields) Error!u16 {
+        const value = try self.number(u16);
+        return if (value == 0) error.Malformed else value;
+    }
+
+    /// One reference is the caller's.
+    fn message(self: *Fields) Error!*Message {
+        const expires_at_ms = try self.number(u64);
+        const flags = try self.number(u8);
+        if (flags & 0x7F > 2) return error.Malformed;
+        const view: message_room.View = .{
+            .expires_at_ms = expires_at_ms,
+            .qos = @intCast(flags & 3),
+            .retain = flags & 0x80 != 0,
+            .topic = try self.string(),
+            .properties = try self.string(),
+            .payload = try self.string(),
+        };
+        if (!topics.validName(view.topic) or view.topic.len > 0xFFFF) return error.Malformed;
+        return Message.create(view);
+    }
+};
+
+/// The next bytes of a journal; records may be split anywhere.
+pub fn feed(bytes: []const u8, last: bool) Outcome {
+    feedOrFail(bytes) catch |problem| return if (problem == error.Malformed) .malformed else .no_memory;
+    if (!last) return .done;
+    if (pending.items.len != 0) return .truncated;
+    finish() catch return .no_memory;
+    return .done;
+}
+
+fn feedOrFail(bytes: []const u8) Error!void {
+    var rest = bytes;
+    while (rest.len != 0) {
+        if (pending.items.len == 0) {
+            const size = recordBytes(rest);
+            if (size != null and size.? <= rest.len) {
+                try apply(rest[0..size.?]);
+                rest = rest[size.?..];
+                continue;
+            }
+        }
+        const need = recordBytes(pending.items) orelse 5;
+        const count = @min(need -| pending.items.len, rest.len);
+        try pending.appendSlice(rest[0..count]);
+        rest = rest[count..];
+        if (pending.items.len < 5 or recordBytes(pending.items).? > pending.items.len) continue;
+        try apply(pending.items);
+        pending.clear();
+    }
+}
+
+fn recordBytes(bytes: []const u8) ?usize {
+    if (bytes.len < 5) return null;
+    return @as(usize, 5) +| std.mem.readInt(u32, bytes[1..5], .little);
+}
+
+fn apply(record: []const u8) Error!void {
+    var fields: Fields = .{ .bytes = record[5..] };
+    const kind = std.enums.fromInt(Kind, record[0]) orelse return error.Malformed;
+    switch (kind) {
+        .session => try readSession(&fields),
+        .session_end => {
+            const entry = sessions.find(try fields.number(u64)) orelse return error.Malformed;
+            session_room.end(entry.value);
+            sessions.remove(entry);
+        },
+        .subscribe => try readSubscription(&fields),
+        .unsubscribe => {
+            const session = try fields.session();
+            const found = subscriptions.get(session, try fields.string()) orelse return error.Malformed;
+            subscriptions.remove(found);
+        },
+        .retain => {
+            const message = try fields.message();
+            defer message.unreference();
+            try retained.put(message);
+        },
+        .retain_clear => if (!retained.remove(try fields.string())) return error.Malformed,
+        .message => {
+            const serial = try fields.number(u64);
+            const message = try fields.message();
+            errdefer message.unreference();
+            message_room.setSerial(message, serial);
+            if (messages.find(serial)) |old| {
+                old.value.unreference();
+                messages.remove(old);
+            }
+            try messages.put(serial, message);
+        },
+        .enqueue => try readDelivery(&fields),
+        .send => try readSend(&fields),
+        .release => {
+            const session = try fields.session();
+            const slot = session.slot(try fields.identifier()) orelse return error.Malformed;
+            const delivery = slot.delivery orelse return error.Malformed;
+            if (delivery.qos != 2) return error.Malformed;
+            slot.state = .wait_pubcomp;
+            delivery.released = true;
+        },
+        .done => try readDone(&fields),
+        .received => {
+            const session = try fields.session();
+            try session.received.append(try fields.identifier());
+        },
+        .received_end => {
+            const session = try fields.session();
+            const list = &session.received;
+            const index = std.mem.findScalar(u16, list.items, try fields.identifier()) orelse return error.Malformed;
+            list.items[index] = list.items[list.items.len - 1];
+            list.items.len -= 1;
+        },
+    }
+    try fields.end();
+}
+
+fn readSession(fields: *Fields) Error!void {
+    const serial = try fields.number(u64);
+    const version = try fields.number(u8);
+    if (version != 4 and version != 5) return error.Malformed;
+    const expiry_s = try fields.number(u32);
+    const expires_at_ms = try fields.number(u64);
+    const name = try fields.string();
+    const user = try fields.string();
+    const session = if (sessions.find(serial)) |entry| entry.value else blk: {
+        if (session_room.find(name) != null) return error.Malformed;
+        const made = try session_room.create(name, version);
+        errdefer session_room.end(made);
+        session_room.setSerial(made, serial);
+        made.journaled = true;
+        try sessions.put(serial, made);
+        break :blk made;
+    };
+    if (!std.mem.eql(u8, session.client_identifier, name)) return error.Malformed;
+    try session.setUser(user);
+    session.version = version;
+    session.expiry_s = expiry_s;
+    session.restored_expiry_ms = expires_at_ms;
+    const has_will = try fields.number(u8);
+    if (has_will > 1) return error.Malformed;
+    if (has_will == 0) return session.setWill(null, 0);
+    const delay_s = try fields.number(u32);
+    session.restored_will_ms = try fields.number(u64);
+    session.setWill(try fields.message(), delay_s);
+}
+
+fn readSubscription(fields: *Fields) Error!void {
+    const session = try fields.session();
+    const options = try fields.number(u8);
+    if (options > 15 or options & 3 == 3) return error.Malformed;
+    const identifier = try fields.number(u32);
+    const filter = try fields.string();
+    const valid = filter.len <= 0xFFFF and if (topics.isShared(filter)) topics.parseShared(filter) != null else topics.validFilter(filter);
+    if (!valid) return error.Malformed;
+    _ = try subscriptions.add(session, filter, .{
+        .qos = @intCast(options & 3),
+        .no_local = options & 4 != 0,
+        .retain_as_published = options & 8 != 0,
+        .identifier = identifier,
+    });
+}
+
+fn readDelivery(fields: *Fields) Error!void {
+    const session = try fields.session();
+    const serial = try fields.number(u64);
+    const message = (messages.find(try fields.number(u64)) orelse return error.Malformed).value;
+    const flags = try fields.number(u8);
+    const qos = flags & 0x7F;
+    if (qos == 0 or qos > 2) return error.Malformed;
+    const count = try fields.number(u32);
+    const raw = try fields.take(std.math.mul(usize, count, 4) catch return error.Malformed);
+    const identifiers = try heap.slice(u32, count);
+    errdefer heap.freeSlice(identifiers);
+    for (identifiers, 0..) |*identifier, index| identifier.* = std.mem.readInt(u32, raw[index * 4 ..][0..4], .little);
+    const delivery = try heap.create(session_room.Delivery);
+    delivery.* = .{ .message = message.reference(), .serial = serial, .identifiers = identifiers, .qos = @intCast(qos), .retain = flags & 0x80 != 0 };
+    state.delivery_serial = @max(state.delivery_serial, serial);
+    session.waiting.append(delivery);
+    session.queued_bytes += message.size_bytes();
+    stats.count(.queued, 1);
+}
+
+fn findDelivery(queue: *const session_room.Queue, serial: u64) ?*session_room.Delivery {
+    var item = queue.first;
+    while (item) |delivery| : (item = delivery.next) if (delivery.serial == serial) return delivery;
+    return null;
+}
+
+fn readSend(fields: *Fields) Error!void {
+    const session = try fields.session();
+    const delivery = findDelivery(&session.waiting, try fields.number(u64)) orelse return error.Malformed;
+    const packet_identifier = try fields.identifier();
+    const slot = try session.claimIdentifier(packet_identifier);
+    if (slot.state != .free) return error.Malformed;
+    session.waiting.remove(delivery);
+    stats.uncount(.queued, 1);
+    session.sent.append(delivery);
+    delivery.packet_identifier = packet_identifier;
+    slot.* = .{ .state = if (delivery.qos == 1) .wait_puback else .wait_pubrec, .delivery = delivery };
+    session.inflight += 1;
+    stats.count(.inflight, 1);
+}
+
+fn readDone(fields: *Fields) Error!void {
+    const session = try fields.session();
+    const serial = try fields.number(u64);
+    if (findDelivery(&session.sent, serial)) |delivery| {
+        session.slot(delivery.packet_identifier).?.* = .{};
+        session.inflight -= 1;
+        stats.uncount(.inflight, 1);
+        session.sent.remove(delivery);
+        session.queued_bytes -= delivery.message.size_bytes();
+        delivery.destroy();
+    } else if (findDelivery(&session.waiting, serial)) |delivery| {
+        session.waiting.remove(delivery);
+        stats.uncount(.queued, 1);
+        session.queued_bytes -= delivery.message.size_bytes();
+        delivery.destroy();
+    } else return error.Malformed;
+}
+
+fn drop(message: *Message) void {
+    message.unreference();
+}
+
+fn finish() heap.Error!void {
+    pending.deinit();
+    messages.deinit(drop);
+    sessions.deinit(null);
+}
+
+/// At the first step, when the time is known. Everybody was just disconnected.
+pub fn settle() void {
+    const connect = @import("connect.zig");
+    var list: heap.List(*Session) = .{};
+    defer list.deinit();
+    for (session_room.table.buckets) |bucket| {
+        var item = bucket;
+        while (item) |session| : (item = session.chain) list.append(session) catch @panic("no memory to restore");
+    }
+    for (list.items) |session| {
+        if (!session.durable()) {
+            connect.endSession(session);
+            continue;
+        }
+        if (session.expiry_s != 0xFFFF_FFFF) {
+            const at = if (session.restored_expiry_ms != 0) session.restored_expiry_ms else state.now_ms + @as(u64, session.expiry_s) * 1000;
+            timers.set(&session.expiry_timer, at) catch @panic("no memory to restore");
+        }
+        if (session.will != null) {
+            const at = if (session.restored_will_ms != 0) session.restored_will_ms else state.now_ms + @as(u64, @min(session.will_delay_s, session.expiry_s)) * 1000;
+            timers.set(&session.will_timer, at) catch @panic("no memory to restore");
+        }
+    }
+}

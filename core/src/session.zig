@@ -1,0 +1,214 @@
+//! Sessions: what the broker keeps of a client beyond its connection (MQTT 5.0, section 4.1).
+
+const std = @import("std");
+const heap = @import("heap.zig");
+const stats = @import("stats.zig");
+const timers = @import("timers.zig");
+const journal = @import("journal.zig");
+const transitions = @import("transitions.zig");
+const subscriptions = @import("subscriptions.zig");
+const Message = @import("message.zig").Message;
+const Connection = @import("connection.zig").Connection;
+const Subscription = subscriptions.Subscription;
+
+/// A QoS 1 or 2 message for one session: waiting, or sent and not yet acknowledged.
+pub const Delivery = struct {
+    next: ?*Delivery = null,
+    previous: ?*Delivery = null,
+    message: *Message,
+    serial: u64,
+    /// Subscription identifiers, heap-owned.
+    identifiers: []u32,
+    packet_identifier: u16 = 0,
+    qos: u2,
+    retain: bool,
+    /// The message was acknowledged with PUBREC; only the identifier matters now.
+    released: bool = false,
+
+    pub fn destroy(self: *Delivery) void {
+        self.message.unreference();
+        heap.freeSlice(self.identifiers);
+        heap.destroy(self);
+    }
+};
+
+/// A first-in, first-out list; order is what MQTT promises per topic [MQTT-4.6.0-6].
+pub const Queue = struct {
+    first: ?*Delivery = null,
+    last: ?*Delivery = null,
+    count: u32 = 0,
+
+    pub fn append(self: *Queue, delivery: *Delivery) void {
+        delivery.previous = self.last;
+        delivery.next = null;
+        if (self.last) |last| last.next = delivery else self.first = delivery;
+        self.last = delivery;
+        self.count += 1;
+    }
+
+    pub fn remove(self: *Queue, delivery: *Delivery) void {
+        if (delivery.previous) |previous| previous.next = delivery.next else self.first = delivery.next;
+        if (delivery.next) |following| following.previous = delivery.previous else self.last = delivery.previous;
+        self.count -= 1;
+    }
+};
+
+/// One packet identifier towards the client; the delivery is kept where the session may be resumed.
+pub const Slot = struct { state: transitions.Outbound = .free, delivery: ?*Delivery = null };
+
+pub const Session = struct {
+    chain: ?*Session = null,
+    hash: u32,
+    serial: u64,
+    client_identifier: []u8,
+    user: []u8 = &.{},
+    version: u8,
+    /// The session is in the journal.
+    journaled: bool = false,
+    expiry_s: u32 = 0,
+    connection: ?*Connection = null,
+
+    first_subscription: ?*Subscription = null,
+    subscription_count: u32 = 0,
+    /// Where the match that is being made has put this session.
+    match_stamp: u64 = 0,
+    match_index: u32 = 0,
+
+    /// Identifier n is slot n - 1.
+    slots: []Slot = &.{},
+    slot_cursor: u32 = 0,
+    inflight: u32 = 0,
+    sent: Queue = .{},
+    waiting: Queue = .{},
+    queued_bytes: u32 = 0,
+    /// QoS 2 identifiers that the client has used and not released.
+    received: heap.List(u16) = .{},
+
+    will: ?*Message = null,
+    will_delay_s: u32 = 0,
+    expiry_timer: timers.Timer = .{ .kind = .session },
+    will_timer: timers.Timer = .{ .kind = .will },
+    /// Absolute expiry (Unix ms) that a restored journal gave; 0: counts from the restart.
+    restored_expiry_ms: u64 = 0,
+    restored_will_ms: u64 = 0,
+
+    pub fn durable(self: *const Session) bool {
+        return self.expiry_s != 0;
+    }
+
+    pub fn slot(self: *Session, packet_identifier: u16) ?*Slot {
+        if (packet_identifier == 0 or packet_identifier > self.slots.len) return null;
+        return &self.slots[packet_identifier - 1];
+    }
+
+    /// An identifier that is not in use [MQTT-2.2.1-4]; `limit` of them may be.
+    pub fn takeIdentifier(self: *Session, limit: u32) heap.Error!u16 {
+        std.debug.assert(self.inflight < limit);
+        if (self.inflight == self.slots.len) {
+            const bigger = try heap.slice(Slot, @min(@max(16, self.slots.len * 2), @max(limit, self.slots.len + 1)));
+            @memcpy(bigger[0..self.slots.len], self.slots);
+            @memset(bigger[self.slots.len..], .{});
+            self.slot_cursor = @intCast(self.slots.len);
+            heap.freeSlice(self.slots);
+            self.slots = bigger;
+        }
+        while (true) {
+            if (self.slot_cursor >= self.slots.len) self.slot_cursor = 0;
+            const index = self.slot_cursor;
+            self.slot_cursor += 1;
+            if (self.slots[index].state == .free) return @intCast(index + 1);
+        }
+    }
+
+    /// Restore only: the identifier that the journal names.
+    pub fn claimIdentifier(self: *Session, packet_identifier: u16) heap.Error!*Slot {
+        if (packet_identifier > self.slots.len) {
+            const bigger = try heap.slice(Slot, @max(packet_identifier, self.slots.len * 2));
+            @memcpy(bigger[0..self.slots.len], self.slots);
+            @memset(bigger[self.slots.len..], .{});
+            heap.freeSlice(self.slots);
+            self.slots = bigger;
+        }
+        return &self.slots[packet_identifier - 1];
+    }
+
+    pub fn setUser(self: *Session, user: []const u8) heap.Error!void {
+        const mine = try heap.copy(user);
+        heap.freeSlice(self.user);
+        self.user = mine;
+    }
+
+    pub fn setWill(self: *Session, will: ?*Message, delay_s: u32) void {
+        if (self.will) |old| old.unreference();
+        self.will = will;
+        self.will_delay_s = delay_s;
+        timers.cancel(&self.will_timer);
+    }
+};
+
+pub var table: heap.Table(Session) = .{};
+pub var seed: u64 = 0;
+var last_serial: u64 = 0;
+
+fn hashOf(client_identifier: []const u8) u32 {
+    return @truncate(std.hash.Wyhash.hash(seed, client_identifier));
+}
+
+pub fn find(client_identifier: []const u8) ?*Session {
+    const hash = hashOf(client_identifier);
+    var item = table.first(hash);
+    while (item) |session| : (item = session.chain) {
+        if (session.hash == hash and std.mem.eql(u8, session.client_identifier, client_identifier)) return session;
+    }
+    return null;
+}
+
+pub fn create(client_identifier: []const u8, version: u8) heap.Error!*Session {
+    try table.reserve();
+    const name = try heap.copy(client_identifier);
+    errdefer heap.freeSlice(name);
+    const session = try heap.create(Session);
+    last_serial += 1;
+    session.* = .{ .hash = hashOf(client_identifier), .serial = last_serial, .client_identifier = name, .version = version };
+    table.insert(session);
+    stats.count(.sessions, 1);
+    return session;
+}
+
+/// Restore only: serials that the journal has used are not used again.
+pub fn setSerial(session: *Session, serial: u64) void {
+    session.serial = serial;
+    last_serial = @max(last_serial, serial);
+}
+
+/// Forgets the session and all that it holds. Its will must have been dealt with, its connection be gone.
+pub fn end(session: *Session) void {
+    std.debug.assert(session.connection == null);
+    journal.sessionEnd(session);
+    while (session.first_subscription) |subscription| subscriptions.remove(subscription);
+    clearOutbound(session);
+    session.received.deinit();
+    session.setWill(null, 0);
+    timers.cancel(&session.expiry_timer);
+    table.remove(session);
+    stats.uncount(.sessions, 1);
+    heap.freeSlice(session.client_identifier);
+    heap.freeSlice(session.user);
+    heap.destroy(session);
+}
+
+fn clearOutbound(session: *Session) void {
+    stats.uncount(.inflight, session.inflight);
+    stats.uncount(.queued, session.waiting.count);
+    while (session.sent.first) |delivery| {
+        session.sent.remove(delivery);
+        delivery.destroy();
+    }
+    while (session.waiting.first) |delivery| {
+        session.waiting.remove(delivery);
+        delivery.destroy();
+    }
+    heap.freeSlice(session.slots);
+    session.slots = &.{};
+    session.inflight = 0;
+}

@@ -1,0 +1,140 @@
+//! SUBSCRIBE and UNSUBSCRIBE (MQTT 5.0, sections 3.8 to 3.11).
+
+const std = @import("std");
+const acl = @import("acl.zig");
+const connection_room = @import("connection.zig");
+const heap = @import("heap.zig");
+const inbound = @import("inbound.zig");
+const journal = @import("journal.zig");
+const packets = @import("wire/packets.zig");
+const routing = @import("routing.zig");
+const state = @import("state.zig");
+const subscriptions = @import("subscriptions.zig");
+const topics = @import("topics.zig");
+const writer = @import("wire/writer.zig");
+const Connection = connection_room.Connection;
+const Reason = @import("wire/reason.zig").Reason;
+
+/// What each filter of the packet led to, in its order.
+const Outcome = struct { code: u8, existed: bool };
+var outcomes: heap.List(Outcome) = .{};
+
+pub fn subscribe(connection: *Connection, body: []const u8) void {
+    subscribeOrFail(connection, body) catch |problem| switch (problem) {
+        error.Malformed => inbound.broken(connection, error.Malformed),
+        error.Protocol => inbound.broken(connection, error.Protocol),
+        error.Filter => connection_room.close(connection, .topic_filter_invalid, "the topic filter is malformed"), // [MQTT-4.7.1-1]
+        error.OutOfMemory => connection_room.abort(connection, .quota_exceeded, "no memory left"),
+    };
+}
+
+const Error = packets.Error || heap.Error || error{Filter};
+
+fn subscribeOrFail(connection: *Connection, body: []const u8) Error!void {
+    const start = try packets.FilterList.parse(connection.version, .subscribe, body);
+    try checkAll(start, connection.version);
+    outcomes.clear();
+    const identifier = start.properties.subscription_identifier orelse 0;
+    var list = start;
+    while (try list.nextSubscription()) |entry| try outcomes.append(enter(connection, entry, identifier));
+    try answer(connection, .suback, start.packet_identifier, true);
+    list = start;
+    for (0..outcomes.items.len) |index| {
+        const outcome = outcomes.items[index];
+        const entry = (try list.nextSubscription()).?;
+        if (outcome.code >= 0x80 or topics.isShared(entry.filter)) continue;
+        const wanted = entry.retain_handling == 0 or (entry.retain_handling == 1 and !outcome.existed); // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+        if (wanted) routing.sendRetained(connection.session.?, entry.filter, .{ .qos = @intCast(outcome.code), .identifier = identifier });
+    }
+}
+
+/// The whole packet is checked before any of it takes effect.
+fn checkAll(start: packets.FilterList, version: u8) Error!void {
+    var list = start;
+    while (try list.nextSubscription()) |entry| {
+        if (topics.isShared(entry.filter)) {
+            if (topics.parseShared(entry.filter) == null) return error.Filter; // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+            if (entry.no_local and version == 5) return error.Protocol; // [MQTT-3.8.3-4]
+        } else if (!topics.validFilter(entry.filter)) return error.Filter;
+    }
+}
+
+fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) Outcome {
+    const reason = judge(connection, entry, identifier);
+    if (reason != .success) return .{ .code = if (connection.version == 5) @intFromEnum(reason) else 0x80, .existed = false };
+    const session = connection.session.?;
+    const qos: u2 = @intCast(@min(entry.qos, state.settings.maximum_qos)); // [MQTT-3.8.4-8]
+    const added = subscriptions.add(session, entry.filter, .{
+        .qos = qos,
+        .no_local = entry.no_local,
+        .retain_as_published = entry.retain_as_published,
+        .identifier = identifier,
+    }) catch return .{ .code = if (connection.version == 5) @intFromEnum(Reason.quota_exceeded) else 0x80, .existed = false };
+    journal.subscribed(added.subscription);
+    return .{ .code = qos, .existed = added.existed };
+}
+
+fn judge(connection: *const Connection, entry: packets.Subscription, identifier: u32) Reason {
+    const settings = &state.settings;
+    const session = connection.session.?;
+    var filter = entry.filter;
+    if (topics.isShared(filter)) {
+        if (!settings.shared_available) return .shared_subscriptions_not_supported;
+        filter = topics.parseShared(filter).?.filter;
+    }
+    if (!settings.wildcard_available and topics.hasWildcard(filter)) return .wildcard_subscriptions_not_supported;
+    if (!settings.subscription_identifiers_available and identifier != 0) return .subscription_identifiers_not_supported;
+    if (topics.levelCount(filter) > settings.topic_levels_max) return .topic_filter_invalid;
+    if (!acl.allowed(.subscribe, session.user, session.client_identifier, filter)) {
+        @import("stats.zig").count(.acl_denied, 1);
+        return .not_authorized;
+    }
+    if (session.subscription_count >= settings.subscriptions_max and subscriptions.get(session, entry.filter) == null) return .quota_exceeded;
+    return .success;
+}
+
+pub fn unsubscribe(connection: *Connection, body: []const u8) void {
+    unsubscribeOrFail(connection, body) catch |problem| switch (problem) {
+        error.Malformed => inbound.broken(connection, error.Malformed),
+        error.Protocol => inbound.broken(connection, error.Protocol),
+        error.Filter => connection_room.close(connection, .topic_filter_invalid, "the topic filter is malformed"),
+        error.OutOfMemory => connection_room.abort(connection, .quota_exceeded, "no memory left"),
+    };
+}
+
+fn unsubscribeOrFail(connection: *Connection, body: []const u8) Error!void {
+    const start = try packets.FilterList.parse(connection.version, .unsubscribe, body);
+    var list = start;
+    while (try list.nextFilter()) |filter| {
+        if (topics.isShared(filter)) {
+            if (topics.parseShared(filter) == null) return error.Filter;
+        } else if (!topics.validFilter(filter)) return error.Filter;
+    }
+    outcomes.clear();
+    const session = connection.session.?;
+    list = start;
+    while (try list.nextFilter()) |filter| {
+        if (subscriptions.get(session, filter)) |found| {
+            subscriptions.remove(found); // [MQTT-3.10.4-1]
+            journal.unsubscribed(session, filter);
+            try outcomes.append(.{ .code = 0, .existed = true });
+        } else try outcomes.append(.{ .code = @intFromEnum(Reason.no_subscription_existed), .existed = false });
+    }
+    try answer(connection, .unsuback, start.packet_identifier, connection.version == 5);
+}
+
+fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16, with_codes: bool) heap.Error!void {
+    const codes: u32 = if (with_codes) @intCast(outcomes.items.len) else 0;
+    const inner = 2 + @as(u32, @intFromBool(connection.version == 5)) + codes;
+    const bytes = try heap.slice(u8, inner + 8);
+    defer heap.freeSlice(bytes);
+    var to: writer.Writer = .{ .bytes = bytes };
+    to.byte(@as(u8, @intFromEnum(packet)) << 4);
+    to.variable(inner);
+    to.u16_(packet_identifier);
+    if (connection.version == 5) to.byte(0);
+    if (with_codes) for (outcomes.items) |outcome| to.byte(outcome.code);
+    if (to.length > connection.maximum_packet_bytes)
+        return connection_room.close(connection, .packet_too_large, "the answer is larger than the client's maximum packet size"); // [MQTT-3.1.2-24]
+    connection.send(to.written());
+}

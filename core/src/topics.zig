@@ -1,0 +1,168 @@
+//! Topic names and filters (MQTT 5.0, section 4.7) and a tree of their levels.
+
+const std = @import("std");
+const heap = @import("heap.zig");
+
+/// [MQTT-4.7.1-1], [MQTT-4.7.3-1]; UTF-8 has been checked by the parser.
+pub fn validName(name: []const u8) bool {
+    return name.len != 0 and std.mem.findAny(u8, name, "+#") == null;
+}
+
+/// [MQTT-4.7.1-1], [MQTT-4.7.1-2], [MQTT-4.7.3-1].
+pub fn validFilter(filter: []const u8) bool {
+    if (filter.len == 0) return false;
+    var levels = std.mem.splitScalar(u8, filter, '/');
+    while (levels.next()) |level| {
+        if (std.mem.findAny(u8, level, "+#") == null) continue;
+        if (level.len != 1) return false;
+        if (level[0] == '#' and levels.peek() != null) return false;
+    }
+    return true;
+}
+
+pub fn hasWildcard(filter: []const u8) bool {
+    return std.mem.findAny(u8, filter, "+#") != null;
+}
+
+pub fn levelCount(text: []const u8) usize {
+    return std.mem.countScalar(u8, text, '/') + 1;
+}
+
+pub const Shared = struct { group: []const u8, filter: []const u8 };
+
+pub fn isShared(filter: []const u8) bool {
+    return std.mem.startsWith(u8, filter, "$share/");
+}
+
+/// `$share/{ShareName}/{filter}` [MQTT-4.8.2-1], [MQTT-4.8.2-2]; null: not well-formed.
+pub fn parseShared(filter: []const u8) ?Shared {
+    const rest = filter["$share/".len..];
+    const slash = std.mem.findScalar(u8, rest, '/') orelse return null;
+    const group = rest[0..slash];
+    if (group.len == 0 or std.mem.findAny(u8, group, "+#") != null) return null;
+    if (!validFilter(rest[slash + 1 ..])) return null;
+    return .{ .group = group, .filter = rest[slash + 1 ..] };
+}
+
+/// Whether a filter matches a name; wildcards do not match a first level with `$` [MQTT-4.7.2-1].
+pub fn matches(filter: []const u8, name: []const u8) bool {
+    if (name.len > 0 and name[0] == '$' and filter.len > 0 and (filter[0] == '+' or filter[0] == '#')) return false;
+    return covers(filter, name);
+}
+
+/// Whether `wide` accepts every name that `narrow` accepts (a name is a filter without wildcards).
+pub fn covers(wide: []const u8, narrow: []const u8) bool {
+    var outer = std.mem.splitScalar(u8, wide, '/');
+    var inner = std.mem.splitScalar(u8, narrow, '/');
+    while (outer.next()) |level| {
+        if (std.mem.eql(u8, level, "#")) return true;
+        const other = inner.next() orelse return false;
+        if (std.mem.eql(u8, other, "#")) return false;
+        if (std.mem.eql(u8, level, "+")) continue;
+        if (!std.mem.eql(u8, level, other)) return false;
+    }
+    return inner.peek() == null;
+}
+
+/// A tree whose nodes are topic levels. Children are found through one hash table for the whole
+/// tree, so a step costs the same however many siblings there are.
+pub fn Tree(comptime Value: type) type {
+    return struct {
+        root: Node = .{ .parent = null, .hash = 0, .level = &.{}, .value = .{} },
+        table: heap.Table(Node) = .{},
+        seed: u64 = 0,
+
+        const Self = @This();
+
+        pub const Node = struct {
+            parent: ?*Node,
+            chain: ?*Node = null,
+            hash: u32,
+            level: []u8,
+            /// Children in no order, for walks that need all of them.
+            /// The children named `+` and `#`, which every match asks for.
+            plus: ?*Node = null,
+            hash_sign: ?*Node = null,
+            first_child: ?*Node = null,
+            next_sibling: ?*Node = null,
+            previous_sibling: ?*Node = null,
+            value: Value,
+
+            /// Writes the whole topic into `target` from its end; returns the part used.
+            pub fn path(self: *const Node, target: []u8) []u8 {
+                var at = target.len;
+                var node = self;
+                while (node.parent) |parent| : (node = parent) {
+                    at -= node.level.len;
+                    @memcpy(target[at..][0..node.level.len], node.level);
+                    if (parent.parent == null) break;
+                    at -= 1;
+                    target[at] = '/';
+                }
+                return target[at..];
+            }
+        };
+
+        fn hashOf(self: *const Self, parent: *const Node, level: []const u8) u32 {
+            return @truncate(std.hash.Wyhash.hash(self.seed ^ @intFromPtr(parent), level));
+        }
+
+        pub fn child(self: *const Self, parent: *const Node, level: []const u8) ?*Node {
+            const hash = self.hashOf(parent, level);
+            var item = self.table.first(hash);
+            while (item) |node| : (item = node.chain) {
+                if (node.hash == hash and node.parent == parent and std.mem.eql(u8, node.level, level)) return node;
+            }
+            return null;
+        }
+
+        pub fn find(self: *Self, topic: []const u8) ?*Node {
+            var node: *Node = &self.root;
+            var levels = std.mem.splitScalar(u8, topic, '/');
+            while (levels.next()) |level| node = self.child(node, level) orelse return null;
+            return node;
+        }
+
+        /// Finds or makes the node of a topic or filter. On failure nothing is left behind.
+        pub fn ensure(self: *Self, topic: []const u8) heap.Error!*Node {
+            var node: *Node = &self.root;
+            errdefer self.prune(node);
+            var levels = std.mem.splitScalar(u8, topic, '/');
+            while (levels.next()) |level| {
+                node = self.child(node, level) orelse try self.add(node, level);
+            }
+            return node;
+        }
+
+        fn add(self: *Self, parent: *Node, level: []const u8) heap.Error!*Node {
+            try self.table.reserve();
+            const name = try heap.copy(level);
+            errdefer heap.freeSlice(name);
+            const node = try heap.create(Node);
+            node.* = .{ .parent = parent, .hash = self.hashOf(parent, level), .level = name, .value = .{} };
+            node.next_sibling = parent.first_child;
+            if (parent.first_child) |first| first.previous_sibling = node;
+            parent.first_child = node;
+            self.table.insert(node);
+            if (std.mem.eql(u8, level, "+")) parent.plus = node;
+            if (std.mem.eql(u8, level, "#")) parent.hash_sign = node;
+            return node;
+        }
+
+        /// Removes the node and its ancestors as far as nothing depends on them.
+        pub fn prune(self: *Self, start: *Node) void {
+            var node = start;
+            while (node.parent) |parent| {
+                if (node.first_child != null or !node.value.isEmpty()) return;
+                self.table.remove(node);
+                if (parent.plus == node) parent.plus = null;
+                if (parent.hash_sign == node) parent.hash_sign = null;
+                if (node.previous_sibling) |previous| previous.next_sibling = node.next_sibling else parent.first_child = node.next_sibling;
+                if (node.next_sibling) |following| following.previous_sibling = node.previous_sibling;
+                heap.freeSlice(node.level);
+                heap.destroy(node);
+                node = parent;
+            }
+        }
+    };
+}
