@@ -107,7 +107,7 @@ pub fn handleAuth(connection: *Connection, body: []const u8) void {
     const method = packet.properties.authentication_method.?;
     // [MQTT-4.12.0-5], [MQTT-4.12.1-1]: the method of the CONNECT packet, and only if there was one.
     if (connection.method.len == 0 or !std.mem.eql(u8, method, connection.method))
-        return fail(connection, .bad_authentication_method, "the authentication method differs from that of CONNECT");
+        return fail(connection, if (connection.phase == .active) .protocol_error else .bad_authentication_method, "the authentication method differs from that of CONNECT");
     const again = packet.reason == @intFromEnum(Reason.reauthenticate);
     var flags: u8 = 4;
     if (connection.phase == .active) {
@@ -188,7 +188,8 @@ fn succeed(connection: *Connection, verdict: Verdict) void {
     inbound.goOn(connection);
 }
 
-pub fn refuse(connection: *Connection, reason: Reason, text: []const u8) void {
+pub fn refuse(connection: *Connection, wanted: Reason, text: []const u8) void {
+    const reason: Reason = if (wanted.inConnack()) wanted else .unspecified;
     stats.count(.connects_refused, 1);
     if (connection.version == 5) {
         var bytes: [256]u8 = undefined;

@@ -190,8 +190,9 @@ pub fn wantPause(connection: *Connection, pause: bool) void {
 
 /// Ends a connection from the broker's side: DISCONNECT where the protocol has it, then an orderly
 /// close. The session is detached later in the step, so callers may still hold it.
-pub fn close(connection: *Connection, reason: Reason, text: []const u8) void {
+pub fn close(connection: *Connection, wanted: Reason, text: []const u8) void {
     if (connection.phase == .closing) return;
+    const reason: Reason = if (wanted.inDisconnect()) wanted else .unspecified;
     const tell = connection.version == 5 and connection.phase == .active;
     if (tell) {
         var packet: [256]u8 = undefined;

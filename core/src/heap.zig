@@ -24,7 +24,7 @@ pub var budget_bytes: u64 = 1024 * 1024 * 1024;
 
 fn classOf(size: usize) usize {
     if (size <= linear_max) return (@max(size, 1) + 15) / 16 - 1;
-    const top = std.math.log2_int(usize, size - 1); // 2^top < size <= 2^(top+1)
+    const top: usize = std.math.log2_int(usize, size - 1); // 2^top < size <= 2^(top+1)
     const quarter = (size - 1 - (@as(usize, 1) << @intCast(top))) >> @intCast(top - 2);
     return linear_max / 16 + (top - 8) * 4 + quarter;
 }

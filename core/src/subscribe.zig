@@ -20,15 +20,22 @@ const Outcome = struct { code: u8, existed: bool };
 var outcomes: heap.List(Outcome) = .{};
 
 pub fn subscribe(connection: *Connection, body: []const u8) void {
-    subscribeOrFail(connection, body) catch |problem| switch (problem) {
+    subscribeOrFail(connection, body) catch |problem| refuse(connection, problem);
+}
+
+fn refuse(connection: *Connection, problem: Error) void {
+    switch (problem) {
         error.Malformed => inbound.broken(connection, error.Malformed),
         error.Protocol => inbound.broken(connection, error.Protocol),
         error.Filter => connection_room.close(connection, .topic_filter_invalid, "the topic filter is malformed"), // [MQTT-4.7.1-1]
+        error.Shared => connection_room.close(connection, .shared_subscriptions_not_supported, "shared subscriptions are not supported"),
+        error.Wildcard => connection_room.close(connection, .wildcard_subscriptions_not_supported, "wildcards are not supported"),
+        error.Identifier => connection_room.close(connection, .subscription_identifiers_not_supported, "subscription identifiers are not supported"),
         error.OutOfMemory => connection_room.abort(connection, .quota_exceeded, "no memory left"),
-    };
+    }
 }
 
-const Error = packets.Error || heap.Error || error{Filter};
+const Error = packets.Error || heap.Error || error{ Filter, Shared, Wildcard, Identifier };
 
 fn subscribeOrFail(connection: *Connection, body: []const u8) Error!void {
     const start = try packets.FilterList.parse(connection.version, .subscribe, body);
@@ -52,11 +59,21 @@ fn subscribeOrFail(connection: *Connection, body: []const u8) Error!void {
 fn checkAll(start: packets.FilterList, version: u8) Error!void {
     var list = start;
     while (try list.nextSubscription()) |entry| {
+        if (version == 5) try checkFeatures(entry, start.properties.subscription_identifier != null);
         if (topics.isShared(entry.filter)) {
             if (topics.parseShared(entry.filter) == null) return error.Filter; // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
             if (entry.no_local and version == 5) return error.Protocol; // [MQTT-3.8.3-4]
         } else if (!topics.validFilter(entry.filter)) return error.Filter;
     }
+}
+
+/// What CONNACK said is not available is a protocol error with a code of its own (sections
+/// 3.2.2.3.11 to 3.2.2.3.13); MQTT 3.1.1 clients were not told and get 0x80 instead.
+fn checkFeatures(entry: packets.Subscription, identified: bool) Error!void {
+    const settings = &state.settings;
+    if (!settings.shared_available and topics.isShared(entry.filter)) return error.Shared;
+    if (!settings.wildcard_available and topics.hasWildcard(entry.filter)) return error.Wildcard;
+    if (!settings.subscription_identifiers_available and identified) return error.Identifier;
 }
 
 fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) Outcome {
@@ -94,12 +111,7 @@ fn judge(connection: *const Connection, entry: packets.Subscription, identifier:
 }
 
 pub fn unsubscribe(connection: *Connection, body: []const u8) void {
-    unsubscribeOrFail(connection, body) catch |problem| switch (problem) {
-        error.Malformed => inbound.broken(connection, error.Malformed),
-        error.Protocol => inbound.broken(connection, error.Protocol),
-        error.Filter => connection_room.close(connection, .topic_filter_invalid, "the topic filter is malformed"),
-        error.OutOfMemory => connection_room.abort(connection, .quota_exceeded, "no memory left"),
-    };
+    unsubscribeOrFail(connection, body) catch |problem| refuse(connection, problem);
 }
 
 fn unsubscribeOrFail(connection: *Connection, body: []const u8) Error!void {

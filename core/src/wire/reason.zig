@@ -46,6 +46,22 @@ pub const Reason = enum(u8) {
     wildcard_subscriptions_not_supported = 0xA2,
     _,
 
+    /// Whether CONNACK may carry it (MQTT 5.0, table 3-1).
+    pub fn inConnack(self: Reason) bool {
+        return switch (@intFromEnum(self)) {
+            0x80...0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A...0x9D, 0x9F => true,
+            else => false,
+        };
+    }
+
+    /// Whether a server's DISCONNECT may carry it (table 3-10).
+    pub fn inDisconnect(self: Reason) bool {
+        return switch (@intFromEnum(self)) {
+            0x00, 0x80...0x83, 0x87, 0x89, 0x8B, 0x8D...0x8F, 0x90, 0x93...0xA2 => true,
+            else => false,
+        };
+    }
+
     /// The CONNACK return code of MQTT 3.1.1, table 3.1; null: close without CONNACK.
     pub fn connackCode4(self: Reason) ?u8 {
         return switch (self) {
@@ -54,8 +70,8 @@ pub const Reason = enum(u8) {
             .client_identifier_not_valid => 2,
             .server_unavailable, .server_busy, .quota_exceeded, .server_shutting_down => 3,
             .bad_user_name_or_password => 4,
-            .not_authorized, .banned, .bad_authentication_method => 5,
-            else => null,
+            .malformed_packet, .protocol_error, .packet_too_large => null,
+            else => 5,
         };
     }
 };
