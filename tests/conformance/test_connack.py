@@ -26,10 +26,12 @@ clause = pytest.mark.clause
 def test_nothing_is_sent_before_the_connack(core: CoreDriver) -> None:
     """A session with messages that wait: CONNACK comes first."""
     expiry = props(session_expiry_interval=100)
-    client = connected(core, "c", properties=expiry)
+    client = FakeClient(core, "c", identity="u")
+    client.connect(properties=expiry)
     client.subscribe("t", qos=1)
     client.drop()
     connected(core, "p").publish("t", b"x", qos=1)
+    client.identity = None
     client.open()
     client.expect_nothing()
     client.send(client.connect_packet(clean_start=False, username="u", properties=expiry))
@@ -37,6 +39,21 @@ def test_nothing_is_sent_before_the_connack(core: CoreDriver) -> None:
     core.auth_result(core.auth_request())
     client.expect(Connack)
     client.expect_publish("t", b"x", 1)
+
+
+@pytest.mark.parametrize("clean_start", [False, True])
+def test_a_session_belongs_to_the_user_who_made_it(core: CoreDriver, clean_start: bool) -> None:
+    """5.4.2: the server should check that a client may use the client identifier."""
+    expiry = props(session_expiry_interval=100)
+    alice = FakeClient(core, "c", identity="alice")
+    alice.connect(properties=expiry)
+    alice.subscribe("t", qos=1)
+    for identity in ("mallory", None):
+        other = FakeClient(core, "c", identity=identity)
+        other.send(other.connect_packet(clean_start=clean_start))
+        other.expect_refused({0x85, 0x87})
+        alice.ping()
+    assert alice.reconnect(properties=expiry).session_present
 
 
 @clause("MQTT-3.2.0-2")

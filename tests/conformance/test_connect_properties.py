@@ -88,21 +88,29 @@ def test_keep_alive_0_never_closes(core: CoreDriver) -> None:
     client.ping()
 
 
-@pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("asked", [0, 61, 120, 65535])
-def test_a_keep_alive_above_the_maximum_is_replaced(version: int, asked: int) -> None:
-    """3.2.2.3.14; a client of MQTT 3.1.1 cannot be told, but is treated the same."""
+def test_a_keep_alive_above_the_maximum_is_replaced(asked: int) -> None:
+    """3.2.2.3.14."""
     core = CoreDriver(settings={Setting.KEEP_ALIVE_MAX_S: 60})
-    client = FakeClient(core, "c", version=version)
+    client = FakeClient(core, "c")
     connack = client.connect(keep_alive_s=asked)
-    if version == 5:
-        assert connack.properties.get(Property.SERVER_KEEP_ALIVE) == 60
+    assert connack.properties.get(Property.SERVER_KEEP_ALIVE) == 60
     (event,) = [e for e in core.take_events() if isinstance(e, Connected)]
     assert event.keep_alive_s == 60
     core.advance(89_000)
     client.expect_nothing()
     core.advance(2_000)
     assert client.closed
+
+
+@pytest.mark.parametrize("asked", [0, 120])
+def test_a_client_of_mqtt_311_keeps_its_keep_alive_as_it_cannot_be_told(asked: int) -> None:
+    """3.1.1, [MQTT-3.1.2-24]: a client that keeps its promise must not be closed."""
+    core = CoreDriver(settings={Setting.KEEP_ALIVE_MAX_S: 60})
+    client = connected(core, "c", version=4, keep_alive_s=asked)
+    for _ in range(3):
+        core.advance(119_000)
+        client.ping()
 
 
 @pytest.mark.parametrize("asked", [1, 59, 60])

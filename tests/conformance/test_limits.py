@@ -124,7 +124,7 @@ def test_memory_has_a_bound_and_the_broker_goes_on() -> None:
     core = CoreDriver(
         settings={
             Setting.MEMORY_BUDGET_BYTES: 32 * MEGABYTE,
-            Setting.QUEUED_BYTES_MAX: 1 << 40,
+            Setting.QUEUED_BYTES_MAX: 1 << 30,
         }
     )
     client = connected(core, "c")

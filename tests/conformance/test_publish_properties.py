@@ -7,7 +7,7 @@ import pytest
 from avow.testing.core_abi import Setting
 from avow.testing.core_driver import CoreDriver
 from avow.testing.fake_client import connected
-from avow.testing.mqtt import Filter, Properties, Property, Publish, frame, props
+from avow.testing.mqtt import Filter, Properties, Property, Puback, Publish, frame, props
 from avow.testing.mqtt_properties import encode_string, encode_variable
 
 clause = pytest.mark.clause
@@ -62,6 +62,20 @@ def test_the_payload_format_indicator_is_unaltered(core: CoreDriver, value: int,
     client.publish("t", b"text", qos, properties=props(payload_format_indicator=value))
     packet = client.expect_publish("t", b"text", qos)
     assert packet.props.get(Property.PAYLOAD_FORMAT_INDICATOR) == value
+
+
+def test_a_payload_that_is_not_the_text_it_claims_to_be(core: CoreDriver) -> None:
+    """3.3.2.3.2: the receiver may refuse it with 0x99; otherwise it is forwarded unaltered."""
+    client = connected(core, "c")
+    client.subscribe("t", qos=1)
+    client.send(Publish("t", b"\xff", 1, 1, properties=props(payload_format_indicator=1)))
+    puback = client.take(Puback)
+    if puback.code:
+        assert puback.code == 0x99
+        client.expect_nothing()
+    else:
+        packet = client.expect_publish("t", b"\xff", 1)
+        assert packet.props.get(Property.PAYLOAD_FORMAT_INDICATOR) == 1
 
 
 def test_a_payload_format_indicator_of_2_is_a_protocol_error(core: CoreDriver) -> None:

@@ -185,11 +185,8 @@ def test_a_connect_with_a_remaining_length_of_more_than_four_bytes_is_closed(
 def test_strings_of_every_length(size: int) -> None:
     core = CoreDriver()
     name = "n" * size
-    client = FakeClient(core, name)
-    connack = client.connect(will=Will("w", b"", properties=props(content_type=name)))
-    assert (size == 0) == (len(connack.properties.all(0x12)) == 1)
-    (event,) = [e for e in core.take_events() if isinstance(e, Connected)]
-    assert event.client_id == name or size == 0
+    client = FakeClient(core, "c")
+    client.connect(will=Will("w", b"", properties=props(content_type=name)))
     if size:
         topic = "t" * size
         client.subscribe(topic)
@@ -262,8 +259,7 @@ def test_the_fields_of_connect_reach_the_host(
 ) -> None:
     if version == 4 and username is None:
         password = None
-    core = _shared_core()
-    core.take_events()
+    core = CoreDriver()
     client = FakeClient(core, client_id, version=version)
     client.send(
         client.connect_packet(
@@ -286,8 +282,6 @@ def test_the_fields_of_connect_reach_the_host(
     (event,) = [e for e in core.take_events() if isinstance(e, Connected)]
     assert (event.client_id, event.version) == (client_id, version)
     assert (event.keep_alive_s, event.clean_start) == (keep_alive_s, clean_start)
-    client.disconnect(0, None)
-    core.advance(10)
 
 
 _CORES: list[CoreDriver] = []

@@ -66,6 +66,13 @@ def message_properties(draw: st.DrawFn) -> Properties:
     return Properties(draw(st.permutations(items)))
 
 
+def payload_for(properties: Properties, payload: bytes) -> bytes:
+    """A payload that is the text that the properties say it is."""
+    if properties.get(Property.PAYLOAD_FORMAT_INDICATOR) == 1:
+        return payload.decode("latin-1").encode("utf-8")
+    return payload
+
+
 @functools.lru_cache(maxsize=1)
 def pair() -> tuple[CoreDriver, FakeClient, FakeClient]:
     """A core, a publisher and a subscriber of everything, shared by all examples."""
@@ -87,6 +94,7 @@ def test_a_publish_comes_back_as_it_was(
     topic: str, payload: bytes, qos: int, retain: bool, properties: Properties
 ) -> None:
     _, publisher, subscriber = pair()
+    payload = payload_for(properties, payload)
     publisher.publish(topic, payload, qos, retain=retain, properties=properties)
     packet = subscriber.expect_publish(topic, payload, qos, retain=False)
     assert sorted(packet.props.items, key=repr) == sorted(properties.items, key=repr)
@@ -109,6 +117,7 @@ def test_a_will_comes_back_as_it_was(
     topic: str, payload: bytes, qos: int, retain: bool, properties: Properties, client_id: str
 ) -> None:
     core, publisher, subscriber = pair()
+    payload = payload_for(properties, payload)
     if client_id in ("publisher", "subscriber"):
         return
     will = Will(topic, payload, qos, retain, properties)
@@ -134,6 +143,7 @@ def test_a_retained_message_comes_back_as_it_was(
     topic: str, payload: bytes, qos: int, properties: Properties
 ) -> None:
     core, publisher, subscriber = pair()
+    payload = payload_for(properties, payload)
     publisher.publish(topic, payload, qos, retain=True, properties=properties)
     subscriber.expect_publish(topic, payload)
     late = connected(core, "late")
@@ -258,6 +268,8 @@ def test_a_property_that_occurs_twice_is_a_protocol_error(kind: PacketType) -> N
 @pytest.mark.parametrize("kind", FROM_CLIENT)
 def test_a_property_that_is_cut_off_is_malformed(kind: PacketType) -> None:
     for identifier in sorted(ALLOWED[kind]):
+        if kind is PacketType.PUBLISH and identifier is Property.SUBSCRIPTION_IDENTIFIER:
+            continue  # an error in itself
         whole = _one(identifier)
         for length in range(1, len(whole)):
             _check(kind, _with_length(whole[:length]), {0x81})

@@ -29,6 +29,8 @@ LAYOUT_FIELDS = (
     "result_bytes",
     "stats_address",
     "stats_count",
+    "panic_address",
+    "panic_bytes",
 )
 
 INPUT_RECORD = struct.Struct("<IHHII")

@@ -199,9 +199,22 @@ class CoreDriver:
             self._view = memoryview((ctypes.c_ubyte * size).from_address(base)).cast("B")
 
     def _call(self, name: str, *arguments: int) -> int:
-        result = self._functions[name](*arguments)
+        try:
+            result = self._functions[name](*arguments)
+        except CoreTrapError as error:
+            raise CoreTrapError(f"{self._panic_text()!r} in {name}{arguments}: {error}") from None
         self._refresh()
         return result
+
+    def _panic_text(self) -> str:
+        """What the core left for the host before it trapped."""
+        self._refresh()
+        address = self.layout["panic_address"] if hasattr(self, "layout") else 0
+        if not address:
+            return ""
+        (length,) = struct.unpack_from("<I", self._view, address)
+        raw = bytes(self._view[address + 4 : address + 4 + length])
+        return raw.decode("utf-8", "replace")
 
     def _read_layout(self, address: int) -> dict[str, int]:
         values = struct.unpack_from(f"<{len(abi.LAYOUT_FIELDS)}I", self._view, address)
