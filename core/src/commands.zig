@@ -11,7 +11,7 @@ const state = @import("state.zig");
 const sys = @import("sys.zig");
 const Reason = @import("wire/reason.zig").Reason;
 
-const Error = error{ Malformed, OutOfMemory };
+const Error = error{ Malformed, OutOfMemory, NoConnection };
 
 const Fields = struct {
     bytes: []const u8,
@@ -41,9 +41,12 @@ pub fn run(bytes: []const u8) void {
     if (bytes.len == 0) return events.commandFailed(0, "the command is empty");
     var fields: Fields = .{ .bytes = bytes[1..] };
     runOrFail(bytes[0], &fields) catch |problem| {
-        return events.commandFailed(bytes[0], if (problem == error.Malformed) "the command is malformed or has a value out of range" else "no memory left for the command");
+        return events.commandFailed(bytes[0], switch (problem) {
+            error.Malformed => "the command is malformed or has a value out of range",
+            error.OutOfMemory => "no memory left for the command",
+            error.NoConnection => "there is no such connection",
+        });
     };
-    if (fields.at != fields.bytes.len) events.commandFailed(bytes[0], "the command has trailing bytes");
 }
 
 fn runOrFail(kind: u8, fields: *Fields) Error!void {
@@ -54,11 +57,16 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
         4 => {
             const id = try fields.number(u32);
             const reason: Reason = @enumFromInt(try fields.number(u8));
-            if (connection_room.get(id)) |connection| connection_room.close(connection, reason, "closed by the operator");
+            if (fields.at != fields.bytes.len) return error.Malformed;
+            const connection = connection_room.get(id) orelse return error.NoConnection;
+            connection_room.close(connection, reason, "closed by the operator");
         },
-        5 => drain(),
-        6 => try replace(&state.response_prefix, try fields.string()),
-        7 => try replace(&state.version_text, try fields.string()),
+        5 => {
+            if (fields.bytes.len != 0) return error.Malformed;
+            drain();
+        },
+        6 => try replace(&state.response_prefix, fields),
+        7 => try replace(&state.version_text, fields),
         else => return error.Malformed,
     }
 }
@@ -88,12 +96,14 @@ fn authResult(fields: *Fields) Error!void {
         .data = try fields.string(),
         .text = try fields.string(),
     };
-    if (verdict.outcome > 2) return error.Malformed;
+    if (verdict.outcome > 2 or fields.at != fields.bytes.len) return error.Malformed;
     const connection = connection_room.get(id) orelse return; // it left meanwhile
     connect.answered(connection, ticket, verdict);
 }
 
-fn replace(target: *[]u8, text: []const u8) Error!void {
+fn replace(target: *[]u8, fields: *Fields) Error!void {
+    const text = try fields.string();
+    if (fields.at != fields.bytes.len) return error.Malformed;
     const copy = try heap.copy(text);
     heap.freeSlice(target.*);
     target.* = copy;

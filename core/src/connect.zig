@@ -42,6 +42,8 @@ pub fn handle(connection: *Connection, body: []const u8) void {
     connection.version = packet.version;
     if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
     if (packet.properties.request_problem_information) |value| connection.request_problem_information = value == 1;
+    if (packet.client_identifier.len > limits.client_identifier_bytes_max)
+        return refuse(connection, .client_identifier_not_valid, "the client identifier is longer than this server takes"); // [MQTT-3.1.3-8]
     if (state.draining) return refuse(connection, .server_unavailable, "the server is shutting down");
     if (packet.will) |will| {
         if (will.qos > state.settings.maximum_qos) return refuse(connection, .qos_not_supported, "the will's QoS is not supported");
@@ -65,8 +67,10 @@ pub fn handle(connection: *Connection, body: []const u8) void {
 /// A CONNECT that cannot be read may still say its version: MQTT 5 clients are told [MQTT-3.1.4-1].
 fn refuseUnparsed(connection: *Connection, body: []const u8, reason: Reason) void {
     const mqtt5 = body.len > 6 and std.mem.eql(u8, body[0..7], "\x00\x04MQTT\x05");
-    connection.version = if (mqtt5) 5 else 4;
-    refuse(connection, reason, if (reason == .malformed_packet) "the CONNECT packet is malformed" else "the CONNECT packet breaks the protocol");
+    const text: []const u8 = if (reason == .malformed_packet) "the CONNECT packet is malformed" else "the CONNECT packet breaks the protocol";
+    if (!mqtt5) return connection_room.finish(connection, reason, text); // 3.1.1 [MQTT-3.1.4-1]: no CONNACK
+    connection.version = 5;
+    refuse(connection, reason, text);
 }
 
 /// Hands the credentials to the host and parks the connection.
@@ -194,9 +198,7 @@ pub fn refuse(connection: *Connection, wanted: Reason, text: []const u8) void {
     if (connection.version == 5) {
         var bytes: [256]u8 = undefined;
         connection.send(refusal5(&bytes, connection, reason, text));
-    } else if (reason.connackCode4()) |code| {
-        connection.send(&.{ 0x20, 2, 0, code }); // 3.1.1 [MQTT-3.2.2-4]: session present 0
-    }
+    } else connection.send(&.{ 0x20, 2, 0, reason.connackCode4() }); // 3.1.1 [MQTT-3.2.2-4]: session present 0
     stats.count(.connack_sent, 1);
     connection_room.finish(connection, reason, text);
 }
@@ -316,7 +318,7 @@ fn attach(connection: *Connection, session: *Session, packet: *const packets.Con
     connection.session = session;
     session.connection = connection;
     connection.phase = .active;
-    connection.window = packet.properties.receive_maximum orelse 0xFFFF;
+    connection.window = packet.properties.receive_maximum orelse 0xFFFF; // [MQTT-4.9.0-1]
     connection.alias_out_maximum = @min(packet.properties.topic_alias_maximum orelse 0, state.settings.topic_alias_out_maximum);
     stats.count(.clients_connected, 1);
     stats.count(.connects_accepted, 1);

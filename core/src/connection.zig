@@ -37,6 +37,8 @@ pub const Connection = struct {
     /// What the client can take: its Maximum Packet Size and the window towards it.
     maximum_packet_bytes: u32 = limits.packet_bytes_max,
     window: u32 = 0xFFFF,
+    /// QoS 1 and 2 publishes sent on this connection that are not complete.
+    outstanding: u32 = 0,
     request_problem_information: bool = true,
     /// QoS 1 publishes of which no acknowledgement can have arrived yet.
     unacknowledged: u32 = 0,
@@ -243,7 +245,7 @@ pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8)
     if (connection.reported) return;
     connection.reported = true;
     const name: []const u8 = if (connection.session) |session| session.client_identifier else "";
-    if (by == 1 and @intFromEnum(reason) >= 0x80) stats.count(.protocol_errors, @intFromBool(reason == .malformed_packet or reason == .protocol_error));
+    if (by == 1 and reason.blamesProtocol()) stats.count(.protocol_errors, 1);
     events.disconnected(connection.id, @intFromEnum(reason), by, name, text);
 }
 

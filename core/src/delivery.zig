@@ -130,14 +130,11 @@ fn forgetAlias(connection: *Connection, fresh: bool) void {
     aliases.items.len -= 1;
 }
 
-fn windowOf(connection: *const Connection) u32 {
-    return @min(connection.window, state.settings.inflight_max);
-}
-
-/// Whether a QoS 1 or 2 message may go out at once [MQTT-4.9.0-2].
+/// Whether a QoS 1 or 2 PUBLISH may go out now: the client's Receive Maximum is not used up
+/// [MQTT-3.3.4-9], [MQTT-4.9.0-2], nor is the outbox full.
 fn open(session: *const Session) ?*Connection {
     const connection = session.connection orelse return null;
-    if (!connection.isActive() or session.inflight >= windowOf(connection)) return null;
+    if (!connection.isActive() or connection.outstanding >= connection.window) return null;
     if (connection.outbox.bytes >= limits.outbox_soft_bytes) {
         connection.backlog = true;
         return null;
@@ -145,12 +142,18 @@ fn open(session: *const Session) ?*Connection {
     return connection;
 }
 
+/// New messages wait for those that are sent again, and for a free identifier.
+fn openForNew(session: *const Session) ?*Connection {
+    if (session.resend != null or session.inflight >= state.settings.inflight_max) return null;
+    return open(session);
+}
+
 /// QoS 1 and 2. The message is sent or queued, or dropped where the client's bounds say so.
 pub fn sendReliably(session: *Session, view: *View, terms: Terms) void {
     const connection = session.connection;
     if (connection == null and !session.durable()) return;
     if (session.waiting.count == 0) {
-        if (open(session)) |ready| {
+        if (openForNew(session)) |ready| {
             if (!session.durable()) return sendUnkept(session, ready, view, terms);
         }
     }
@@ -168,7 +171,7 @@ fn overrun(session: *Session) void {
 /// A session that ends with its connection never sends a message again: nothing needs to be kept.
 fn sendUnkept(session: *Session, connection: *Connection, view: *View, terms: Terms) void {
     var packet = packetOf(view, connection.version, terms);
-    packet.packet_identifier = session.takeIdentifier(windowOf(connection)) catch return overrun(session);
+    packet.packet_identifier = session.takeIdentifier(state.settings.inflight_max) catch return overrun(session);
     if (!writePublish(connection, &packet)) return stats.count(.publish_dropped, 1);
     occupy(session, packet.packet_identifier, terms.qos, null);
 }
@@ -177,6 +180,7 @@ fn occupy(session: *Session, packet_identifier: u16, qos: u2, delivery: ?*Delive
     const slot = session.slot(packet_identifier).?;
     slot.* = .{ .state = transitions.outboundStep(.free, if (qos == 1) .send_qos1 else .send_qos2).next, .delivery = delivery };
     session.inflight += 1;
+    if (session.connection) |connection| connection.outstanding += 1;
     stats.count(.inflight, 1);
 }
 
@@ -204,8 +208,9 @@ fn discard(session: *Session, queue: *session_room.Queue, delivery: *Delivery) v
 
 /// Sends what waits, as far as window and outbox allow.
 pub fn pump(session: *Session) void {
+    sendAgain(session);
     while (session.waiting.first) |delivery| {
-        const connection = open(session) orelse return;
+        const connection = openForNew(session) orelse return;
         if (delivery.message.expires_at_ms <= state.now_ms) { // [MQTT-3.3.2-5]
             drop(session, delivery);
             continue;
@@ -213,7 +218,7 @@ pub fn pump(session: *Session) void {
         var view = delivery.message.view();
         const terms: Terms = .{ .qos = delivery.qos, .retain = delivery.retain, .identifiers = delivery.identifiers };
         var packet = packetOf(&view, connection.version, terms);
-        packet.packet_identifier = session.takeIdentifier(windowOf(connection)) catch return overrun(session);
+        packet.packet_identifier = session.takeIdentifier(state.settings.inflight_max) catch return overrun(session);
         if (!writePublish(connection, &packet)) {
             drop(session, delivery); // [MQTT-3.1.2-25]: as if it had been sent
             continue;
@@ -266,11 +271,13 @@ pub fn acknowledged(connection: *Connection, packet_identifier: u16, event: tran
 
 fn complete(session: *Session, slot: *session_room.Slot) void {
     if (slot.delivery) |delivery| {
+        if (session.resend == delivery) session.resend = delivery.next;
         journal.done(session, delivery);
         discard(session, &session.sent, delivery);
     }
     slot.* = .{};
     session.inflight -= 1;
+    if (session.connection) |connection| connection.outstanding -|= 1;
     stats.uncount(.inflight, 1);
 }
 
@@ -282,25 +289,39 @@ fn sendRelease(connection: *Connection, packet_identifier: u16, reason: @import(
 /// After CONNACK with Session Present: unacknowledged packets first, in their order, with their
 /// identifiers [MQTT-4.4.0-1], [MQTT-4.6.0-1]; then what waits.
 pub fn resumeSession(session: *Session) void {
-    const connection = session.connection.?;
-    var item = session.sent.first;
-    while (item) |delivery| {
-        item = delivery.next;
+    session.resend = session.sent.first;
+    pump(session);
+}
+
+fn sendAgain(session: *Session) void {
+    while (session.resend) |delivery| {
         const slot = session.slot(delivery.packet_identifier).?;
         switch (transitions.outboundStep(slot.state, .resume_session).effect) {
-            .resend_release => sendRelease(connection, delivery.packet_identifier, .success),
+            .resend_release => {
+                const connection = session.connection orelse return;
+                if (!connection.isActive()) return;
+                session.resend = delivery.next;
+                sendRelease(connection, delivery.packet_identifier, .success);
+            },
             .resend_publish => {
-                var view = delivery.message.view();
-                var packet = packetOf(&view, connection.version, .{ .qos = delivery.qos, .retain = delivery.retain, .identifiers = delivery.identifiers });
-                packet.packet_identifier = delivery.packet_identifier;
-                packet.dup = true; // [MQTT-3.3.1-1]
-                if (!writePublish(connection, &packet)) {
-                    stats.count(.publish_dropped, 1);
-                    complete(session, slot);
-                }
+                const connection = open(session) orelse return;
+                session.resend = delivery.next;
+                publishAgain(session, connection, delivery, slot);
             },
             else => unreachable,
         }
     }
-    pump(session);
+}
+
+fn publishAgain(session: *Session, connection: *Connection, delivery: *Delivery, slot: *session_room.Slot) void {
+    var view = delivery.message.view();
+    var packet = packetOf(&view, connection.version, .{ .qos = delivery.qos, .retain = delivery.retain, .identifiers = delivery.identifiers });
+    packet.packet_identifier = delivery.packet_identifier;
+    packet.dup = true; // [MQTT-3.3.1-1]
+    if (writePublish(connection, &packet)) {
+        connection.outstanding += 1;
+        return;
+    }
+    stats.count(.publish_dropped, 1);
+    complete(session, slot);
 }

@@ -22,9 +22,10 @@ pub const outbox_soft_bytes: u32 = 256 * 1024;
 pub const pause_bytes: u32 = 512 * 1024;
 pub const resume_bytes: u32 = 128 * 1024;
 
-pub const client_identifier_bytes_max: u32 = 4096;
 /// Bytes that may be held for a client while the host verifies its credentials.
 pub const parked_bytes_max: u32 = 256 * 1024;
+/// Longer client identifiers are refused with 0x85.
+pub const client_identifier_bytes_max: u32 = 4096;
 pub const upgrade_bytes_max: u32 = 8 * 1024;
 pub const websocket_control_bytes_max: u32 = 125;
 

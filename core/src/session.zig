@@ -79,6 +79,8 @@ pub const Session = struct {
     slot_cursor: u32 = 0,
     inflight: u32 = 0,
     sent: Queue = .{},
+    /// After a reconnect: the first of `sent` that still has to be sent again.
+    resend: ?*Delivery = null,
     waiting: Queue = .{},
     queued_bytes: u32 = 0,
     /// QoS 2 identifiers that the client has used and not released.
@@ -103,7 +105,6 @@ pub const Session = struct {
 
     /// An identifier that is not in use [MQTT-2.2.1-4]; `limit` of them may be.
     pub fn takeIdentifier(self: *Session, limit: u32) heap.Error!u16 {
-        std.debug.assert(self.inflight < limit);
         if (self.inflight == self.slots.len) {
             const bigger = try heap.slice(Slot, @min(@max(16, self.slots.len * 2), @max(limit, self.slots.len + 1)));
             @memcpy(bigger[0..self.slots.len], self.slots);

@@ -68,7 +68,7 @@ pub fn fired() void {
     timers.set(&timer, state.now_ms + state.settings.sys_interval_ms) catch return;
     stats.put(.heap_bytes, heap.used_bytes);
     stats.put(.heap_bytes_maximum, heap.used_bytes_maximum);
-    text("version", state.version_text);
+    text("version", if (state.version_text.len != 0) state.version_text else "avow");
     var buffer: [64]u8 = undefined;
     text("uptime", std.fmt.bufPrint(&buffer, "{d} seconds", .{(state.now_ms - state.started_ms) / 1000}) catch unreachable);
     for (rows, 0..) |row, index| {

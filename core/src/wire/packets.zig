@@ -80,7 +80,6 @@ pub fn connect(body: []const u8) ConnectError!Connect {
     const keep_alive_s = try from.u16_();
     const found: Properties = if (version == 5) try properties.parse(&from, .connect) else .{};
     const client_identifier = try from.string();
-    if (client_identifier.len > @import("../limits.zig").client_identifier_bytes_max) return error.Protocol;
     var will: ?Will = null;
     if (will_flag) {
         const will_properties: Properties = if (version == 5) try properties.parse(&from, .will) else .{};

@@ -62,15 +62,25 @@ pub const Reason = enum(u8) {
         };
     }
 
-    /// The CONNACK return code of MQTT 3.1.1, table 3.1; null: close without CONNACK.
-    pub fn connackCode4(self: Reason) ?u8 {
+    /// The client did what the protocol forbids, as opposed to what policy or load forbid.
+    pub fn blamesProtocol(self: Reason) bool {
+        return switch (self) {
+            .malformed_packet, .protocol_error, .topic_filter_invalid, .topic_name_invalid => true,
+            .receive_maximum_exceeded, .topic_alias_invalid, .packet_too_large, .payload_format_invalid => true,
+            .retain_not_supported, .qos_not_supported => true,
+            .shared_subscriptions_not_supported, .subscription_identifiers_not_supported, .wildcard_subscriptions_not_supported => true,
+            else => false,
+        };
+    }
+
+    /// The CONNACK return code of MQTT 3.1.1, table 3.1.
+    pub fn connackCode4(self: Reason) u8 {
         return switch (self) {
             .success => 0,
             .unsupported_protocol_version => 1,
             .client_identifier_not_valid => 2,
             .server_unavailable, .server_busy, .quota_exceeded, .server_shutting_down => 3,
             .bad_user_name_or_password => 4,
-            .malformed_packet, .protocol_error, .packet_too_large => null,
             else => 5,
         };
     }

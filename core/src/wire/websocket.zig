@@ -27,7 +27,7 @@ pub fn upgrade(bytes: []const u8) Upgrade {
     if (end > limits.upgrade_bytes_max) return .{ .refused = refused_431 };
     var lines = std.mem.splitSequence(u8, bytes[0..end], "\r\n");
     const request = lines.next().?;
-    if (!std.mem.startsWith(u8, request, "GET /")) {
+    if (!std.mem.startsWith(u8, request, "GET ")) {
         return .{ .refused = if (std.mem.endsWith(u8, request, " HTTP/1.1")) refused_405 else refused_400 };
     }
     if (!std.mem.endsWith(u8, request, " HTTP/1.1")) return .{ .refused = refused_400 };
