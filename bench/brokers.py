@@ -172,7 +172,7 @@ cert = "{certificate.cert}"
 key = "{certificate.key}"
 
 [limits]
-queued_bytes_max = {2**40}
+queued_bytes_max = {2**32 - 1}
 queued_messages_max = {2**31}
 inflight_max = 65535
 receive_maximum = 65535

@@ -42,7 +42,7 @@ pub const Config = extern struct {
 pub const Result = extern struct {
     elapsed_ns: u64 = 0,
     cpu_ns: u64 = 0,
-    /// Of `cpu_ns`: spent in polls that found nothing.
+    /// Of `elapsed_ns`: spent in polls that found nothing.
     idle_ns: u64 = 0,
     turns: u64 = 0,
     published: u64 = 0,
