@@ -203,11 +203,13 @@ class Authenticator:
             reason=reason,
             delay_s=round(delay_s, 3),
         )
+        # DISCONNECT, which ends a living connection, has no 0x86 [MQTT-4.12.1-2].
+        alive = AuthFlag.REAUTHENTICATION in request.flags
         answer = auth_result_command(
             request.connection,
             request.ticket,
             AuthOutcome.REFUSE,
-            code=ReasonCode.BAD_USER_NAME_OR_PASSWORD,
+            code=ReasonCode.NOT_AUTHORIZED if alive else ReasonCode.BAD_USER_NAME_OR_PASSWORD,
             reason="wrong user name or password",
         )
         self._delayed.put(answer, origin.host, delay_s)

@@ -96,7 +96,8 @@ class Subscriber:
         open_connection(self._client, self._connect)
         answer_by_s = time.monotonic() + self._connect.timeout_s
         try:
-            while not self._enough():
+            # Retained and queued messages may overtake the SUBACK: it is waited for as well.
+            while not (self._enough() and self._subscribed):
                 now_s = time.monotonic()
                 if deadline_s is not None and now_s >= deadline_s:
                     self._check_count()
