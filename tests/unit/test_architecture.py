@@ -133,11 +133,17 @@ def well_named(path: PurePosixPath, text: str) -> Iterator[str]:
             yield f"{path}: `{name}` says nothing about what it does"
 
 
+def _is_program(node: ast.stmt) -> bool:
+    """True for what runs only when a file is started as a program."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 def exits_in_cli(path: PurePosixPath, text: str) -> Iterator[str]:
-    """Only the command line ends the process."""
+    """Only the command line ends the process, and what is a program of its own."""
     if path.suffix != ".py" or _room(path) in {None, "cli", "__main__"}:
         return
-    for node in ast.walk(ast.parse(text)):
+    body = [node for node in ast.parse(text).body if not _is_program(node)]
+    for node in (inner for statement in body for inner in ast.walk(statement)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called in {"sys.exit", "os._exit", "os.abort", "exit", "quit", "SystemExit"}:
@@ -194,8 +200,8 @@ INSIDE = re.compile(
 def _at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
     """All nodes that run when a module is imported: not the bodies of functions."""
     for statement in body:
-        if isinstance(statement, ast.If) and re.search(
-            r"__name__ == '__main__'|TYPE_CHECKING", ast.unparse(statement.test)
+        if _is_program(statement) or (
+            isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
         ):
             continue
         waiting: list[ast.AST] = [statement]
@@ -355,6 +361,7 @@ GOOD: tuple[tuple[Check, str, str], ...] = (
     (short, "src/avow/broker/x.py", "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)),
     (well_named, "src/avow/broker/commonwealth.py", "class Managerial:\n    pass"),
     (exits_in_cli, "src/avow/cli/__init__.py", "import sys\nsys.exit(2)"),
+    (exits_in_cli, "src/avow/testing/x.py", "if __name__ == '__main__':\n    sys.exit(main())"),
     (exits_in_cli, "hatch_build.py", "raise SystemExit(main())"),
     (narrow_except, "src/avow/broker/x.py", "try:\n    f()\nexcept OSError:\n    pass"),
     (

@@ -75,7 +75,7 @@ def _commands(folder: Path, port: int) -> Path:
         f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
         f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
         "esac\n"
-        f"exec '{sys.executable}' -c 'from avow.cli import main; main()' \"$@\"\n"
+        f"exec '{sys.executable}' -m avow \"$@\"\n"
     )
     for command in folder.iterdir():
         command.chmod(0o755)

@@ -7,23 +7,30 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.interop.broker_process import BrokerProcess
+from avow.testing.pki import Authority
 from tests.integration.interop.endpoint import SCHEMES, Endpoint
+from tests.integration.service_process import service
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    """`avow broker` as users start it, on free ports."""
-    with BrokerProcess(tmp_path_factory.mktemp("broker")) as process:
-        yield process
-        assert process.still_runs(), process.log()
+def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Endpoint]]:
+    """`avow broker` as users start it, on free ports; it has to end in order at the end."""
+    folder = tmp_path_factory.mktemp("broker")
+    authority = Authority()
+    ca = authority.write(folder / "ca.pem")
+    cert, key = authority.issue_server().write(folder, "server")
+    listen = [word for scheme in SCHEMES for word in ("--listen", f"{scheme}://127.0.0.1:0")]
+    files = ("--cert", str(cert), "--key", str(key))
+    with service("--allow-anonymous", *listen, *files) as running:
+        yield {
+            scheme: Endpoint(scheme, "127.0.0.1", running.port(scheme), ca) for scheme in SCHEMES
+        }
 
 
 @pytest.fixture(params=SCHEMES)
-def endpoint(request: pytest.FixtureRequest, broker: BrokerProcess) -> Endpoint:
+def endpoint(request: pytest.FixtureRequest, endpoints: dict[str, Endpoint]) -> Endpoint:
     """One of the broker's listeners."""
-    assert broker.still_runs(), broker.log()
-    return broker.endpoints[request.param]
+    return endpoints[request.param]
 
 
 @pytest.fixture
