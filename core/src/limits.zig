@@ -75,6 +75,7 @@ pub const Settings = struct {
     topic_alias_out_maximum: u16 = 16,
     persist_sessions: bool = true,
     will_delay_max_s: u32 = 0xFFFF_FFFF,
+    denials_explained: bool = true,
 
     /// Sets one value by its ABI key (1 for the first field); false: unknown key or out of range.
     pub fn set(self: *Settings, key: u16, value: u64) bool {

@@ -104,7 +104,7 @@ fn judge(connection: *const Connection, entry: packets.Subscription, identifier:
     if (topics.levelCount(filter) > settings.topic_levels_max) return .topic_filter_invalid;
     if (!acl.allowed(.subscribe, session.user, session.client_identifier, filter)) {
         @import("stats.zig").count(.acl_denied, 1);
-        return .not_authorized;
+        return if (settings.denials_explained) .not_authorized else .unspecified;
     }
     if (session.subscription_count >= settings.subscriptions_max and subscriptions.get(session, entry.filter) == null) return .quota_exceeded;
     return .success;

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from avow.broker.config import schema_rows
 from avow.sandbox import artefacts
 from avow.testing.mqtt import Disconnect, Pingreq, Pingresp
 from avow.testing.pki import DAY, Authority
@@ -158,6 +159,53 @@ def test_limits_reach_the_core(tmp_path: Path) -> None:
             assert answer.integer(0x2A) == 0
         line = running.event("client connected")
         assert (line["client"], line["keep_alive_s"], line["protocol"]) == ("c", 60, "5.0")
+
+
+@pytest.mark.parametrize("bound", [0, 1], ids=["lowest", "highest"])
+def test_core_takes_every_limit_that_the_file_allows(tmp_path: Path, bound: int) -> None:
+    keys = []
+    for row in schema_rows():
+        if row.table == "[limits]" and row.bounds:
+            keys.append(f"{row.key} = {row.bounds.split(' to ')[bound]}")
+        elif row.table == "[limits]":
+            keys.append(f"{row.key} = {'true' if bound else 'false'}")
+    text = "[login]\nfailure_delay_max_s = 0.05\n[limits]\n" + "\n".join(keys)
+    with service("--config", str(write(tmp_path / "avow.toml", text)), *LOOPBACK) as running:
+        with PlainClient(running.port()) as client:
+            assert client.connect(client_id="c").code == 0
+        running.event("client disconnected")
+        assert not [line for line in running.entries() if line["event"] == "command failed"]
+
+
+def test_conformance_settings() -> None:
+    """What Eclipse Paho's suites ask for, by both versions of MQTT."""
+    config = Path(__file__).resolve().parents[2] / "examples" / "conformance.toml"
+    with service("--config", str(config), *LOOPBACK) as running:
+        for version in (4, 5):
+            with PlainClient(running.port(), version=version) as client:
+                answer = client.connect(client_id="c", keep_alive_s=120)
+                if version == 5:
+                    assert answer.properties.integer(0x13) == 60
+                assert client.subscribe("test/nosubscribe") == 0x80
+                assert client.subscribe("test/other") == 0
+                assert client.subscribe("$SYS/#") == 0
+
+
+def test_example_is_valid(tmp_path: Path) -> None:
+    """The commented example, with the files that it names."""
+    example = Path(__file__).resolve().parents[2] / "examples" / "avow.toml"
+    authority = Authority()
+    authority.issue_server().write(tmp_path, "server")
+    authority.write(tmp_path / "devices-ca.pem")
+    (tmp_path / "devices.crl").write_bytes(authority.revocation_list())
+    config = write(tmp_path / "avow.toml", example.read_text())
+    added = avow("user", "add", "operator", "--config", str(config), "--password-stdin", stdin=b"x")
+    assert added.returncode == 0
+    done = avow("broker", "--config", str(config), "--check")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"warning" not in done.stdout
+    assert b"listener mqtts://0.0.0.0:8884: users" in done.stdout
+    assert b"listener mqtt://127.0.0.1:1883: anybody" in done.stdout
 
 
 def test_log_follows_a_client() -> None:

@@ -52,8 +52,8 @@ class Limits(BaseModel):
     )
     queued_bytes_max: Annotated[int, SettingKey(6)] = Field(
         default=16_777_216,
-        ge=1024,
-        le=2**40,
+        ge=4096,
+        le=U32_MAX,
         description="For each client: bytes that wait to be sent, queued messages included.",
     )
     queued_messages_max: Annotated[int, SettingKey(7)] = Field(
@@ -69,10 +69,10 @@ class Limits(BaseModel):
         default=10_000, ge=0, le=2**31, description="For each client: subscriptions."
     )
     topic_levels_max: Annotated[int, SettingKey(10)] = Field(
-        default=128, ge=1, le=65_535, description="Levels of a topic or a topic filter."
+        default=128, ge=1, le=1024, description="Levels of a topic or a topic filter."
     )
     memory_budget_bytes: Annotated[int, SettingKey(11)] = Field(
-        default=1_073_741_824, ge=1_048_576, le=3 * 2**30, description="All memory of the core."
+        default=1_073_741_824, ge=8 * 2**20, le=3 * 2**30, description="All memory of the core."
     )
     retained_messages_max: Annotated[int, SettingKey(12)] = Field(
         default=1_000_000, ge=0, le=2**31, description="All retained messages."
@@ -116,6 +116,12 @@ class Limits(BaseModel):
     )
     will_delay_max_s: Annotated[int, SettingKey(22)] = Field(
         default=U32_MAX, ge=0, le=U32_MAX, description="The longest will delay that is granted."
+    )
+
+    denials_explained: Annotated[bool, SettingKey(23)] = Field(
+        default=True,
+        description="Refuse a subscription that the rules deny with 0x87 (not authorized); false: "
+        "with 0x80 (unspecified error), which says less.",
     )
 
     def settings(self) -> dict[int, int]:
