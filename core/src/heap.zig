@@ -191,55 +191,80 @@ pub fn List(comptime T: type) type {
     };
 }
 
-/// A chained hash table of objects that carry `hash: u32` and `chain: ?*T`.
-/// The table never allocates per object; it doubles when it holds as many as it has buckets.
+/// A hash table of objects that carry `hash: u32`. Open addressing with the hashes beside the
+/// pointers: a look-up touches one cache line of the table and then only the object it wants.
 pub fn Table(comptime T: type) type {
     return struct {
-        buckets: []?*T = &.{},
+        slots: []Slot = &.{},
         count: usize = 0,
 
         const Self = @This();
+        const Slot = struct { hash: u32, item: ?*T };
 
+        /// Room for one more, at a load of three quarters at the most.
         pub fn reserve(self: *Self) Error!void {
-            if (self.count < self.buckets.len) return;
-            const bigger = try slice(?*T, @max(64, self.buckets.len * 2));
-            @memset(bigger, null);
-            for (self.buckets) |head| {
-                var item = head;
-                while (item) |object| {
-                    item = object.chain;
-                    const bucket = &bigger[object.hash & (bigger.len - 1)];
-                    object.chain = bucket.*;
-                    bucket.* = object;
-                }
+            if ((self.count + 1) * 4 <= self.slots.len * 3) return;
+            const old = self.slots;
+            const bigger = try slice(Slot, @max(64, old.len * 2));
+            @memset(bigger, .{ .hash = 0, .item = null });
+            self.slots = bigger;
+            for (old) |slot| {
+                if (slot.item) |item| self.place(item);
             }
-            freeSlice(self.buckets);
-            self.buckets = bigger;
+            freeSlice(old);
+        }
+
+        fn place(self: *Self, item: *T) void {
+            const mask = self.slots.len - 1;
+            var index = item.hash & mask;
+            while (self.slots[index].item != null) index = (index + 1) & mask;
+            self.slots[index] = .{ .hash = item.hash, .item = item };
         }
 
         /// `reserve` must have succeeded since the last insert.
-        pub fn insert(self: *Self, object: *T) void {
-            const bucket = &self.buckets[object.hash & (self.buckets.len - 1)];
-            object.chain = bucket.*;
-            bucket.* = object;
+        pub fn insert(self: *Self, item: *T) void {
+            self.place(item);
             self.count += 1;
         }
 
-        pub fn first(self: *const Self, hash: u32) ?*T {
-            if (self.buckets.len == 0) return null;
-            return self.buckets[hash & (self.buckets.len - 1)];
+        pub const Probe = struct {
+            slots: []const Slot,
+            hash: u32,
+            index: usize,
+
+            pub fn next(self: *Probe) ?*T {
+                if (self.slots.len == 0) return null;
+                const mask = self.slots.len - 1;
+                while (self.slots[self.index].item) |item| {
+                    const same = self.slots[self.index].hash == self.hash;
+                    self.index = (self.index + 1) & mask;
+                    if (same) return item;
+                }
+                return null;
+            }
+        };
+
+        /// The objects with this hash.
+        pub fn probe(self: *const Self, hash: u32) Probe {
+            return .{ .slots = self.slots, .hash = hash, .index = if (self.slots.len == 0) 0 else hash & (self.slots.len - 1) };
         }
 
-        pub fn remove(self: *Self, object: *T) void {
-            var link = &self.buckets[object.hash & (self.buckets.len - 1)];
-            while (link.*) |item| : (link = &item.chain) {
-                if (item == object) {
-                    link.* = object.chain;
-                    self.count -= 1;
-                    return;
-                }
+        /// Closes the gap, so that no tombstones slow later look-ups down.
+        pub fn remove(self: *Self, item: *T) void {
+            const mask = self.slots.len - 1;
+            var gap = item.hash & mask;
+            while (self.slots[gap].item != item) gap = (gap + 1) & mask;
+            var index = gap;
+            while (true) {
+                index = (index + 1) & mask;
+                if (self.slots[index].item == null) break;
+                const home = self.slots[index].hash & mask;
+                if (((index -% home) & mask) < ((index -% gap) & mask)) continue;
+                self.slots[gap] = self.slots[index];
+                gap = index;
             }
-            unreachable;
+            self.slots[gap] = .{ .hash = 0, .item = null };
+            self.count -= 1;
         }
     };
 }

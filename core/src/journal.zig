@@ -236,27 +236,26 @@ fn inboundRecord(session: *const Session, kind: Kind, packet_identifier: u16) vo
     finish();
 }
 
-/// Where a snapshot stands: buckets of sessions first, then the retained tree.
-var snapshot_bucket: usize = 0;
+/// Where a snapshot stands: the table of sessions first, then the retained tree.
+var snapshot_slot: usize = 0;
 var snapshot_retained: ?*retained.Node = null;
 var snapshot_number: u32 = 0;
 
 /// Writes the next piece of the whole durable state; false when there is no more.
 pub fn snapshotPiece(restart: bool) bool {
     if (restart) {
-        snapshot_bucket = 0;
+        snapshot_slot = 0;
         snapshot_number += 1;
         snapshot_retained = retained.tree.root.first_child;
     }
     region.clear();
     if (!enabled) return false;
-    const buckets = session_room.table.buckets;
-    while (snapshot_bucket < buckets.len) {
-        var item = buckets[snapshot_bucket];
-        while (item) |session| : (item = session.chain) {
+    const slots = session_room.table.slots;
+    while (snapshot_slot < slots.len) {
+        if (slots[snapshot_slot].item) |session| {
             if (session.journaled) snapshotSession(session);
         }
-        snapshot_bucket += 1;
+        snapshot_slot += 1;
         if (region.items.len >= limits.snapshot_piece_bytes) return true;
     }
     while (snapshot_retained) |node| {
@@ -276,7 +275,7 @@ fn dollarTop(node: *const retained.Node) bool {
         if (parent.parent == null) break;
         top = parent;
     }
-    return std.mem.eql(u8, top.level, "$SYS");
+    return std.mem.eql(u8, top.level(), "$SYS");
 }
 
 fn following(from: *retained.Node) ?*retained.Node {

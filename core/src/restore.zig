@@ -23,7 +23,7 @@ const Error = error{ Malformed, OutOfMemory };
 
 /// Sessions and messages by the serials that the journal uses.
 fn Entry(comptime T: type) type {
-    return struct { chain: ?*@This() = null, hash: u32, serial: u64, value: *T };
+    return struct { hash: u32, serial: u64, value: *T };
 }
 
 fn Index(comptime T: type) type {
@@ -35,8 +35,8 @@ fn Index(comptime T: type) type {
         }
 
         fn find(self: *@This(), serial: u64) ?*Entry(T) {
-            var item = self.table.first(hashOf(serial));
-            while (item) |entry| : (item = entry.chain) if (entry.serial == serial) return entry;
+            var probe = self.table.probe(hashOf(serial));
+            while (probe.next()) |entry| if (entry.serial == serial) return entry;
             return null;
         }
 
@@ -53,14 +53,12 @@ fn Index(comptime T: type) type {
         }
 
         fn deinit(self: *@This(), comptime each: ?fn (*T) void) void {
-            for (self.table.buckets) |*bucket| {
-                while (bucket.*) |entry| {
-                    bucket.* = entry.chain;
-                    if (each) |function| function(entry.value);
-                    heap.destroy(entry);
-                }
+            for (self.table.slots) |slot| {
+                const entry = slot.item orelse continue;
+                if (each) |function| function(entry.value);
+                heap.destroy(entry);
             }
-            heap.freeSlice(self.table.buckets);
+            heap.freeSlice(self.table.slots);
             self.* = .{};
         }
     };
@@ -334,9 +332,9 @@ pub fn settle() void {
     const connect = @import("connect.zig");
     var list: heap.List(*Session) = .{};
     defer list.deinit();
-    for (session_room.table.buckets) |bucket| {
-        var item = bucket;
-        while (item) |session| : (item = session.chain) list.append(session) catch @panic("no memory to restore");
+    for (session_room.table.slots) |slot| {
+        const session = slot.item orelse continue;
+        list.append(session) catch @panic("no memory to restore");
     }
     for (list.items) |session| {
         if (!session.durable()) {

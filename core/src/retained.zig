@@ -87,7 +87,7 @@ fn everything(top: *Node, first: bool, context: anytype) void {
 }
 
 fn dollar(node: *const Node) bool {
-    return node.level.len > 0 and node.level[0] == '$';
+    return node.level_bytes > 0 and node.level()[0] == '$';
 }
 
 fn give(node: *Node, context: anytype) void {

@@ -57,7 +57,6 @@ pub const Queue = struct {
 pub const Slot = struct { state: transitions.Outbound = .free, delivery: ?*Delivery = null };
 
 pub const Session = struct {
-    chain: ?*Session = null,
     hash: u32,
     serial: u64,
     client_identifier: []u8,
@@ -157,9 +156,9 @@ fn hashOf(client_identifier: []const u8) u32 {
 
 pub fn find(client_identifier: []const u8) ?*Session {
     const hash = hashOf(client_identifier);
-    var item = table.first(hash);
-    while (item) |session| : (item = session.chain) {
-        if (session.hash == hash and std.mem.eql(u8, session.client_identifier, client_identifier)) return session;
+    var probe = table.probe(hash);
+    while (probe.next()) |session| {
+        if (std.mem.eql(u8, session.client_identifier, client_identifier)) return session;
     }
     return null;
 }

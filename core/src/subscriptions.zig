@@ -17,7 +17,6 @@ pub const Options = struct {
 };
 
 pub const Subscription = struct {
-    chain: ?*Subscription = null,
     hash: u32,
     session: *Session,
     node: *Node,
@@ -75,8 +74,8 @@ fn hashOf(session: *const Session, node: *const Node) u32 {
 
 fn lookup(session: *const Session, node: *const Node, group: ?*const Group) ?*Subscription {
     const hash = hashOf(session, node);
-    var item = by_session.first(hash);
-    while (item) |found| : (item = found.chain) {
+    var probe = by_session.probe(hash);
+    while (probe.next()) |found| {
         if (found.session == session and found.node == node and found.group == group) return found;
     }
     return null;
@@ -193,6 +192,8 @@ pub const filter_bytes_max = 65535 + 16;
 const Cached = struct {
     generation: u64 = 0,
     acl_generation: u64 = 0,
+    /// The topic that missed here last: only one that comes again is worth remembering.
+    missed: u64 = 0,
     topic: []u8 = &.{},
     entries: []Entry = &.{},
     identifiers: []u32 = &.{},
@@ -221,12 +222,13 @@ pub fn match(topic: []const u8) heap.Error!Match {
         cache = try heap.slice(Cached, limits.match_cache_slots);
         @memset(cache, .{});
     }
-    const slot = &cache[@as(u32, @truncate(std.hash.Wyhash.hash(tree.seed, topic))) & (limits.match_cache_slots - 1)];
+    const hash = std.hash.Wyhash.hash(tree.seed, topic);
+    const slot = &cache[@as(u32, @truncate(hash)) & (limits.match_cache_slots - 1)];
     if (slot.generation == generation and slot.acl_generation == acl.generation and std.mem.eql(u8, slot.topic, topic))
         return .{ .entries = slot.entries, .identifiers = slot.identifiers, .groups = slot.groups };
     try collect(topic);
     const result: Match = .{ .entries = found_entries.items, .identifiers = found_identifiers.items, .groups = found_groups.items };
-    remember(slot, topic, result) catch slot.clear();
+    if (slot.missed == hash) remember(slot, topic, result) catch slot.clear() else slot.missed = hash;
     return result;
 }
 

@@ -68,7 +68,7 @@ pub fn covers(wide: []const u8, narrow: []const u8) bool {
 /// tree, so a step costs the same however many siblings there are.
 pub fn Tree(comptime Value: type) type {
     return struct {
-        root: Node = .{ .parent = null, .hash = 0, .level = &.{}, .value = .{} },
+        root: Node = .{ .parent = null, .hash = 0, .level_bytes = 0, .value = .{} },
         table: heap.Table(Node) = .{},
         seed: u64 = 0,
 
@@ -76,9 +76,8 @@ pub fn Tree(comptime Value: type) type {
 
         pub const Node = struct {
             parent: ?*Node,
-            chain: ?*Node = null,
             hash: u32,
-            level: []u8,
+            level_bytes: u32,
             /// Children in no order, for walks that need all of them.
             /// The children named `+` and `#`, which every match asks for.
             plus: ?*Node = null,
@@ -88,13 +87,18 @@ pub fn Tree(comptime Value: type) type {
             previous_sibling: ?*Node = null,
             value: Value,
 
+            /// The level's text lies behind the node.
+            pub fn level(self: *const Node) []const u8 {
+                return (@as([*]const u8, @ptrCast(self)) + @sizeOf(Node))[0..self.level_bytes];
+            }
+
             /// Writes the whole topic into `target` from its end; returns the part used.
             pub fn path(self: *const Node, target: []u8) []u8 {
                 var at = target.len;
                 var node = self;
                 while (node.parent) |parent| : (node = parent) {
-                    at -= node.level.len;
-                    @memcpy(target[at..][0..node.level.len], node.level);
+                    at -= node.level_bytes;
+                    @memcpy(target[at..][0..node.level_bytes], node.level());
                     if (parent.parent == null) break;
                     at -= 1;
                     target[at] = '/';
@@ -109,9 +113,9 @@ pub fn Tree(comptime Value: type) type {
 
         pub fn child(self: *const Self, parent: *const Node, level: []const u8) ?*Node {
             const hash = self.hashOf(parent, level);
-            var item = self.table.first(hash);
-            while (item) |node| : (item = node.chain) {
-                if (node.hash == hash and node.parent == parent and std.mem.eql(u8, node.level, level)) return node;
+            var probe = self.table.probe(hash);
+            while (probe.next()) |node| {
+                if (node.parent == parent and std.mem.eql(u8, node.level(), level)) return node;
             }
             return null;
         }
@@ -136,10 +140,10 @@ pub fn Tree(comptime Value: type) type {
 
         fn add(self: *Self, parent: *Node, level: []const u8) heap.Error!*Node {
             try self.table.reserve();
-            const name = try heap.copy(level);
-            errdefer heap.freeSlice(name);
-            const node = try heap.create(Node);
-            node.* = .{ .parent = parent, .hash = self.hashOf(parent, level), .level = name, .value = .{} };
+            const bytes = try heap.allocate(@sizeOf(Node) + level.len);
+            @memcpy((bytes + @sizeOf(Node))[0..level.len], level);
+            const node: *Node = @ptrCast(@alignCast(bytes));
+            node.* = .{ .parent = parent, .hash = self.hashOf(parent, level), .level_bytes = @intCast(level.len), .value = .{} };
             node.next_sibling = parent.first_child;
             if (parent.first_child) |first| first.previous_sibling = node;
             parent.first_child = node;
@@ -159,8 +163,7 @@ pub fn Tree(comptime Value: type) type {
                 if (parent.hash_sign == node) parent.hash_sign = null;
                 if (node.previous_sibling) |previous| previous.next_sibling = node.next_sibling else parent.first_child = node.next_sibling;
                 if (node.next_sibling) |following| following.previous_sibling = node.previous_sibling;
-                heap.freeSlice(node.level);
-                heap.destroy(node);
+                heap.release(@ptrCast(node), @sizeOf(Node) + node.level_bytes);
                 node = parent;
             }
         }
