@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,10 @@ from typing import IO, Any
 import pytest
 
 import avow
+from avow.broker.pump import CoreTrapError
+from avow.broker.service import Controls, Failed
 from avow.broker.users import password_hasher, read_users
+from avow.cli import broker as broker_command
 from avow.cli import run
 from avow.cli.exit_codes import ExitCode, table
 from avow.testing.pki import DAY, Authority
@@ -252,3 +256,49 @@ def test_terminal_is_asked_twice_and_shows_nothing(
     assert os.waitstatus_to_exitcode(status) == code
     assert words in shown.decode()
     assert b"secret" not in shown
+
+
+class FailingService:
+    """A service whose core traps at once."""
+
+    def __init__(self, prepared: object, core: object, **_: object) -> None:
+        pass
+
+    def open(self) -> list[str]:
+        return []
+
+    def serve(self) -> None:
+        raise CoreTrapError("wasm trap: unreachable", 17)
+
+
+def test_trap_is_70(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr(broker_command, "Service", FailingService)
+    assert run(["broker", "--listen", "mqtt://127.0.0.1:0"]) == ExitCode.INTERNAL
+    words = capsys.readouterr().err
+    assert "avow: the core has to run without a trap" in words
+    assert "Traceback" not in words
+
+
+class DyingService(FailingService):
+    """A service one of whose threads dies of a bug."""
+
+    def __init__(self, prepared: object, core: object, *, controls: Controls, **_: object) -> None:
+        self._controls = controls
+
+    def serve(self) -> None:
+        thread = threading.Thread(target=[].pop, name="events")
+        thread.start()
+        failed = self._controls.get(timeout=20)
+        assert isinstance(failed, Failed)
+        raise failed.error
+
+
+def test_thread_that_dies_ends_the_broker(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(broker_command, "Service", DyingService)
+    assert run(["broker", "--listen", "mqtt://127.0.0.1:0"]) == ExitCode.INTERNAL
+    words = capsys.readouterr().err
+    assert '"event": "thread died"' in words
+    assert "pop from empty list" in words
+    assert "'events'" in words.splitlines()[-1]

@@ -16,7 +16,7 @@ from avow.broker.config import Metrics
 from avow.channel.address import host_and_port
 from avow.errors import UnavailableError
 
-# The core's counters that go down as well as up; all others only grow.
+# The counters that go down as well as up; all others only grow.
 GAUGES = frozenset(
     {
         "connections_open",
@@ -32,6 +32,8 @@ GAUGES = frozenset(
         "stored_bytes",
         "inflight",
         "queued",
+        "pump_connections_open",
+        "pump_journal_bytes",
     }
 )
 
