@@ -366,7 +366,12 @@ def main() -> int:
                 text=True,
                 check=True,
             ).stdout.strip()
-            demonstrate(broker, context, expect)
+            try:
+                demonstrate(broker, context, expect)
+            except TimeoutError as error:
+                expect.check(False, str(error))
+            except KeyboardInterrupt:
+                expect.check(False, "the demo was interrupted")
             expect.check(
                 measured == broker.module_sha256, "`avow measure broker` prints the same module"
             )

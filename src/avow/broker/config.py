@@ -180,7 +180,7 @@ class Login(Table):
         description="The longest wait. Keep it below `limits.connect_timeout_ms`.",
     )
     pending_max: int = Field(
-        default=1024,
+        default=512,
         ge=1,
         le=1_000_000,
         description="Logins that may wait for their check; more are "

@@ -175,16 +175,6 @@ def lost_connection(options: ConnectOptions, code: ReasonCode | None) -> Unavail
     )
 
 
-def ended_by_server(code: ReasonCode | None) -> bool:
-    """True when the broker itself said goodbye with an MQTT 5 reason code."""
-    return (
-        code is not None
-        and code.packetType == PacketTypes.DISCONNECT
-        and code.is_failure
-        and str(code) != "Unspecified error"
-    )
-
-
 def is_gone(code: MQTTErrorCode) -> bool:
     """True when a turn of paho's loop says that the connection is over."""
     return code != MQTTErrorCode.MQTT_ERR_SUCCESS
