@@ -32,7 +32,7 @@ demo: build ## a broker and real clients with this machine's readings, for less 
 
 test: lint ## every check and test
 	$(BIN)/python -m pytest $(LEFT_OUT)
-	$(if $(LEFT_OUT),@echo "left out: $(LEFT_OUT); see the markers in pyproject.toml for what is missing")
+	$(if $(LEFT_OUT),@echo 'left out, for want of a program: tests marked $(ABSENT) (see the markers in pyproject.toml)')
 
 lint: build ## style and types
 	$(BIN)/ruff check .
