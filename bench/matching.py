@@ -5,8 +5,10 @@
 Ten thousand clients hold a hundred filters each, eight of ten without wildcards, one with `+` and
 one with `#`. The publishes of one call each have a topic of their own, picked at random, that one
 subscription matches: nothing is answered from a cache. What is timed is `step`, so parsing, routing
-and the output queue are in the figure. For comparison: one topic over and over, and a core that
-holds a single subscription, which shows what a publish costs without the search.
+and the output queue are in the figure. Then the subscribers leave (their sessions stay), and the
+same is timed again: a QoS 0 publish finds the one subscription that matches and has nobody to send
+to, so `us_per_match` is parsing and matching alone. For comparison: one topic over and over, and a
+core that holds a single subscription, which shows what a publish costs without the search.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import asdict, dataclass
 from avow.errors import AvowError
 from avow.testing.core_abi import Setting
 from avow.testing.core_driver import Connection, CoreDriver
+from avow.testing.fake_client import FakeClient
 from avow.testing.mqtt import Connect, Filter, Publish, Subscribe
 
 _VERSION = 4
@@ -42,6 +45,7 @@ class Matching:
     subscriptions: int
     clients: int
     publishes: int
+    us_per_match: float
     us_per_publish: float
     us_per_publish_cached: float
     us_per_publish_single: float
@@ -90,7 +94,7 @@ class Population:
 
     def _connect(self, name: str) -> Connection:
         connection = self.driver.open()
-        self.driver.send(connection, Connect(name, version=_VERSION).encode())
+        self.driver.send(connection, Connect(name, version=_VERSION, clean_start=False).encode())
         if connection.read()[:1] != b"\x20":
             raise MatchingError(f"client {name} was not admitted")
         return connection
@@ -120,6 +124,34 @@ class Population:
             self.driver._functions["step"] = inner
         return watch.elapsed_ns / 1000 / len(chosen)
 
+    def us_per_match(self, chosen: Sequence[tuple[int, int]]) -> float:
+        """Publishes that match a session whose client has left: nothing may come out."""
+        for connection in self.clients:
+            self.driver.close(connection)
+        self._check_matches(chosen[:1000])
+        inner = self.driver._functions["step"]
+        watch = _Stopwatch(inner)
+        self.driver._functions["step"] = watch  # type: ignore[assignment]
+        sent = self.driver.counters()["publish_sent"]
+        try:
+            for batch in _batches(chosen):
+                packets = [Publish(_topic(*where), _PAYLOAD).encode(_VERSION) for where in batch]
+                self.driver.send(self.publisher, b"".join(packets))
+        finally:
+            self.driver._functions["step"] = inner
+        if self.driver.counters()["publish_sent"] != sent:
+            raise MatchingError("a message went out although every subscriber has left")
+        return watch.elapsed_ns / 1000 / len(chosen)
+
+    def _check_matches(self, chosen: Sequence[tuple[int, int]]) -> None:
+        """An MQTT 5 PUBACK says whether somebody matched (0x00) or nobody (0x10)."""
+        judge = FakeClient(self.driver, "judge")
+        judge.connect()
+        for where in chosen:
+            judge.publish(_topic(*where), _PAYLOAD, qos=1, code=0x00)
+        judge.publish("site/nobody", _PAYLOAD, qos=1, code=0x10)
+        judge.drop()
+
     def _publish(self, batch: Sequence[tuple[int, int]]) -> None:
         packets = [Publish(_topic(*where), _PAYLOAD).encode(_VERSION) for where in batch]
         self.driver.send(self.publisher, b"".join(packets))
@@ -143,12 +175,14 @@ def measure(clients: int, subscriptions: int, publishes: int) -> Matching:
     crowd.us_per_publish(crowd.pick(min(publishes, 5000), seed=1))
     fresh = crowd.us_per_publish(crowd.pick(publishes, seed=2))
     cached = crowd.us_per_publish(crowd.pick(1, seed=3) * publishes)
+    match = crowd.us_per_match(crowd.pick(publishes, seed=4))
     single = Population(1, 1)
     single.us_per_publish([(0, 0)] * _BATCH)
     return Matching(
         subscriptions=crowd.subscriptions,
         clients=clients,
         publishes=publishes,
+        us_per_match=match,
         us_per_publish=fresh,
         us_per_publish_cached=cached,
         us_per_publish_single=single.us_per_publish([(0, 0)] * publishes),

@@ -1,6 +1,7 @@
 //! Access rules: the first rule that applies decides; where rules exist and none applies, the answer is no.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const topics = @import("topics.zig");
@@ -65,7 +66,7 @@ pub fn allowed(access: Access, user: []const u8, client_identifier: []const u8, 
         if (rule.access & @intFromEnum(access) == 0) continue;
         switch (rule.principal) {
             .anyone => {},
-            .user => if (user.len == 0 or !std.mem.eql(u8, rule.user, user)) continue,
+            .user => if (user.len == 0 or !bytes_room.equal(rule.user, user)) continue,
             .anonymous => if (user.len != 0) continue,
         }
         if (applies(rule.pattern, user, client_identifier, topic)) return rule.allow;
@@ -80,10 +81,10 @@ fn applies(pattern: []const u8, user: []const u8, client_identifier: []const u8,
     var outer = std.mem.splitScalar(u8, pattern, '/');
     var inner = std.mem.splitScalar(u8, topic, '/');
     while (outer.next()) |level| {
-        if (std.mem.eql(u8, level, "#")) return true;
+        if (bytes_room.equal(level, "#")) return true;
         const other = inner.next() orelse return false;
-        if (std.mem.eql(u8, other, "#")) return false;
-        if (std.mem.eql(u8, level, "+")) continue;
+        if (bytes_room.equal(other, "#")) return false;
+        if (bytes_room.equal(level, "+")) continue;
         if (!levelEqual(level, other, user, client_identifier)) return false;
     }
     return inner.peek() == null;

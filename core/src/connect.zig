@@ -2,6 +2,7 @@
 //! 3.2, 3.15, 4.1, 4.12).
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
 const connection_room = @import("connection.zig");
 const delivery = @import("delivery.zig");
@@ -66,7 +67,7 @@ pub fn handle(connection: *Connection, body: []const u8) void {
 
 /// A CONNECT that cannot be read may still say its version: MQTT 5 clients are told [MQTT-3.1.4-1].
 fn refuseUnparsed(connection: *Connection, body: []const u8, reason: Reason) void {
-    const mqtt5 = body.len > 6 and std.mem.eql(u8, body[0..7], "\x00\x04MQTT\x05");
+    const mqtt5 = body.len > 6 and bytes_room.equal(body[0..7], "\x00\x04MQTT\x05");
     const text: []const u8 = if (reason == .malformed_packet) "the CONNECT packet is malformed" else "the CONNECT packet breaks the protocol";
     if (!mqtt5) return connection_room.finish(connection, reason, text); // 3.1.1 [MQTT-3.1.4-1]: no CONNACK
     connection.version = 5;
@@ -110,7 +111,7 @@ pub fn handleAuth(connection: *Connection, body: []const u8) void {
     const packet = packets.auth(body) catch |problem| return inbound.broken(connection, problem);
     const method = packet.properties.authentication_method.?;
     // [MQTT-4.12.0-5], [MQTT-4.12.1-1]: the method of the CONNECT packet, and only if there was one.
-    if (connection.method.len == 0 or !std.mem.eql(u8, method, connection.method))
+    if (connection.method.len == 0 or !bytes_room.equal(method, connection.method))
         return fail(connection, if (connection.phase == .active) .protocol_error else .bad_authentication_method, "the authentication method differs from that of CONNECT");
     const again = packet.reason == @intFromEnum(Reason.reauthenticate);
     var flags: u8 = 4;
@@ -234,7 +235,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     }
     if (session_room.find(name)) |known| {
         // Whoever takes a session over gets its messages: it has to be the same user.
-        if (!std.mem.eql(u8, known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
+        if (!bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
     }
     if (packet.will) |will| {
         if (routing.systemTopic(will.topic) or !acl.allowed(.publish, user, name, will.topic)) {

@@ -2,6 +2,7 @@
 //! sections 4.3, 4.4 and 4.9).
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const connection_room = @import("connection.zig");
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
@@ -108,7 +109,7 @@ fn putPublish(connection: *Connection, packet: *const writer.Publish, size: u32)
 fn chooseAlias(connection: *Connection, packet: *writer.Publish) bool {
     if (connection.alias_out_maximum == 0) return false;
     for (connection.aliases_out.items, 1..) |known, number| {
-        if (!std.mem.eql(u8, known.topic, packet.topic)) continue;
+        if (!bytes_room.equal(known.topic, packet.topic)) continue;
         packet.alias = @intCast(number);
         packet.topic = "";
         return false;

@@ -4,6 +4,7 @@
 //! callers initialise what they take.
 
 const std = @import("std");
+const limits = @import("limits.zig");
 
 pub const Error = error{OutOfMemory};
 
@@ -91,9 +92,24 @@ fn takePages(pages: usize) Error![*]align(16) u8 {
         }
         return @ptrCast(@alignCast(run));
     }
-    const first = @wasmMemoryGrow(0, pages);
-    if (first < 0) return error.OutOfMemory;
-    return @ptrFromInt(@as(usize, @intCast(first)) * page_bytes);
+    try grow(pages);
+    return takePages(pages);
+}
+
+/// Memory grows by an eighth, so that the host can back it with its large pages: a big broker then
+/// needs a fraction of the address translations, and few calls into the engine.
+fn grow(pages: usize) Error!void {
+    const held = @wasmMemorySize(0);
+    const wanted = @max(pages, limits.growth_pages, held / 8);
+    const first = @wasmMemoryGrow(0, wanted);
+    if (first >= 0) return addRun(held, wanted);
+    if (@wasmMemoryGrow(0, pages) < 0) return error.OutOfMemory;
+    addRun(held, pages);
+}
+
+fn addRun(first_page: usize, pages: usize) void {
+    used_bytes += pages * page_bytes;
+    releaseRun(@ptrFromInt(first_page * page_bytes), pages);
 }
 
 fn releaseRun(pointer: [*]u8, pages: usize) void {

@@ -1,6 +1,7 @@
 //! Bytes from a connection become packets, and packets become effects.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
 const connect = @import("connect.zig");
 const connection_room = @import("connection.zig");
@@ -309,7 +310,7 @@ fn remember(connection: *Connection, alias: u16, topic: []const u8) bool {
         connection.aliases_in = bigger;
     }
     const slot = &connection.aliases_in[alias - 1];
-    if (std.mem.eql(u8, slot.*, topic)) return true;
+    if (bytes_room.equal(slot.*, topic)) return true;
     const copy = heap.copy(topic) catch return false;
     heap.freeSlice(slot.*);
     slot.* = copy;
@@ -371,6 +372,8 @@ fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {
     }
     if (packet.properties.payload_format_indicator == 1 and !std.unicode.utf8ValidateSlice(packet.payload)) return .payload_format_invalid;
     const view: message_room.View = .{ .topic = packet.topic, .properties = packet.properties.raw, .payload = packet.payload, .qos = 0, .retain = false, .expires_at_ms = 0 };
-    if (!routing.hasRoom(&view)) return .quota_exceeded;
+    // Giving a retained value up is how room is made: it is never refused for want of room.
+    const clears = packet.retain and packet.payload.len == 0;
+    if (!clears and !routing.hasRoom(&view)) return .quota_exceeded;
     return .success;
 }

@@ -4,6 +4,7 @@
 //! Record: u8 kind · u32 body length · body. Little-endian; strings are u32 length and bytes.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const stats = @import("stats.zig");
@@ -275,7 +276,7 @@ fn dollarTop(node: *const retained.Node) bool {
         if (parent.parent == null) break;
         top = parent;
     }
-    return std.mem.eql(u8, top.level(), "$SYS");
+    return bytes_room.equal(top.level(), "$SYS");
 }
 
 fn following(from: *retained.Node) ?*retained.Node {

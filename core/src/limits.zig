@@ -29,6 +29,9 @@ pub const client_identifier_bytes_max: u32 = 4096;
 pub const upgrade_bytes_max: u32 = 8 * 1024;
 pub const websocket_control_bytes_max: u32 = 125;
 
+/// 2 MiB in Wasm pages of 64 KiB.
+pub const growth_pages: u32 = 32;
+
 pub const connections_max: u32 = 4 * 1024 * 1024;
 pub const acl_rules_max: u32 = 100_000;
 /// Distinct topics whose subscribers are remembered (direct-mapped).

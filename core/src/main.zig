@@ -54,8 +54,8 @@ export fn init(entropy: u32) u32 {
     std.crypto.secureZero(u8, abi.arena[start..][0..32]);
     const random = state.random.random();
     session_room.seed = random.int(u64);
-    subscriptions.tree.seed = random.int(u64);
-    retained.tree.seed = random.int(u64);
+    subscriptions.seed(random.int(u64));
+    retained.tree.seed(random.int(u64));
     heap.budget_bytes = state.settings.memory_budget_bytes;
     life = .ready;
     return 0;

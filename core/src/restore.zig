@@ -2,6 +2,7 @@
 //! expiry count from the restart.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
 const message_room = @import("message.zig");
@@ -229,7 +230,7 @@ fn readSession(fields: *Fields) Error!void {
         try sessions.put(serial, made);
         break :blk made;
     };
-    if (!std.mem.eql(u8, session.client_identifier, name)) return error.Malformed;
+    if (!bytes_room.equal(session.client_identifier, name)) return error.Malformed;
     try session.setUser(user);
     session.version = version;
     session.expiry_s = expiry_s;

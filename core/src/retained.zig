@@ -1,6 +1,7 @@
 //! Retained messages (MQTT 5.0, section 3.3.1.3), in a tree of their own.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
 const stats = @import("stats.zig");
@@ -52,11 +53,11 @@ fn descend(node: *Node, rest: ?[]const u8, first: bool, context: anytype) void {
     const slash = std.mem.findScalar(u8, left, '/');
     const level = if (slash) |at| left[0..at] else left;
     const after = if (slash) |at| left[at + 1 ..] else null;
-    if (std.mem.eql(u8, level, "#")) {
+    if (bytes_room.equal(level, "#")) {
         if (!first) give(node, context); // "sport/#" matches "sport" too
         return everything(node, first, context);
     }
-    if (std.mem.eql(u8, level, "+")) {
+    if (bytes_room.equal(level, "+")) {
         var item = node.first_child;
         while (item) |below| : (item = below.next_sibling) {
             if (!(first and dollar(below))) descend(below, after, false, context);

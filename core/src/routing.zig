@@ -1,6 +1,7 @@
 //! From a message to everybody who gets it (MQTT 5.0, sections 3.3.4, 4.6 and 4.8).
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
 const delivery = @import("delivery.zig");
 const heap = @import("heap.zig");
@@ -16,14 +17,17 @@ const Message = message_room.Message;
 const Session = @import("session.zig").Session;
 const View = message_room.View;
 
-/// Memory that has to be free before a message is accepted; what is accepted is not half delivered.
-const headroom_bytes = 64 * 1024;
+/// What is accepted is not half delivered: memory for its copies has to be free before. The last
+/// part of the budget is kept for small messages, so that large ones cannot silence a broker.
+const small_bytes = 4096;
+const small_headroom_bytes = 8 * 1024;
 
 pub const Error = error{ OutOfMemory, RetainedFull };
 
 pub fn hasRoom(view: *const View) bool {
-    const need = @sizeOf(Message) + view.topic.len + view.properties.len + view.payload.len + headroom_bytes;
-    return heap.used_bytes + need <= heap.budget_bytes;
+    const size = @sizeOf(Message) + view.topic.len + view.properties.len + view.payload.len;
+    const headroom: u64 = if (size <= small_bytes) small_headroom_bytes else heap.budget_bytes / 64;
+    return heap.used_bytes + size + headroom <= heap.budget_bytes;
 }
 
 /// Routes a message and retains it where it says so. Returns how many sessions matched.
@@ -45,7 +49,7 @@ fn retain(view: *View) Error!void {
 }
 
 pub fn systemTopic(topic: []const u8) bool {
-    return std.mem.startsWith(u8, topic, "$SYS/") or std.mem.eql(u8, topic, "$SYS");
+    return std.mem.startsWith(u8, topic, "$SYS/") or bytes_room.equal(topic, "$SYS");
 }
 
 fn route(publisher: ?*const Session, view: *View) u32 {

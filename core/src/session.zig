@@ -1,6 +1,7 @@
 //! Sessions: what the broker keeps of a client beyond its connection (MQTT 5.0, section 4.1).
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const stats = @import("stats.zig");
 const timers = @import("timers.zig");
@@ -151,14 +152,14 @@ pub var seed: u64 = 0;
 var last_serial: u64 = 0;
 
 fn hashOf(client_identifier: []const u8) u32 {
-    return @truncate(std.hash.Wyhash.hash(seed, client_identifier));
+    return @truncate(bytes_room.hash(seed, client_identifier));
 }
 
 pub fn find(client_identifier: []const u8) ?*Session {
     const hash = hashOf(client_identifier);
     var probe = table.probe(hash);
     while (probe.next()) |session| {
-        if (std.mem.eql(u8, session.client_identifier, client_identifier)) return session;
+        if (bytes_room.equal(session.client_identifier, client_identifier)) return session;
     }
     return null;
 }

@@ -1,6 +1,7 @@
 //! Who gets what: the subscription tree, shared groups, and a cache of the topics in use.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
@@ -63,13 +64,20 @@ pub const Entry = struct {
 pub const Match = struct { entries: []const Entry, identifiers: []const u32, groups: []const *Group };
 
 pub var tree: Tree = .{};
+var hash_seed: u64 = 0;
 var by_session: heap.Table(Subscription) = .{};
 /// Changes with every change of subscriptions; remembered matches of older ones are void.
 pub var generation: u64 = 1;
 
+/// `value`: 64 random bits.
+pub fn seed(value: u64) void {
+    hash_seed = value;
+    tree.seed(bytes_room.hash(value, "tree"));
+}
+
 fn hashOf(session: *const Session, node: *const Node) u32 {
     const key = [2]u32{ @intFromPtr(session), @intFromPtr(node) };
-    return @truncate(std.hash.Wyhash.hash(tree.seed, std.mem.asBytes(&key)));
+    return @truncate(bytes_room.hash(hash_seed, std.mem.asBytes(&key)));
 }
 
 fn lookup(session: *const Session, node: *const Node, group: ?*const Group) ?*Subscription {
@@ -84,7 +92,7 @@ fn lookup(session: *const Session, node: *const Node, group: ?*const Group) ?*Su
 fn groupOf(node: *Node, name: []const u8) ?*Group {
     var item = node.value.groups;
     while (item) |group| : (item = group.next) {
-        if (std.mem.eql(u8, group.name, name)) return group;
+        if (bytes_room.equal(group.name, name)) return group;
     }
     return null;
 }
@@ -222,9 +230,9 @@ pub fn match(topic: []const u8) heap.Error!Match {
         cache = try heap.slice(Cached, limits.match_cache_slots);
         @memset(cache, .{});
     }
-    const hash = std.hash.Wyhash.hash(tree.seed, topic);
+    const hash = bytes_room.hash(hash_seed, topic);
     const slot = &cache[@as(u32, @truncate(hash)) & (limits.match_cache_slots - 1)];
-    if (slot.generation == generation and slot.acl_generation == acl.generation and std.mem.eql(u8, slot.topic, topic))
+    if (slot.generation == generation and slot.acl_generation == acl.generation and bytes_room.equal(slot.topic, topic))
         return .{ .entries = slot.entries, .identifiers = slot.identifiers, .groups = slot.groups };
     try collect(topic);
     const result: Match = .{ .entries = found_entries.items, .identifiers = found_identifiers.items, .groups = found_groups.items };
@@ -257,6 +265,7 @@ fn collect(topic: []const u8) heap.Error!void {
     found_identifiers.clear();
     found_groups.clear();
     found_pairs.clear();
+    tree.warm(topic);
     try descend(&tree.root, topic, topic, true);
     if (found_pairs.items.len == 0) return;
     for (found_entries.items, 0..) |*entry, index| {

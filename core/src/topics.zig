@@ -1,6 +1,7 @@
 //! Topic names and filters (MQTT 5.0, section 4.7) and a tree of their levels.
 
 const std = @import("std");
+const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 
 /// [MQTT-4.7.1-1], [MQTT-4.7.3-1]; UTF-8 has been checked by the parser.
@@ -55,11 +56,11 @@ pub fn covers(wide: []const u8, narrow: []const u8) bool {
     var outer = std.mem.splitScalar(u8, wide, '/');
     var inner = std.mem.splitScalar(u8, narrow, '/');
     while (outer.next()) |level| {
-        if (std.mem.eql(u8, level, "#")) return true;
+        if (bytes_room.equal(level, "#")) return true;
         const other = inner.next() orelse return false;
-        if (std.mem.eql(u8, other, "#")) return false;
-        if (std.mem.eql(u8, level, "+")) continue;
-        if (!std.mem.eql(u8, level, other)) return false;
+        if (bytes_room.equal(other, "#")) return false;
+        if (bytes_room.equal(level, "+")) continue;
+        if (!bytes_room.equal(level, other)) return false;
     }
     return inner.peek() == null;
 }
@@ -68,15 +69,17 @@ pub fn covers(wide: []const u8, narrow: []const u8) bool {
 /// tree, so a step costs the same however many siblings there are.
 pub fn Tree(comptime Value: type) type {
     return struct {
-        root: Node = .{ .parent = null, .hash = 0, .level_bytes = 0, .value = .{} },
+        root: Node = .{ .parent = null, .hash = 0, .path_hash = 0, .level_bytes = 0, .value = .{} },
         table: heap.Table(Node) = .{},
-        seed: u64 = 0,
 
         const Self = @This();
+        const warm_levels = 16;
 
         pub const Node = struct {
             parent: ?*Node,
             hash: u32,
+            /// Of all levels down to this one: a path can be hashed without reading its nodes.
+            path_hash: u64,
             level_bytes: u32,
             /// Children in no order, for walks that need all of them.
             /// The children named `+` and `#`, which every match asks for.
@@ -107,15 +110,40 @@ pub fn Tree(comptime Value: type) type {
             }
         };
 
-        fn hashOf(self: *const Self, parent: *const Node, level: []const u8) u32 {
-            return @truncate(std.hash.Wyhash.hash(self.seed ^ @intFromPtr(parent), level));
+        /// `value`: 64 random bits, so that nobody can choose names that collide.
+        pub fn seed(self: *Self, value: u64) void {
+            self.root.path_hash = value;
+        }
+
+        fn hashOf(parent_hash: u64, level: []const u8) u64 {
+            return bytes_room.hash(parent_hash, level);
+        }
+
+        /// Reads what a walk down `topic` will need, level after level without waiting for one to
+        /// find the next: in a large tree the memory's latencies overlap instead of adding up.
+        pub fn warm(self: *const Self, topic: []const u8) void {
+            var nodes: [warm_levels]?*Node = undefined;
+            var count: usize = 0;
+            var hash = self.root.path_hash;
+            var levels = std.mem.splitScalar(u8, topic, '/');
+            while (levels.next()) |level| {
+                if (count == warm_levels) break;
+                hash = hashOf(hash, level);
+                var probe = self.table.probe(@truncate(hash));
+                nodes[count] = probe.next();
+                count += 1;
+            }
+            var found: usize = 0;
+            for (nodes[0..count]) |node| {
+                if (node) |read| found +%= read.level_bytes;
+            }
+            std.mem.doNotOptimizeAway(found);
         }
 
         pub fn child(self: *const Self, parent: *const Node, level: []const u8) ?*Node {
-            const hash = self.hashOf(parent, level);
-            var probe = self.table.probe(hash);
+            var probe = self.table.probe(@truncate(hashOf(parent.path_hash, level)));
             while (probe.next()) |node| {
-                if (node.parent == parent and std.mem.eql(u8, node.level(), level)) return node;
+                if (node.parent == parent and bytes_room.equal(node.level(), level)) return node;
             }
             return null;
         }
@@ -143,13 +171,14 @@ pub fn Tree(comptime Value: type) type {
             const bytes = try heap.allocate(@sizeOf(Node) + level.len);
             @memcpy((bytes + @sizeOf(Node))[0..level.len], level);
             const node: *Node = @ptrCast(@alignCast(bytes));
-            node.* = .{ .parent = parent, .hash = self.hashOf(parent, level), .level_bytes = @intCast(level.len), .value = .{} };
+            const hash = hashOf(parent.path_hash, level);
+            node.* = .{ .parent = parent, .hash = @truncate(hash), .path_hash = hash, .level_bytes = @intCast(level.len), .value = .{} };
             node.next_sibling = parent.first_child;
             if (parent.first_child) |first| first.previous_sibling = node;
             parent.first_child = node;
             self.table.insert(node);
-            if (std.mem.eql(u8, level, "+")) parent.plus = node;
-            if (std.mem.eql(u8, level, "#")) parent.hash_sign = node;
+            if (bytes_room.equal(level, "+")) parent.plus = node;
+            if (bytes_room.equal(level, "#")) parent.hash_sign = node;
             return node;
         }
 

@@ -2,6 +2,7 @@
 //! a missing or a trailing byte is a malformed packet.
 
 const std = @import("std");
+const bytes_room = @import("../bytes.zig");
 const reader = @import("reader.zig");
 const properties = @import("properties.zig");
 const topics = @import("../topics.zig");
@@ -61,9 +62,9 @@ pub const ConnectError = Error || error{ NotMqtt, UnsupportedVersion3, Unsupport
 pub fn connect(body: []const u8) ConnectError!Connect {
     var from: Reader = .{ .bytes = body };
     const name = try from.string();
-    if (!std.mem.eql(u8, name, "MQTT")) {
+    if (!bytes_room.equal(name, "MQTT")) {
         // MQTT 3.1 says "MQIsdp": it knows the return code 0x01, so it is told.
-        return if (std.mem.eql(u8, name, "MQIsdp")) error.UnsupportedVersion3 else error.NotMqtt;
+        return if (bytes_room.equal(name, "MQIsdp")) error.UnsupportedVersion3 else error.NotMqtt;
     }
     const version = try from.u8_();
     if (version != 4 and version != 5) return if (version < 4) error.UnsupportedVersion3 else error.UnsupportedVersion;

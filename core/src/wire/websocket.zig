@@ -2,6 +2,7 @@
 //! (section 5), for the subprotocol `mqtt` in binary frames [MQTT-6.0.0-1] to [MQTT-6.0.0-4].
 
 const std = @import("std");
+const bytes_room = @import("../bytes.zig");
 const limits = @import("../limits.zig");
 
 pub const Upgrade = union(enum) {
@@ -52,7 +53,7 @@ pub fn upgrade(bytes: []const u8) Upgrade {
         }
     }
     if (!host_seen or !upgrade_seen or !connection_seen) return .{ .refused = refused_400 };
-    if (version == null or !std.mem.eql(u8, version.?, "13")) return .{ .refused = refused_426 };
+    if (version == null or !bytes_room.equal(version.?, "13")) return .{ .refused = refused_426 };
     if (!protocol_seen) return .{ .refused = refused_400 };
     const text = key orelse return .{ .refused = refused_400 };
     if (!validKey(text)) return .{ .refused = refused_400 };

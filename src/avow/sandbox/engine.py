@@ -6,7 +6,9 @@ guard pages around a reservation of 4 GiB, which costs nothing.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import struct
 from dataclasses import dataclass, fields
 from typing import Final
@@ -33,6 +35,8 @@ RESULT_BYTES: Final = 64
 
 _EXPORTED_FUNCTIONS: Final = ("layout", "init", "step", "commit", "restore", "snapshot")
 _MEMORY_MAX_BYTES: Final = 2 << 30
+# What wasmtime reserves for a 32-bit memory (Config.memory_reservation's default on 64-bit hosts).
+_RESERVATION_BYTES: Final = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +151,23 @@ def _resolve(store: Store, instance: Instance, digest: bytes) -> LoadedCore:
             raise MalformedError(f"a core has to export the function `{name}`: rebuild it")
         _check_type(store, name, function)
         functions[name] = function
+    _prefer_large_pages(store, memory)
     address = int(functions["layout"](store)) & 0xFFFFFFFF
     layout = _layout(store, memory, address)
     return LoadedCore(digest, store, memory, functions, address, layout)
+
+
+def _prefer_large_pages(store: Store, memory: Memory) -> None:
+    """Ask the kernel for large pages: a core with a million subscriptions is bound by translations.
+
+    Only advice, so a kernel that does not take it changes nothing. It is given for the whole
+    reservation, since memory grows inside of it later (madvise(2), MADV_HUGEPAGE).
+    """
+    base = ctypes.addressof(memory.data_ptr(store).contents)
+    page = mmap.PAGESIZE
+    ctypes.CDLL(None).madvise(
+        ctypes.c_void_p(base // page * page), ctypes.c_size_t(_RESERVATION_BYTES), mmap.MADV_HUGEPAGE
+    )
 
 
 _TYPES: Final = {
