@@ -48,6 +48,7 @@ OPTIONAL = re.compile(
 def system(settings: dict[Setting, int] | None = None) -> tuple[CoreDriver, FakeClient]:
     """A core that publishes every second, and a client that watches."""
     core = CoreDriver(settings={Setting.SYS_INTERVAL_MS: 1000, **(settings or {})})
+    core.command(version_text_command("avow version 0"))
     client = connected(core, "watcher")
     client.subscribe("$SYS/#")
     return core, client

@@ -310,6 +310,7 @@ class CoreFuzzer:
         for packet in cleaner.received():
             if packet.retain:
                 cleaner.send(Publish(packet.text, b"", retain=True))
+        cleaner.received()
         cleaner.disconnect()
         for client in self._good:
             client.pump()

@@ -85,6 +85,8 @@ class SimulatedClient:
         self._requests: dict[int, Subscribe | Unsubscribe] = {}
         self._received_qos2: set[int] = set()
         self._open: set[int] = set()
+        self.session_number = -1
+        self._clean = False
         self._packet_id = 0
         self._counter = 0
 
@@ -115,12 +117,28 @@ class SimulatedClient:
         connect = Connect(
             self.name,
             self.version,
-            clean_start or (self.version != 5 and self.expiry_s == 0),
+            clean_start or self._clean or (self.version != 5 and self.expiry_s == 0),
             0,
             will=will,
             properties=properties,
         )
+        if connect.clean_start:
+            # At once, as the CONNACK may be lost [MQTT-3.1.2-4]; and until one has come, the
+            # server may still have a session that this client knows nothing of [MQTT-3.2.2-4].
+            self._discard()
+            self._clean = True
         self.send(now_ms, connect)
+
+    def in_session(self, number: int) -> None:
+        """The core has got CONNECT. A real client knows from its own clock when a session ended."""
+        if number != self.session_number:
+            self.session_number = number
+            self._discard()
+
+    def _discard(self) -> None:
+        """Forgets its session state."""
+        self._unacknowledged.clear()
+        self._received_qos2.clear()
 
     def send(self, now_ms: int, packet: Connect | ToServer) -> None:
         """Puts a packet into the network."""
@@ -216,9 +234,9 @@ class SimulatedClient:
             f"the model says {link.session_present}"
         )
         link.connected = True
+        self._clean = False
         if not packet.session_present:
-            self._unacknowledged.clear()
-            self._received_qos2.clear()
+            self._discard()  # [MQTT-3.2.2-5]
         for waiting in list(self._unacknowledged.values()):
             again = duplicate(waiting) if isinstance(waiting, Publish) else waiting
             self.send(now_ms, again)
