@@ -180,7 +180,11 @@ def measure_matching(bench: Bench, arguments: Sequence[str], rounds: int) -> Non
             return
         values = json.loads(done.stdout)
         bench.samples.append(Sample(MATCHING.name, report.AVOW, "", number, values))
-        print(f"  us_per_publish {values['us_per_publish']:.3f}", file=sys.stderr)
+        print(
+            f"  us_per_match {values['us_per_match']:.3f}"
+            f" us_per_publish {values['us_per_publish']:.3f}",
+            file=sys.stderr,
+        )
 
 
 def find_peers(paths: Sequence[Path], libraries: Path | None) -> list[Broker]:

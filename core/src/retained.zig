@@ -43,37 +43,39 @@ pub fn has(topic: []const u8) bool {
     return node.value.message != null;
 }
 
-/// Calls `context.each(message)` for every retained message that the filter matches.
+/// Calls `context.each(message)` for every retained message that the filter matches, until it says
+/// false: a client that can take no more must not cost a walk through all that is retained.
 pub fn visit(filter: []const u8, context: anytype) void {
-    descend(&tree.root, filter, true, context);
+    _ = descend(&tree.root, filter, true, context);
 }
 
-fn descend(node: *Node, rest: ?[]const u8, first: bool, context: anytype) void {
+fn descend(node: *Node, rest: ?[]const u8, first: bool, context: anytype) bool {
     const left = rest orelse return give(node, context);
     const slash = std.mem.findScalar(u8, left, '/');
     const level = if (slash) |at| left[0..at] else left;
     const after = if (slash) |at| left[at + 1 ..] else null;
     if (bytes_room.equal(level, "#")) {
-        if (!first) give(node, context); // "sport/#" matches "sport" too
+        if (!first and !give(node, context)) return false; // "sport/#" matches "sport" too
         return everything(node, first, context);
     }
     if (bytes_room.equal(level, "+")) {
         var item = node.first_child;
         while (item) |below| : (item = below.next_sibling) {
-            if (!(first and dollar(below))) descend(below, after, false, context);
+            if (!(first and dollar(below)) and !descend(below, after, false, context)) return false;
         }
-        return;
+        return true;
     }
-    if (tree.child(node, level)) |below| descend(below, after, false, context);
+    const below = tree.child(node, level) orelse return true;
+    return descend(below, after, false, context);
 }
 
 /// All below `top`, without recursion: retained topics may be as deep as the limit allows.
-fn everything(top: *Node, first: bool, context: anytype) void {
-    var node = top.first_child orelse return;
+fn everything(top: *Node, first: bool, context: anytype) bool {
+    var node = top.first_child orelse return true;
     while (true) {
         const skip = first and node.parent == top and dollar(node);
         if (!skip) {
-            give(node, context);
+            if (!give(node, context)) return false;
             if (node.first_child) |below| {
                 node = below;
                 continue;
@@ -81,7 +83,7 @@ fn everything(top: *Node, first: bool, context: anytype) void {
         }
         while (node.next_sibling == null) {
             node = node.parent.?;
-            if (node == top) return;
+            if (node == top) return true;
         }
         node = node.next_sibling.?;
     }
@@ -91,6 +93,6 @@ fn dollar(node: *const Node) bool {
     return node.level_bytes > 0 and node.level()[0] == '$';
 }
 
-fn give(node: *Node, context: anytype) void {
-    if (node.value.message) |message| context.each(message);
+fn give(node: *Node, context: anytype) bool {
+    return if (node.value.message) |message| context.each(message) else true;
 }

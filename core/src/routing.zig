@@ -150,21 +150,31 @@ const RetainedSender = struct {
     options: subscriptions.Options,
     expired: heap.List(*Message) = .{},
 
-    pub fn each(self: *RetainedSender, message: *Message) void {
+    pub fn each(self: *RetainedSender, message: *Message) bool {
         const session = self.session;
-        const connection = session.connection orelse return;
+        const connection = session.connection orelse return false;
+        if (!connection.isActive()) return false;
         if (message.expires_at_ms <= state.now_ms) {
-            self.expired.append(message) catch return;
-            return;
+            self.expired.append(message) catch return false;
+            return true;
         }
         if (!acl.allowed(.subscribe, session.user, session.client_identifier, message.topic())) {
             stats.count(.acl_denied, 1);
-            return;
+            return true;
         }
         var view = message.view();
         const identifiers: []const u32 = if (self.options.identifier != 0) &.{self.options.identifier} else &.{};
         const terms: delivery.Terms = .{ .qos = @min(self.options.qos, message.qos), .retain = true, .identifiers = identifiers }; // [MQTT-3.3.1-8]
-        if (terms.qos == 0) delivery.sendAtMostOnce(connection, &view, terms, null) else delivery.sendReliably(session, &view, terms);
+        if (terms.qos != 0) {
+            delivery.sendReliably(session, &view, terms);
+            return true;
+        }
+        if (connection.outbox.bytes + message.size_bytes() > state.settings.queued_bytes_max) {
+            stats.count(.publish_dropped, 1);
+            return false;
+        }
+        delivery.sendAtMostOnce(connection, &view, terms, null);
+        return true;
     }
 };
 
