@@ -151,23 +151,22 @@ def _resolve(store: Store, instance: Instance, digest: bytes) -> LoadedCore:
             raise MalformedError(f"a core has to export the function `{name}`: rebuild it")
         _check_type(store, name, function)
         functions[name] = function
-    _prefer_large_pages(store, memory)
+    prefer_large_pages(store, memory)
     address = int(functions["layout"](store)) & 0xFFFFFFFF
     layout = _layout(store, memory, address)
     return LoadedCore(digest, store, memory, functions, address, layout)
 
 
-def _prefer_large_pages(store: Store, memory: Memory) -> None:
+def prefer_large_pages(store: Store, memory: Memory) -> None:
     """Ask the kernel for large pages: a core with a million subscriptions is bound by translations.
 
     Only advice, so a kernel that does not take it changes nothing. It is given for the whole
     reservation, since memory grows inside of it later (madvise(2), MADV_HUGEPAGE).
     """
-    base = ctypes.addressof(memory.data_ptr(store).contents)
-    page = mmap.PAGESIZE
-    ctypes.CDLL(None).madvise(
-        ctypes.c_void_p(base // page * page), ctypes.c_size_t(_RESERVATION_BYTES), mmap.MADV_HUGEPAGE
-    )
+    address = ctypes.addressof(memory.data_ptr(store).contents)
+    start = ctypes.c_void_p(address // mmap.PAGESIZE * mmap.PAGESIZE)
+    length = ctypes.c_size_t(_RESERVATION_BYTES)
+    ctypes.CDLL(None).madvise(start, length, mmap.MADV_HUGEPAGE)
 
 
 _TYPES: Final = {

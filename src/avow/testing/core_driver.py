@@ -24,6 +24,7 @@ from wasmtime import _ffi as ffi
 
 import avow
 from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.sandbox.engine import prefer_large_pages
 from avow.testing import core_abi as abi
 from avow.testing.core_abi import (
     AuthRequest,
@@ -173,6 +174,7 @@ class CoreDriver:
         if not isinstance(memory, wasmtime.Memory):
             raise CoreContractError("the core does not export its memory")
         self._memory = memory
+        prefer_large_pages(self._store, memory)  # as in production, so that timings are comparable
         self._size = self._base = -1
         self._refresh()
         functions = {}
