@@ -42,8 +42,8 @@ def test_less_is_better_for_latency_and_each_peer_sets_its_own_rate() -> None:
 
 
 def test_an_absolute_target_needs_no_peer() -> None:
-    samples = _samples("matching", "avow", "us_per_publish", 1.9, 2.1, 2.2)
-    (row,) = rows([MATCHING], samples, VERSIONS)
+    samples = _samples("matching", "avow", "us_per_match", 1.9, 2.1, 2.2)
+    row, *_ = rows([MATCHING], samples, VERSIONS)
     assert (row.avow, row.bound, row.verdict) == (2.1, 2.0, "missed")
     idle = next(s for s in all_scenarios() if s.name == "idle_plain")
     values = _samples("idle_plain", "avow", "bytes_per_connection", 8192, accept_rate=1999)
