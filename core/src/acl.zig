@@ -63,7 +63,7 @@ fn piece(bytes: []const u8, at: *usize) error{Malformed}![]const u8 {
 pub fn allowed(access: Access, user: []const u8, client_identifier: []const u8, topic: []const u8) bool {
     if (!active) return true;
     for (rules.items) |rule| {
-        if (rule.access & @intFromEnum(access) == 0) continue;
+        if (rule.access & @backingInt(access) == 0) continue;
         switch (rule.principal) {
             .anyone => {},
             .user => if (user.len == 0 or !bytes_room.equal(rule.user, user)) continue,

@@ -5,6 +5,7 @@ const acl = @import("acl.zig");
 const connect = @import("connect.zig");
 const connection_room = @import("connection.zig");
 const events = @import("events.zig");
+const Fields = @import("fields.zig").Fields;
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
 const state = @import("state.zig");
@@ -12,30 +13,6 @@ const sys = @import("sys.zig");
 const Reason = @import("wire/reason.zig").Reason;
 
 const Error = error{ Malformed, OutOfMemory, NoConnection };
-
-const Fields = struct {
-    bytes: []const u8,
-    at: usize = 0,
-
-    fn take(self: *Fields, count: usize) Error![]const u8 {
-        if (self.bytes.len - self.at < count) return error.Malformed;
-        defer self.at += count;
-        return self.bytes[self.at..][0..count];
-    }
-
-    fn number(self: *Fields, comptime T: type) Error!T {
-        return std.mem.readInt(T, (try self.take(@sizeOf(T)))[0..@sizeOf(T)], .little);
-    }
-
-    fn string(self: *Fields) Error![]const u8 {
-        return self.take(try self.number(u16));
-    }
-
-    fn rest(self: *Fields) []const u8 {
-        defer self.at = self.bytes.len;
-        return self.bytes[self.at..];
-    }
-};
 
 pub fn run(bytes: []const u8) void {
     if (bytes.len == 0) return events.commandFailed(0, "the command is empty");
@@ -56,13 +33,13 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
         3 => try authResult(fields),
         4 => {
             const id = try fields.number(u32);
-            const reason: Reason = @enumFromInt(try fields.number(u8));
-            if (fields.at != fields.bytes.len) return error.Malformed;
+            const reason: Reason = @fromBackingInt(@intCast(try fields.number(u8)));
+            try fields.end();
             const connection = connection_room.get(id) orelse return error.NoConnection;
             connection_room.close(connection, reason, "closed by the operator");
         },
         5 => {
-            if (fields.bytes.len != 0) return error.Malformed;
+            try fields.end();
             drain();
         },
         6 => try replace(&state.response_prefix, fields),
@@ -74,7 +51,7 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
 /// All or nothing: a bad value leaves every setting as it was.
 fn changeSettings(fields: *Fields) Error!void {
     var changed = state.settings;
-    while (fields.at != fields.bytes.len) {
+    while (!fields.done()) {
         const key = try fields.number(u16);
         const value = try fields.number(u64);
         if (!changed.set(key, value)) return error.Malformed;
@@ -91,19 +68,20 @@ fn authResult(fields: *Fields) Error!void {
     const ticket = try fields.number(u32);
     const verdict: connect.Verdict = .{
         .outcome = try fields.number(u8),
-        .reason = @enumFromInt(try fields.number(u8)),
-        .user = try fields.string(),
-        .data = try fields.string(),
-        .text = try fields.string(),
+        .reason = @fromBackingInt(@intCast(try fields.number(u8))),
+        .user = try fields.string(u16),
+        .data = try fields.string(u16),
+        .text = try fields.string(u16),
     };
-    if (verdict.outcome > 2 or fields.at != fields.bytes.len) return error.Malformed;
+    if (verdict.outcome > 2) return error.Malformed;
+    try fields.end();
     const connection = connection_room.get(id) orelse return; // it left meanwhile
     connect.answered(connection, ticket, verdict);
 }
 
 fn replace(target: *[]u8, fields: *Fields) Error!void {
-    const text = try fields.string();
-    if (fields.at != fields.bytes.len) return error.Malformed;
+    const text = try fields.string(u16);
+    try fields.end();
     const copy = try heap.copy(text);
     heap.freeSlice(target.*);
     target.* = copy;

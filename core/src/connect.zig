@@ -113,7 +113,7 @@ pub fn handleAuth(connection: *Connection, body: []const u8) void {
     // [MQTT-4.12.0-5], [MQTT-4.12.1-1]: the method of the CONNECT packet, and only if there was one.
     if (connection.method.len == 0 or !bytes_room.equal(method, connection.method))
         return fail(connection, if (connection.phase == .active) .protocol_error else .bad_authentication_method, "the authentication method differs from that of CONNECT");
-    const again = packet.reason == @intFromEnum(Reason.reauthenticate);
+    const again = packet.reason == @backingInt(Reason.reauthenticate);
     var flags: u8 = 4;
     if (connection.phase == .active) {
         if (again == connection.reauthenticating) return connection_room.close(connection, .protocol_error, "AUTH does not fit the exchange");
@@ -144,7 +144,7 @@ pub fn answered(connection: *Connection, ticket: u32, verdict: Verdict) void {
     switch (verdict.outcome) {
         0 => challenge(connection, verdict.data),
         1 => succeed(connection, verdict),
-        else => fail(connection, if (@intFromEnum(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text),
+        else => fail(connection, if (@backingInt(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text),
     }
 }
 
@@ -165,7 +165,7 @@ fn sendAuth(connection: *Connection, reason: Reason, data: []const u8) void {
     var to: writer.Writer = .{ .bytes = bytes };
     to.byte(0xF0);
     to.variable(1 + @import("wire/reader.zig").variableBytes(inner) + inner);
-    to.byte(@intFromEnum(reason));
+    to.byte(@backingInt(reason));
     to.variable(inner);
     to.property(.authentication_method); // [MQTT-4.12.0-5]
     to.string(connection.method);
@@ -212,7 +212,7 @@ fn refusal5(target: *[256]u8, connection: *const Connection, reason: Reason, tex
     to.byte(0x20);
     to.variable(2 + @import("wire/reader.zig").variableBytes(inner) + inner);
     to.byte(0); // [MQTT-3.2.2-6]
-    to.byte(@intFromEnum(reason));
+    to.byte(@backingInt(reason));
     to.variable(inner);
     if (fits) {
         to.property(.reason_string);

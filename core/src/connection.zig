@@ -246,7 +246,7 @@ pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8)
     connection.reported = true;
     const name: []const u8 = if (connection.session) |session| session.client_identifier else "";
     if (by == 1 and reason.blamesProtocol()) stats.count(.protocol_errors, 1);
-    events.disconnected(connection.id, @intFromEnum(reason), by, name, text);
+    events.disconnected(connection.id, @backingInt(reason), by, name, text);
 }
 
 /// Fills the output table; true when it was too small for all that waits.

@@ -179,9 +179,9 @@ fn sendUnkept(session: *Session, connection: *Connection, view: *View, terms: Te
 
 fn occupy(session: *Session, packet_identifier: u16, qos: u2, delivery: ?*Delivery) void {
     const slot = session.slot(packet_identifier).?;
-    slot.* = .{ .state = transitions.outboundStep(.free, if (qos == 1) .send_qos1 else .send_qos2).next, .delivery = delivery };
+    slot.* = .{ .state = transitions.outboundStep(.free, if (qos == 1) .send_qos1 else .send_qos2).next, .counted = true, .delivery = delivery };
     session.inflight += 1;
-    if (session.connection) |connection| connection.outstanding += 1;
+    session.connection.?.outstanding += 1;
     stats.count(.inflight, 1);
 }
 
@@ -276,9 +276,9 @@ fn complete(session: *Session, slot: *session_room.Slot) void {
         journal.done(session, delivery);
         discard(session, &session.sent, delivery);
     }
+    if (slot.counted) session.connection.?.outstanding -= 1;
     slot.* = .{};
     session.inflight -= 1;
-    if (session.connection) |connection| connection.outstanding -|= 1;
     stats.uncount(.inflight, 1);
 }
 
@@ -290,6 +290,7 @@ fn sendRelease(connection: *Connection, packet_identifier: u16, reason: @import(
 /// After CONNACK with Session Present: unacknowledged packets first, in their order, with their
 /// identifiers [MQTT-4.4.0-1], [MQTT-4.6.0-1]; then what waits.
 pub fn resumeSession(session: *Session) void {
+    for (session.slots) |*slot| slot.counted = false;
     session.resend = session.sent.first;
     pump(session);
 }
@@ -321,6 +322,7 @@ fn publishAgain(session: *Session, connection: *Connection, delivery: *Delivery,
     packet.dup = true; // [MQTT-3.3.1-1]
     if (writePublish(connection, &packet)) {
         connection.outstanding += 1;
+        slot.counted = true;
         return;
     }
     stats.count(.publish_dropped, 1);

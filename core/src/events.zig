@@ -19,7 +19,7 @@ pub fn clear() void {
 pub fn begin(kind: Kind) heap.Error!void {
     start = region.items.len;
     errdefer cancel();
-    try region.appendSlice(&.{ 0, 0, 0, 0, @intFromEnum(kind), 0, 0, 0 });
+    try region.appendSlice(&.{ 0, 0, 0, 0, @backingInt(kind), 0, 0, 0 });
 }
 
 pub fn number(comptime T: type, value: T) heap.Error!void {

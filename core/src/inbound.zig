@@ -177,7 +177,7 @@ pub fn broken(connection: *Connection, problem: packets.Error) void {
 }
 
 fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
-    const packet: packets.Type = @enumFromInt(@as(u4, @intCast(head.first >> 4)));
+    const packet: packets.Type = @fromBackingInt(@intCast(@as(u4, @intCast(head.first >> 4))));
     const flags: u4 = @intCast(head.first & 0x0F);
     stats.count(.messages_received, 1);
     connection.last_packet_ms = state.now_ms;
@@ -205,7 +205,7 @@ fn disconnect(connection: *Connection, body: []const u8) void {
         session.expiry_s = @min(asked, state.settings.session_expiry_max_s);
     }
     if (packet.reason == 0) connection.will_wanted = false; // [MQTT-3.14.4-3]
-    connection_room.report(connection, @enumFromInt(packet.reason), 0, "");
+    connection_room.report(connection, @fromBackingInt(@intCast(packet.reason)), 0, "");
     connection_room.finish(connection, .success, "");
 }
 

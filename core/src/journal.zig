@@ -68,7 +68,7 @@ fn put(bytes: []const u8) void {
 
 fn begin(kind: Kind) void {
     start = region.items.len;
-    put(&.{ @intFromEnum(kind), 0, 0, 0, 0 });
+    put(&.{ @backingInt(kind), 0, 0, 0, 0 });
 }
 
 fn number(comptime T: type, value: T) void {

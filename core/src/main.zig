@@ -96,9 +96,9 @@ export fn commit(sequence: u64) u32 {
 }
 
 export fn restore(length: u32, last: u32) u32 {
-    if (life != .ready) return @intFromEnum(restore_room.Outcome.not_now);
-    if (length > limits.arena_bytes) return @intFromEnum(restore_room.Outcome.malformed);
-    return @intFromEnum(restore_room.feed(abi.arena[0..length], last != 0));
+    if (life != .ready) return @backingInt(restore_room.Outcome.not_now);
+    if (length > limits.arena_bytes) return @backingInt(restore_room.Outcome.malformed);
+    return @backingInt(restore_room.feed(abi.arena[0..length], last != 0));
 }
 
 export fn snapshot(restart: u32) u32 {

@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const bytes_room = @import("bytes.zig");
+const Fields = @import("fields.zig").Fields;
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
 const message_room = @import("message.zig");
@@ -69,55 +70,32 @@ var sessions: Index(Session) = .{};
 var messages: Index(Message) = .{};
 var pending: heap.List(u8) = .{};
 
-const Fields = struct {
-    bytes: []const u8,
-    at: usize = 0,
+fn sessionOf(fields: *Fields) Error!*Session {
+    const entry = sessions.find(try fields.number(u64)) orelse return error.Malformed;
+    return entry.value;
+}
 
-    fn take(self: *Fields, count: usize) Error![]const u8 {
-        if (self.bytes.len - self.at < count) return error.Malformed;
-        defer self.at += count;
-        return self.bytes[self.at..][0..count];
-    }
+fn identifierOf(fields: *Fields) Error!u16 {
+    const value = try fields.number(u16);
+    return if (value == 0) error.Malformed else value;
+}
 
-    fn number(self: *Fields, comptime T: type) Error!T {
-        return std.mem.readInt(T, (try self.take(@sizeOf(T)))[0..@sizeOf(T)], .little);
-    }
-
-    fn string(self: *Fields) Error![]const u8 {
-        return self.take(try self.number(u32));
-    }
-
-    fn end(self: *const Fields) Error!void {
-        if (self.at != self.bytes.len) return error.Malformed;
-    }
-
-    fn session(self: *Fields) Error!*Session {
-        const entry = sessions.find(try self.number(u64)) orelse return error.Malformed;
-        return entry.value;
-    }
-
-    fn identifier(self: *Fields) Error!u16 {
-        const value = try self.number(u16);
-        return if (value == 0) error.Malformed else value;
-    }
-
-    /// One reference is the caller's.
-    fn message(self: *Fields) Error!*Message {
-        const expires_at_ms = try self.number(u64);
-        const flags = try self.number(u8);
-        if (flags & 0x7F > 2) return error.Malformed;
-        const view: message_room.View = .{
-            .expires_at_ms = expires_at_ms,
-            .qos = @intCast(flags & 3),
-            .retain = flags & 0x80 != 0,
-            .topic = try self.string(),
-            .properties = try self.string(),
-            .payload = try self.string(),
-        };
-        if (!topics.validName(view.topic) or view.topic.len > 0xFFFF) return error.Malformed;
-        return Message.create(view);
-    }
-};
+/// One reference is the caller's.
+fn messageOf(fields: *Fields) Error!*Message {
+    const expires_at_ms = try fields.number(u64);
+    const flags = try fields.number(u8);
+    if (flags & 0x7F > 2) return error.Malformed;
+    const view: message_room.View = .{
+        .expires_at_ms = expires_at_ms,
+        .qos = @intCast(flags & 3),
+        .retain = flags & 0x80 != 0,
+        .topic = try fields.string(u32),
+        .properties = try fields.string(u32),
+        .payload = try fields.string(u32),
+    };
+    if (!topics.validName(view.topic) or view.topic.len > 0xFFFF) return error.Malformed;
+    return Message.create(view);
+}
 
 /// The next bytes of a journal; records may be split anywhere.
 pub fn feed(bytes: []const u8, last: bool) Outcome {
@@ -166,19 +144,19 @@ fn apply(record: []const u8) Error!void {
         },
         .subscribe => try readSubscription(&fields),
         .unsubscribe => {
-            const session = try fields.session();
-            const found = subscriptions.get(session, try fields.string()) orelse return error.Malformed;
+            const session = try sessionOf(&fields);
+            const found = subscriptions.get(session, try fields.string(u32)) orelse return error.Malformed;
             subscriptions.remove(found);
         },
         .retain => {
-            const message = try fields.message();
+            const message = try messageOf(&fields);
             defer message.unreference();
             try retained.put(message);
         },
-        .retain_clear => if (!retained.remove(try fields.string())) return error.Malformed,
+        .retain_clear => if (!retained.remove(try fields.string(u32))) return error.Malformed,
         .message => {
             const serial = try fields.number(u64);
-            const message = try fields.message();
+            const message = try messageOf(&fields);
             errdefer message.unreference();
             message_room.setSerial(message, serial);
             if (messages.find(serial)) |old| {
@@ -190,8 +168,8 @@ fn apply(record: []const u8) Error!void {
         .enqueue => try readDelivery(&fields),
         .send => try readSend(&fields),
         .release => {
-            const session = try fields.session();
-            const slot = session.slot(try fields.identifier()) orelse return error.Malformed;
+            const session = try sessionOf(&fields);
+            const slot = session.slot(try identifierOf(&fields)) orelse return error.Malformed;
             const delivery = slot.delivery orelse return error.Malformed;
             if (delivery.qos != 2) return error.Malformed;
             slot.state = .wait_pubcomp;
@@ -199,13 +177,13 @@ fn apply(record: []const u8) Error!void {
         },
         .done => try readDone(&fields),
         .received => {
-            const session = try fields.session();
-            try session.received.append(try fields.identifier());
+            const session = try sessionOf(&fields);
+            try session.received.append(try identifierOf(&fields));
         },
         .received_end => {
-            const session = try fields.session();
+            const session = try sessionOf(&fields);
             const list = &session.received;
-            const index = std.mem.findScalar(u16, list.items, try fields.identifier()) orelse return error.Malformed;
+            const index = std.mem.findScalar(u16, list.items, try identifierOf(&fields)) orelse return error.Malformed;
             list.items[index] = list.items[list.items.len - 1];
             list.items.len -= 1;
         },
@@ -219,8 +197,8 @@ fn readSession(fields: *Fields) Error!void {
     if (version != 4 and version != 5) return error.Malformed;
     const expiry_s = try fields.number(u32);
     const expires_at_ms = try fields.number(u64);
-    const name = try fields.string();
-    const user = try fields.string();
+    const name = try fields.string(u32);
+    const user = try fields.string(u32);
     const session = if (sessions.find(serial)) |entry| entry.value else blk: {
         if (session_room.find(name) != null) return error.Malformed;
         const made = try session_room.create(name, version);
@@ -240,15 +218,15 @@ fn readSession(fields: *Fields) Error!void {
     if (has_will == 0) return session.setWill(null, 0);
     const delay_s = try fields.number(u32);
     session.restored_will_ms = try fields.number(u64);
-    session.setWill(try fields.message(), delay_s);
+    session.setWill(try messageOf(fields), delay_s);
 }
 
 fn readSubscription(fields: *Fields) Error!void {
-    const session = try fields.session();
+    const session = try sessionOf(fields);
     const options = try fields.number(u8);
     if (options > 15 or options & 3 == 3) return error.Malformed;
     const identifier = try fields.number(u32);
-    const filter = try fields.string();
+    const filter = try fields.string(u32);
     const valid = filter.len <= 0xFFFF and if (topics.isShared(filter)) topics.parseShared(filter) != null else topics.validFilter(filter);
     if (!valid) return error.Malformed;
     _ = try subscriptions.add(session, filter, .{
@@ -260,7 +238,7 @@ fn readSubscription(fields: *Fields) Error!void {
 }
 
 fn readDelivery(fields: *Fields) Error!void {
-    const session = try fields.session();
+    const session = try sessionOf(fields);
     const serial = try fields.number(u64);
     const message = (messages.find(try fields.number(u64)) orelse return error.Malformed).value;
     const flags = try fields.number(u8);
@@ -286,9 +264,9 @@ fn findDelivery(queue: *const session_room.Queue, serial: u64) ?*session_room.De
 }
 
 fn readSend(fields: *Fields) Error!void {
-    const session = try fields.session();
+    const session = try sessionOf(fields);
     const delivery = findDelivery(&session.waiting, try fields.number(u64)) orelse return error.Malformed;
-    const packet_identifier = try fields.identifier();
+    const packet_identifier = try identifierOf(fields);
     const slot = try session.claimIdentifier(packet_identifier);
     if (slot.state != .free) return error.Malformed;
     session.waiting.remove(delivery);
@@ -301,7 +279,7 @@ fn readSend(fields: *Fields) Error!void {
 }
 
 fn readDone(fields: *Fields) Error!void {
-    const session = try fields.session();
+    const session = try sessionOf(fields);
     const serial = try fields.number(u64);
     if (findDelivery(&session.sent, serial)) |delivery| {
         session.slot(delivery.packet_identifier).?.* = .{};

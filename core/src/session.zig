@@ -55,7 +55,12 @@ pub const Queue = struct {
 };
 
 /// One packet identifier towards the client; the delivery is kept where the session may be resumed.
-pub const Slot = struct { state: transitions.Outbound = .free, delivery: ?*Delivery = null };
+pub const Slot = struct {
+    state: transitions.Outbound = .free,
+    /// The PUBLISH went out on the connection of now, so its end opens the window again.
+    counted: bool = false,
+    delivery: ?*Delivery = null,
+};
 
 pub const Session = struct {
     hash: u32,

@@ -37,17 +37,17 @@ pub const counter_count = @typeInfo(Counter).@"enum".field_names.len;
 pub var values: [counter_count]u64 = @splat(0);
 
 pub fn count(counter: Counter, amount: u64) void {
-    values[@intFromEnum(counter)] +%= amount;
+    values[@backingInt(counter)] +%= amount;
 }
 
 pub fn uncount(counter: Counter, amount: u64) void {
-    values[@intFromEnum(counter)] -= amount;
+    values[@backingInt(counter)] -= amount;
 }
 
 pub fn get(counter: Counter) u64 {
-    return values[@intFromEnum(counter)];
+    return values[@backingInt(counter)];
 }
 
 pub fn put(counter: Counter, value: u64) void {
-    values[@intFromEnum(counter)] = value;
+    values[@backingInt(counter)] = value;
 }

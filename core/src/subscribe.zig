@@ -78,7 +78,7 @@ fn checkFeatures(entry: packets.Subscription, identified: bool) Error!void {
 
 fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) Outcome {
     const reason = judge(connection, entry, identifier);
-    if (reason != .success) return .{ .code = if (connection.version == 5) @intFromEnum(reason) else 0x80, .existed = false };
+    if (reason != .success) return .{ .code = if (connection.version == 5) @backingInt(reason) else 0x80, .existed = false };
     const session = connection.session.?;
     const qos: u2 = @intCast(@min(entry.qos, state.settings.maximum_qos)); // [MQTT-3.8.4-8]
     const added = subscriptions.add(session, entry.filter, .{
@@ -86,7 +86,7 @@ fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) 
         .no_local = entry.no_local,
         .retain_as_published = entry.retain_as_published,
         .identifier = identifier,
-    }) catch return .{ .code = if (connection.version == 5) @intFromEnum(Reason.quota_exceeded) else 0x80, .existed = false };
+    }) catch return .{ .code = if (connection.version == 5) @backingInt(Reason.quota_exceeded) else 0x80, .existed = false };
     journal.subscribed(added.subscription);
     return .{ .code = qos, .existed = added.existed };
 }
@@ -130,7 +130,7 @@ fn unsubscribeOrFail(connection: *Connection, body: []const u8) Error!void {
             subscriptions.remove(found); // [MQTT-3.10.4-1]
             journal.unsubscribed(session, filter);
             try outcomes.append(.{ .code = 0, .existed = true });
-        } else try outcomes.append(.{ .code = @intFromEnum(Reason.no_subscription_existed), .existed = false });
+        } else try outcomes.append(.{ .code = @backingInt(Reason.no_subscription_existed), .existed = false });
     }
     try answer(connection, .unsuback, start.packet_identifier, connection.version == 5);
 }
@@ -141,7 +141,7 @@ fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16,
     const bytes = try heap.slice(u8, inner + 8);
     defer heap.freeSlice(bytes);
     var to: writer.Writer = .{ .bytes = bytes };
-    to.byte(@as(u8, @intFromEnum(packet)) << 4);
+    to.byte(@as(u8, @backingInt(packet)) << 4);
     to.variable(inner);
     to.u16_(packet_identifier);
     if (connection.version == 5) to.byte(0);

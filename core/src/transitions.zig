@@ -40,12 +40,12 @@ pub const accepted = [_]PhaseRow{
 
 const accept_table = blk: {
     var table: [@typeInfo(Phase).@"enum".field_names.len][16]bool = @splat(@splat(false));
-    for (accepted) |row| table[@intFromEnum(row.phase)][@intFromEnum(row.packet)] = true;
+    for (accepted) |row| table[@backingInt(row.phase)][@backingInt(row.packet)] = true;
     break :blk table;
 };
 
 pub fn accepts(phase: Phase, packet: Type) bool {
-    return accept_table[@intFromEnum(phase)][@intFromEnum(packet)];
+    return accept_table[@backingInt(phase)][@backingInt(packet)];
 }
 
 /// Where a packet identifier that the broker uses towards a client stands.
@@ -87,13 +87,13 @@ pub const OutboundStep = struct { next: Outbound, effect: OutboundEffect };
 
 const outbound_table = blk: {
     var table: [4][7]OutboundStep = @splat(@splat(.{ .next = .free, .effect = .protocol_error }));
-    for (outbound) |row| table[@intFromEnum(row.state)][@intFromEnum(row.event)] = .{ .next = row.next, .effect = row.effect };
+    for (outbound) |row| table[@backingInt(row.state)][@backingInt(row.event)] = .{ .next = row.next, .effect = row.effect };
     break :blk table;
 };
 
 /// Pairs that the table does not name are protocol errors.
 pub fn outboundStep(state: Outbound, event: OutboundEvent) OutboundStep {
-    return outbound_table[@intFromEnum(state)][@intFromEnum(event)];
+    return outbound_table[@backingInt(state)][@backingInt(event)];
 }
 
 /// Where a packet identifier that a client uses for QoS 2 towards the broker stands.

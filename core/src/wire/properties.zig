@@ -147,7 +147,7 @@ pub fn forwardInto(target: []u8, raw: []const u8) usize {
     var length: usize = 0;
     while (!from.done()) {
         const start = from.at;
-        const id: Id = @enumFromInt(from.u8_() catch unreachable);
+        const id: Id = @fromBackingInt(@intCast(from.u8_() catch unreachable));
         var keep = true;
         switch (id) {
             .payload_format_indicator => from.at += 1,

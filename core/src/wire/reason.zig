@@ -48,7 +48,7 @@ pub const Reason = enum(u8) {
 
     /// Whether CONNACK may carry it (MQTT 5.0, table 3-1).
     pub fn inConnack(self: Reason) bool {
-        return switch (@intFromEnum(self)) {
+        return switch (@backingInt(self)) {
             0x80...0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A...0x9D, 0x9F => true,
             else => false,
         };
@@ -56,7 +56,7 @@ pub const Reason = enum(u8) {
 
     /// Whether a server's DISCONNECT may carry it (table 3-10).
     pub fn inDisconnect(self: Reason) bool {
-        return switch (@intFromEnum(self)) {
+        return switch (@backingInt(self)) {
             0x00, 0x80...0x83, 0x87, 0x89, 0x8B, 0x8D...0x8F, 0x90, 0x93...0xA2 => true,
             else => false,
         };

@@ -97,7 +97,7 @@ pub const Opcode = enum(u4) { continuation = 0, text = 1, binary = 2, close = 8,
 
 /// Writes a server's frame header (never masked, RFC 6455 section 5.1); returns its length.
 pub fn frameHeader(target: *[10]u8, opcode: Opcode, length: usize) usize {
-    target[0] = 0x80 | @as(u8, @intFromEnum(opcode));
+    target[0] = 0x80 | @as(u8, @backingInt(opcode));
     if (length < 126) {
         target[1] = @intCast(length);
         return 2;
@@ -146,7 +146,7 @@ pub const Decoder = struct {
             bytes.* = bytes.*[count..];
             self.unmask(piece);
             self.left -= count;
-            const control = @intFromEnum(self.opcode) >= 8;
+            const control = @backingInt(self.opcode) >= 8;
             if (control) {
                 @memcpy(self.control[self.control_length..][0..count], piece);
                 self.control_length += @intCast(count);
@@ -194,7 +194,7 @@ pub const Decoder = struct {
 
     fn begin(self: *Decoder, head_bytes: u8) Error!void {
         const final = self.head[0] & 0x80 != 0;
-        const opcode: Opcode = @enumFromInt(self.head[0] & 0x0F);
+        const opcode: Opcode = @fromBackingInt(@intCast(self.head[0] & 0x0F));
         self.left = switch (head_bytes) {
             8 => std.mem.readInt(u16, self.head[2..4], .big),
             14 => std.mem.readInt(u64, self.head[2..10], .big),

@@ -41,7 +41,7 @@ pub const Writer = struct {
     }
 
     pub fn property(self: *Writer, id: properties.Id) void {
-        self.byte(@intFromEnum(id));
+        self.byte(@backingInt(id));
     }
 
     pub fn written(self: *const Writer) []const u8 {
@@ -50,7 +50,7 @@ pub const Writer = struct {
 };
 
 fn first(packet: Type, flags: u8) u8 {
-    return @as(u8, @intFromEnum(packet)) << 4 | flags;
+    return @as(u8, @backingInt(packet)) << 4 | flags;
 }
 
 /// PUBACK, PUBREC, PUBREL, PUBCOMP; reason and text only where MQTT 5 and the client allow.
@@ -60,7 +60,7 @@ pub fn acknowledgement(target: *[8]u8, version: u8, packet: Type, packet_identif
     const with_reason = version == 5 and reason != .success;
     to.byte(if (with_reason) 3 else 2);
     to.u16_(packet_identifier);
-    if (with_reason) to.byte(@intFromEnum(reason));
+    if (with_reason) to.byte(@backingInt(reason));
     return to.written();
 }
 
@@ -71,11 +71,11 @@ pub fn disconnect(target: *[256]u8, reason: Reason, text: []const u8, maximum_pa
     to.byte(first(.disconnect, 0));
     if (shown.len == 0 or shown.len + 10 > maximum_packet_bytes) {
         to.byte(1);
-        to.byte(@intFromEnum(reason));
+        to.byte(@backingInt(reason));
         return to.written();
     }
     to.variable(@intCast(1 + reader.variableBytes(@intCast(shown.len + 3)) + shown.len + 3));
-    to.byte(@intFromEnum(reason));
+    to.byte(@backingInt(reason));
     to.variable(@intCast(shown.len + 3));
     to.property(.reason_string);
     to.string(shown);

@@ -95,38 +95,6 @@ class Setting(enum.IntEnum):
     WILL_DELAY_MAX_S = 22
 
 
-COUNTERS = (
-    "connections_open",
-    "clients_connected",
-    "clients_maximum",
-    "sessions",
-    "sessions_expired",
-    "subscriptions",
-    "shared_subscriptions",
-    "retained",
-    "messages_received",
-    "messages_sent",
-    "publish_received",
-    "publish_sent",
-    "publish_dropped",
-    "publish_bytes_received",
-    "publish_bytes_sent",
-    "bytes_received",
-    "bytes_sent",
-    "connects_accepted",
-    "connects_refused",
-    "heap_bytes",
-    "heap_bytes_maximum",
-    "stored_messages",
-    "stored_bytes",
-    "inflight",
-    "queued",
-    "protocol_errors",
-    "steps",
-    "journal_bytes",
-    "connack_sent",
-    "acl_denied",
-)
 
 
 class Access(enum.IntFlag):

@@ -23,6 +23,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 import avow
+from avow.broker.pump import CORE_COUNTERS
 from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.sandbox.engine import prefer_large_pages
 from avow.testing import core_abi as abi
@@ -583,7 +584,7 @@ class CoreDriver:
         """The core's counters by name."""
         address, count = self.layout["stats_address"], self.layout["stats_count"]
         values = struct.unpack_from(f"<{count}Q", self._view, address)
-        return dict(zip(abi.COUNTERS, values, strict=False))
+        return dict(zip(CORE_COUNTERS, values, strict=False))
 
     def take_events(self) -> list[Event]:
         """The events since the last call."""
