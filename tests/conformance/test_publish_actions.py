@@ -263,6 +263,27 @@ def test_a_needless_pubcomp_does_not_open_the_window_further(core: CoreDriver) -
     client.expect_nothing()
 
 
+@clause("MQTT-3.3.4-9")
+def test_a_pubcomp_for_an_earlier_connection_does_not_open_the_window(core: CoreDriver) -> None:
+    """The PUBREL that is sent again took nothing from this connection's quota (4.9)."""
+    properties = props(receive_maximum=2, session_expiry_interval=100)
+    client = connected(core, "c", properties=properties)
+    client.subscribe("t", qos=2)
+    publisher = connected(core, "p")
+    publisher.publish("t", b"released", 2)
+    for number in range(4):
+        publisher.publish("t", b"%d" % number, 1)
+    packet = client.expect_publish("t", b"released", acknowledge=False)
+    assert packet.packet_id is not None
+    client.send(Pubrec(packet.packet_id))
+    client.reconnect(properties=properties)
+    pubrels = [p for p in (client.receive() for _ in range(3)) if isinstance(p, Pubrel)]
+    assert [p.packet_id for p in pubrels] == [packet.packet_id]
+    client.expect_nothing()
+    client.send(Pubcomp(packet.packet_id))
+    client.expect_nothing()
+
+
 def test_messages_of_qos_0_pass_or_wait_but_are_not_lost(core: CoreDriver) -> None:
     """4.9: the server may continue to send QoS 0 while the quota is zero."""
     client = connected(core, "c", properties=props(receive_maximum=1))

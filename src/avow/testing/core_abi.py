@@ -95,8 +95,6 @@ class Setting(enum.IntEnum):
     WILL_DELAY_MAX_S = 22
 
 
-
-
 class Access(enum.IntFlag):
     """Access bits of an ACL rule."""
 
