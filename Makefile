@@ -17,6 +17,7 @@ ABSENT := $(if $(shell command -v mosquitto_pub),,mosquitto) $(if $(shell comman
 ABSENT := $(strip $(ABSENT))
 ifneq ($(ABSENT),)
 LEFT_OUT := -m "not ($(subst $() $(), or ,$(ABSENT)))"
+SAY_LEFT_OUT := @echo 'left out for want of a program: tests marked $(ABSENT) (see the markers in pyproject.toml)'
 endif
 
 FUZZ_S ?= 60
@@ -32,7 +33,7 @@ demo: build ## a broker and real clients with this machine's readings, for less 
 
 test: lint ## every check and test
 	$(BIN)/python -m pytest $(LEFT_OUT)
-	$(if $(LEFT_OUT),@echo 'left out, for want of a program: tests marked $(ABSENT) (see the markers in pyproject.toml)')
+	$(SAY_LEFT_OUT)
 
 lint: build ## style and types
 	$(BIN)/ruff check .
