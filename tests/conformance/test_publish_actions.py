@@ -263,6 +263,24 @@ def test_a_needless_pubcomp_does_not_open_the_window_further(core: CoreDriver) -
     client.expect_nothing()
 
 
+@clause("MQTT-3.3.4-9", "MQTT-4.6.0-5")
+def test_new_messages_wait_for_those_that_are_sent_again(core: CoreDriver) -> None:
+    """A smaller window than before: what is sent again comes piece by piece, and first."""
+    client = connected(core, "c", properties=props(receive_maximum=4, session_expiry_interval=100))
+    client.subscribe("t", qos=2)
+    publisher = connected(core, "p")
+    for number in range(4):
+        publisher.publish("t", b"%d" % number, 1 + number % 2)
+    assert len(client.received()) == 4
+    client.reconnect(properties=props(receive_maximum=1, session_expiry_interval=100))
+    publisher.publish("t", b"4", 1)
+    publisher.publish("t", b"5", 2)
+    for number in range(6):
+        packet = client.expect_publish("t", b"%d" % number, dup=number < 4, acknowledge=False)
+        client.expect_nothing()
+        client.acknowledge(packet)
+
+
 @clause("MQTT-3.3.4-9")
 def test_a_pubcomp_for_an_earlier_connection_does_not_open_the_window(core: CoreDriver) -> None:
     """The PUBREL that is sent again took nothing from this connection's quota (4.9)."""

@@ -349,6 +349,23 @@ def test_packet_identifiers_survive_a_restart() -> None:
     assert all(p.dup for p in after)
 
 
+def test_an_identifier_that_was_released_is_free_after_a_restart() -> None:
+    """After PUBCOMP the client may use it for a new message [MQTT-4.3.3-12]."""
+    core = CoreDriver()
+    client = connected(core, "c", properties=LONG)
+    watcher = connected(core, "w", properties=LONG)
+    watcher.subscribe("t", qos=2)
+    client.send(Publish("t", b"one", 2, 5))
+    client.expect(Pubrec)
+    client.send(Pubrel(5))
+    client.expect(Pubcomp)
+    restored = CoreDriver(now_ms=core.now_ms, journal=core.journal)
+    again = resume(restored, "c")
+    again.send(Publish("t", b"two", 2, 5))
+    again.expect(Pubrec)
+    assert [p.payload for p in resume(restored, "w").received()] == [b"one", b"two"]
+
+
 def test_acknowledged_messages_do_not_come_back() -> None:
     core = CoreDriver()
     client = connected(core, "c", properties=LONG)

@@ -33,6 +33,10 @@ from avow.testing.network import Pipe
 from avow.testing.websocket import WebSocketClient
 
 
+PACKET_IDS = 40
+"""A client uses few identifiers again and again, so that what a server forgets to free shows."""
+
+
 @dataclass(slots=True, eq=False)
 class Link:
     """One network connection of one client, with what was sent into it."""
@@ -107,6 +111,8 @@ class SimulatedClient:
         """Begins to connect over a new link."""
         self.link = link
         properties = Properties()
+        if self.chance.random() < 0.3:
+            self.receive_maximum = self.chance.choice([1, 2, 5, 20])
         if self.version == 5:
             properties = props(
                 session_expiry_interval=self.expiry_s, receive_maximum=self.receive_maximum
@@ -157,16 +163,16 @@ class SimulatedClient:
 
     def _next_packet_id(self) -> int:
         while True:
-            self._packet_id = self._packet_id % 65535 + 1
+            self._packet_id = self._packet_id % PACKET_IDS + 1
             if self._packet_id not in self._unacknowledged and self._packet_id not in (
                 self._requests
             ):
                 return self._packet_id
 
     @property
-    def may_publish(self) -> bool:
-        """It keeps well below the server's Receive Maximum."""
-        return self.connected and len(self._unacknowledged) < 20
+    def may_send(self) -> bool:
+        """It is connected and has identifiers left."""
+        return self.connected and len(self._unacknowledged) + len(self._requests) < PACKET_IDS // 2
 
     def publish(self, now_ms: int, topic: str, qos: int, *, retain: bool, clear: bool) -> None:
         """A new message, whose payload nobody has used before (or an empty one)."""

@@ -74,7 +74,6 @@ class Simulation:
         self.crashing = seed % 3 == 0
         self.clients = [self._client(number) for number in range(self.chance.randrange(3, 8))]
         self.watcher = SimulatedClient("watcher", self.chance, version=5, expiry_s=FOREVER_S)
-        self.watcher.receive_maximum = 1000
         self.healing = False
         self._will_counter = 0
 
@@ -237,7 +236,9 @@ class Simulation:
         link = client.link
         assert link is not None
         dice = self.chance.random()
-        if dice < 0.62 and client.may_publish:
+        if dice < 0.79 and not client.may_send:
+            return
+        if dice < 0.62:
             self.totals.published += 1
             retain = self.chance.random() < 0.15
             client.publish(
