@@ -1,6 +1,6 @@
 """The schema of `avow.toml`: every key, its default, its bounds and what it means.
 
-`docs/configuration.md` is generated from here (`schema_rows`), so descriptions are written for
+`docs/reference/configuration.md` is generated from here (`schema_rows`), so descriptions are written for
 readers. Reading the file and the words for what is wrong with it are in `config_file`.
 """
 
