@@ -10,7 +10,7 @@ from avow.testing.simulation import run_seeds
 
 SEEDS = int(os.environ.get("AVOW_SEEDS", "200"))
 CHUNK = 25
-STEPS = 1000
+STEPS = 2000
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
