@@ -1,7 +1,7 @@
 """The schema of `avow.toml`: every key, its default, its bounds and what it means.
 
-`docs/reference/configuration.md` is generated from here (`schema_rows`), so descriptions are written
-for readers. Reading the file and the words for what is wrong with it are in `config_file`.
+`docs/reference/configuration.md` is generated from here (`schema_rows`), so descriptions are
+written for readers. Reading the file and the words for what is wrong with it are in `config_file`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ from avow.testing.mqtt import (
 from avow.testing.network import Pipe
 from avow.testing.websocket import WebSocketClient
 
-
 PACKET_IDS = 40
 """A client uses few identifiers again and again, so that what a server forgets to free shows."""
 
