@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is checked about a peer. `number` is the one in docs/reference/checks.md."""
+
+    number: str
+    title: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why a check failed, for programs; the error's message says the same for people."""
+
+    check: Check
+    expected: str
+    actual: str
+    advice: str
+
 
 class AvowError(Exception):
-    """Base of every error that avow raises on purpose."""
+    """Base of every error that avow raises on purpose. `finding` is there when a check failed."""
+
+    finding: Finding | None = None
+
+    @classmethod
+    def at(cls, check: Check, *, expected: str, actual: str, advice: str) -> Self:
+        """The error for a failed check, with one message in the one form that all checks have."""
+        error = cls(
+            f"check {check.number} ({check.title}): expected {expected}, got {actual}; {advice}"
+        )
+        error.finding = Finding(check, expected, actual, advice)
+        return error
 
 
 class MalformedError(AvowError):

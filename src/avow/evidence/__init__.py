@@ -1,0 +1,1 @@
+"""What is said about a running program, how it is wrapped, and what a right answer proves."""

@@ -1,0 +1,1 @@
+"""What is acceptable: rules over verified claims, read from TOML."""

@@ -1,0 +1,1 @@
+"""One folder a platform: the report's wire format, the attesting and the verifying side."""
