@@ -140,7 +140,8 @@ def _check_measured(claims: Claims, authenticated: Authenticated) -> None:
         "configuration": workload.configuration,
     }
     for name, digest in authenticated.measured.items():
-        if not hmac.compare_digest(digest, said.get(name, b"")):
+        # A name that the claims do not have is an error too, whatever its digest.
+        if name not in said or not hmac.compare_digest(digest, said[name]):
             raise UntrustedError.at(
                 MEASURED,
                 expected=f"the {name} {said.get(name, b'').hex()[:16]}… in the platform's log",
