@@ -1,0 +1,139 @@
+"""The client's side of TLS by OpenSSL itself: TLS 1.3 only, the server's name checked, no resumption.
+
+The name is checked by OpenSSL during the handshake (X509_VERIFY_PARAM_set1_host and set1_ip), as
+the standard library has it done: nothing is sent to a server with another name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
+from OpenSSL import SSL, crypto
+
+from avow.channel.certificates import load_chain, load_key
+from avow.channel.named_files import read_named_file
+from avow.channel.tls import reason_of
+from avow.client.options import ClientTls
+from avow.errors import MalformedError, UnavailableError, UntrustedError
+
+# openssl/x509_vfy.h: `*` stands for a whole label, as the standard library has it.
+_NO_PARTIAL_WILDCARDS: Final = 0x4
+# openssl/x509_vfy.h; the rest of the codes need no words of their own.
+_EXPIRED: Final = 10
+_NAME_MISMATCHES: Final = frozenset({62, 64})
+
+
+def client_context(tls: ClientTls, now: datetime) -> SSL.Context:
+    """Loads every file that `tls` names. One context serves any number of connections.
+
+    Raises `UnavailableError`, `MalformedError` or `UntrustedError` that names the file.
+    """
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    if tls.unsafe_no_verify:
+        context.set_verify(SSL.VERIFY_NONE)
+    else:
+        context.set_verify(SSL.VERIFY_PEER)
+        _trust(context, tls.cafile)
+    if tls.certificate is not None:
+        _use_certificate(context, tls.certificate, tls.key, now)
+    elif tls.key is not None:
+        raise MalformedError("expected --cert beside --key, got none; name the certificate's file")
+    return context
+
+
+def expect_server(connection: SSL.Connection, host: str) -> None:
+    """Has OpenSSL accept only a certificate for `host`, a name or an IP address.
+
+    Raises `MalformedError` for what cannot be a name.
+    """
+    library, bindings = Binding().lib, Binding().ffi
+    parameters = library.SSL_get0_param(connection._ssl)
+    try:
+        address = ipaddress.ip_address(host).packed
+    except ValueError:
+        name = _ascii_name(host)
+        # RFC 6066, section 3: names only, never addresses.
+        connection.set_tlsext_host_name(name)
+        library.X509_VERIFY_PARAM_set_hostflags(parameters, _NO_PARTIAL_WILDCARDS)
+        taken = library.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+    else:
+        taken = library.X509_VERIFY_PARAM_set1_ip(
+            parameters, bindings.from_buffer(address), len(address)
+        )
+    if taken != 1:
+        raise MalformedError(f"expected a host's name or address, got {host!r}; correct it")
+
+
+def certificate_error(connection: SSL.Connection, host: str) -> UntrustedError | None:
+    """Why OpenSSL refused the server's certificate; None when that was not what went wrong."""
+    library = Binding().lib
+    code = library.SSL_get_verify_result(connection._ssl)
+    if code == 0:
+        return None
+    said = Binding().ffi.string(library.X509_verify_cert_error_string(code)).decode()
+    if code == _EXPIRED:
+        advice = "have the server's operator renew it, or check this machine's clock"
+    elif code in _NAME_MISMATCHES:
+        advice = "connect by the name that the certificate has"
+    else:
+        advice = "name the authority's file (cafile=, --cafile)"
+    return UntrustedError(
+        f"expected a certificate for {host} from a trusted authority, got one that fails with "
+        f"{said!r}; {advice}"
+    )
+
+
+def _ascii_name(host: str) -> bytes:
+    try:
+        name = host.encode("idna")
+    except UnicodeError as error:
+        raise MalformedError(
+            f"expected a host's name or address, got {host!r}; correct it"
+        ) from error
+    if not name or b"\0" in name or host.startswith("."):
+        raise MalformedError(f"expected a host's name or address, got {host!r}; correct it")
+    return name
+
+
+def _trust(context: SSL.Context, cafile: Path | None) -> None:
+    if cafile is None:
+        context.set_default_verify_paths()
+        return
+    content = read_named_file(cafile, "CA certificate")
+    store = context.get_cert_store()
+    if store is None:
+        raise UnavailableError("expected an X.509 store in the TLS context, got none; report this")
+    try:
+        for authority in x509.load_pem_x509_certificates(content):
+            store.add_cert(crypto.X509.from_cryptography(authority))
+    except ValueError as error:
+        raise MalformedError(
+            f"expected PEM certificates, got something else in {cafile}; correct --cafile"
+        ) from error
+
+
+def _use_certificate(
+    context: SSL.Context, certificate: Path, key: Path | None, now: datetime
+) -> None:
+    chain = load_chain(certificate, now)
+    # As with the `ssl` module, one file may hold both.
+    private_key = load_key(key if key is not None else certificate, chain[0], certificate)
+    try:
+        context.use_certificate(chain[0])
+        for intermediate in chain[1:]:
+            context.add_extra_chain_cert(intermediate)
+        context.use_privatekey(private_key)
+    except SSL.Error as error:
+        raise MalformedError(
+            f"expected a certificate that OpenSSL accepts, got {reason_of(error)!r} for "
+            f"{certificate}; use an RSA key of at least 2048 bits or an EC key"
+        ) from error
