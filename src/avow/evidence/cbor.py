@@ -1,12 +1,14 @@
-"""CBOR as avow writes it: the deterministic encoding of RFC 8949, section 4.2.1, and nothing else.
+"""CBOR as avow writes it: the deterministic encoding of RFC 8949, section 4.2.1.
 
 One value has one encoding, so that a digest over it means something. What a decoder is lenient
 about (another order of keys, a longer form of a number, an indefinite length, a duplicate key, a
-tag, bytes after the end) is an error here: such bytes were not written by avow.
+tag, bytes after the end) is an error here: such bytes were not written by avow. What vendors sign
+inside their tokens is read by `decode_foreign`, which leaves them their order of keys.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any, NoReturn
 
 import cbor2
@@ -50,6 +52,31 @@ def decode(content: bytes, what: str) -> Value:
     return value  # type: ignore[no-any-return]
 
 
+def decode_foreign(content: bytes, what: str) -> Value:
+    """The value in CBOR that somebody else wrote, in whatever order of keys; `what` names it.
+
+    Only values that `Value` has, of definite length, without tags, duplicate keys or bytes after
+    the end. Raises `MalformedError` for everything else.
+    """
+    stream = BytesIO(content)
+    try:
+        value: Any = cbor2.CBORDecoder(
+            stream,
+            tag_hook=_refuse_tag,
+            semantic_decoders=_REFUSED,
+            max_depth=_DEPTH_MAX,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        ).decode()
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise _foreign(what, "bytes that are none") from error
+    if stream.tell() != len(content):
+        raise _foreign(what, f"{len(content) - stream.tell()} bytes after its end")
+    if not _plain(value):
+        raise _foreign(what, "a type that has no place in it")
+    return value  # type: ignore[no-any-return]
+
+
 def _refuse_tag(*_: object) -> NoReturn:
     raise ValueError("a tag")
 
@@ -68,5 +95,12 @@ def _plain(value: Any) -> bool:
 def _malformed(what: str, actual: str) -> MalformedError:
     return MalformedError(
         f"expected the {what} in deterministic CBOR (RFC 8949, section 4.2.1), got {actual}; "
+        f"fetch it again from where it was made"
+    )
+
+
+def _foreign(what: str, actual: str) -> MalformedError:
+    return MalformedError(
+        f"expected the {what} in CBOR (RFC 8949) without tags or indefinite lengths, got {actual}; "
         f"fetch it again from where it was made"
     )
