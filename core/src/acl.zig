@@ -8,12 +8,39 @@ const topics = @import("topics.zig");
 
 pub const Access = enum(u8) { publish = 1, subscribe = 2 };
 const Principal = enum(u8) { anyone = 0, user = 1, anonymous = 2 };
-const Rule = struct { allow: bool, access: u8, principal: Principal, user: []const u8, pattern: []const u8 };
+const Rule = struct {
+    allow: bool,
+    access: u8,
+    principal: Principal,
+    module: ?*const [digest_bytes]u8,
+    /// 0: nothing has to be attested; the lowest rank that an attested client has is 1.
+    rank_min: u8,
+    user: []const u8,
+    pattern: []const u8,
+};
+
+pub const digest_bytes = 32;
+pub const rank_lowest = 1;
+pub const rank_highest = 3;
+
+/// What a client has proven about the program that it is; rank 0: nothing.
+pub const Attestation = struct {
+    rank: u8 = 0,
+    module: [digest_bytes]u8 = @splat(0),
+
+    pub fn equal(self: *const Attestation, other: *const Attestation) bool {
+        return self.rank == other.rank and bytes_room.equal(&self.module, &other.module);
+    }
+};
+
+/// Whom a decision is about.
+pub const Who = struct { user: []const u8, client_identifier: []const u8, attestation: *const Attestation };
 
 var rules: heap.List(Rule) = .{};
 var text: []u8 = &.{};
 var active = false;
-/// Changes with every new set of rules, so that remembered decisions are made anew.
+/// Changes with every new set of rules and with what a session has proven, so that remembered
+/// decisions are made anew.
 pub var generation: u64 = 0;
 
 pub const LoadError = error{ Malformed, OutOfMemory };
@@ -29,16 +56,9 @@ pub fn load(body: []const u8) LoadError!void {
     if (count > limits.acl_rules_max) return error.Malformed;
     var at: usize = 4;
     for (0..count) |_| {
-        if (mine.len - at < 3) return error.Malformed;
-        const effect = mine[at];
-        const access = mine[at + 1];
-        const principal = std.enums.fromInt(Principal, mine[at + 2]) orelse return error.Malformed;
-        at += 3;
-        if (effect > 1 or access == 0 or access > 3) return error.Malformed;
-        const user = try piece(mine, &at);
-        const pattern = try piece(mine, &at);
-        if (!topics.validFilter(pattern)) return error.Malformed;
-        try fresh.append(.{ .allow = effect == 1, .access = access, .principal = principal, .user = user, .pattern = pattern });
+        const rule = try readRule(mine, &at);
+        if (!topics.validFilter(rule.pattern)) return error.Malformed;
+        try fresh.append(rule);
     }
     if (at != mine.len) return error.Malformed;
     rules.deinit();
@@ -49,29 +69,64 @@ pub fn load(body: []const u8) LoadError!void {
     generation += 1;
 }
 
+fn readRule(bytes: []const u8, at: *usize) error{Malformed}!Rule {
+    const head = try take(bytes, at, 4);
+    const principal = std.enums.fromInt(Principal, head[2]) orelse return error.Malformed;
+    const conditions = head[3];
+    if (head[0] > 1 or head[1] == 0 or head[1] > 3 or conditions > 3) return error.Malformed;
+    var rule: Rule = .{
+        .allow = head[0] == 1,
+        .access = head[1],
+        .principal = principal,
+        .module = null,
+        // Either condition is one on what was attested.
+        .rank_min = if (conditions != 0) rank_lowest else 0,
+        .user = undefined,
+        .pattern = undefined,
+    };
+    if (conditions & 1 != 0) rule.module = (try take(bytes, at, digest_bytes))[0..digest_bytes];
+    if (conditions & 2 != 0) {
+        rule.rank_min = (try take(bytes, at, 1))[0];
+        if (rule.rank_min < rank_lowest or rule.rank_min > rank_highest) return error.Malformed;
+    }
+    rule.user = try piece(bytes, at);
+    rule.pattern = try piece(bytes, at);
+    return rule;
+}
+
+fn take(bytes: []const u8, at: *usize, count: usize) error{Malformed}![]const u8 {
+    if (bytes.len - at.* < count) return error.Malformed;
+    defer at.* += count;
+    return bytes[at.*..][0..count];
+}
+
 fn piece(bytes: []const u8, at: *usize) error{Malformed}![]const u8 {
-    if (bytes.len - at.* < 2) return error.Malformed;
-    const length = std.mem.readInt(u16, bytes[at.*..][0..2], .little);
-    at.* += 2;
-    if (bytes.len - at.* < length) return error.Malformed;
-    defer at.* += length;
-    return bytes[at.*..][0..length];
+    const length = std.mem.readInt(u16, (try take(bytes, at, 2))[0..2], .little);
+    return take(bytes, at, length);
 }
 
 /// `topic` is a name (publish, delivery) or a filter (subscribe): a rule applies when its pattern
 /// covers all of it, so that a wide subscription never slips through a narrow permission.
-pub fn allowed(access: Access, user: []const u8, client_identifier: []const u8, topic: []const u8) bool {
+pub fn allowed(access: Access, who: Who, topic: []const u8) bool {
     if (!active) return true;
-    for (rules.items) |rule| {
+    for (rules.items) |*rule| {
         if (rule.access & @backingInt(access) == 0) continue;
+        if (rule.rank_min != 0 and !proven(rule, who.attestation)) continue;
         switch (rule.principal) {
             .anyone => {},
-            .user => if (user.len == 0 or !bytes_room.equal(rule.user, user)) continue,
-            .anonymous => if (user.len != 0) continue,
+            .user => if (who.user.len == 0 or !bytes_room.equal(rule.user, who.user)) continue,
+            .anonymous => if (who.user.len != 0) continue,
         }
-        if (applies(rule.pattern, user, client_identifier, topic)) return rule.allow;
+        if (applies(rule.pattern, who.user, who.client_identifier, topic)) return rule.allow;
     }
     return false;
+}
+
+/// A rule with a condition never fits a client that has proven nothing (rank 0).
+fn proven(rule: *const Rule, attestation: *const Attestation) bool {
+    if (attestation.rank < rule.rank_min) return false;
+    const module = rule.module orelse return true;
+    return bytes_room.equal(module, &attestation.module);
 }
 
 /// `topics.covers` with %u and %c replaced inside the pattern's levels. A name that is empty or has

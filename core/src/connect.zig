@@ -238,7 +238,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         if (!bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
     }
     if (packet.will) |will| {
-        if (routing.systemTopic(will.topic) or !acl.allowed(.publish, user, name, will.topic)) {
+        if (routing.systemTopic(will.topic) or !acl.allowed(.publish, .{ .user = user, .client_identifier = name, .attestation = &connection.attestation }, will.topic)) {
             stats.count(.acl_denied, 1);
             return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
         }
@@ -254,6 +254,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     session.version = packet.version;
     const will_delay = if (packet.will) |found| found.properties.will_delay_interval orelse 0 else 0;
     session.setWill(will, @min(will_delay, state.settings.will_delay_max_s));
+    if (!session.attestation.equal(&connection.attestation)) follow(session, &connection.attestation);
     attach(connection, session, packet);
     const keep_alive_s = keepAlive(packet);
     connection.keep_alive_ms = @as(u64, keep_alive_s) * 1500;
@@ -266,6 +267,14 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     sendConnack(connection, packet, grant, data) catch return connection_room.abort(connection, .server_busy, "no memory left");
     reportConnected(connection, packet, grant) catch {};
     delivery.resumeSession(session);
+}
+
+/// The session of a client that has proven something else than before. Subscriptions stay, and
+/// count for what the client may have now; what waits was kept for what it was then.
+fn follow(session: *Session, attestation: *const acl.Attestation) void {
+    session.attestation = attestation.*;
+    if (session.subscription_count != 0) acl.generation += 1;
+    delivery.withdraw(session);
 }
 
 fn assignName(target: *[24]u8) []const u8 {

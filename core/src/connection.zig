@@ -2,6 +2,7 @@
 
 const std = @import("std");
 const abi = @import("abi.zig");
+const acl = @import("acl.zig");
 const events = @import("events.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
@@ -23,6 +24,7 @@ pub const Connection = struct {
     anonymous_allowed: bool,
     /// The proven TLS identity; heap-owned.
     identity: []u8,
+    attestation: acl.Attestation,
     websocket: ?*websocket.Decoder = null,
     /// A packet (or HTTP request) of which a part has come.
     partial: heap.List(u8) = .{},
@@ -110,17 +112,27 @@ pub fn all() []?*Connection {
     return table.items;
 }
 
-pub fn open(id: u32, web: bool, anonymous_allowed: bool, identity: []const u8) heap.Error!*Connection {
+/// What the host says about a new connection.
+pub const Opening = struct { web: bool, anonymous_allowed: bool, identity: []const u8, attestation: acl.Attestation };
+
+pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
     if (id >= limits.connections_max) return error.OutOfMemory;
     while (table.items.len <= id) try table.append(null);
     std.debug.assert(table.items[id] == null);
-    const name = try heap.copy(identity);
+    const name = try heap.copy(opening.identity);
     errdefer heap.freeSlice(name);
-    const decoder = if (web) try heap.create(websocket.Decoder) else null;
+    const decoder = if (opening.web) try heap.create(websocket.Decoder) else null;
     errdefer if (decoder) |made| heap.destroy(made);
     if (decoder) |made| made.* = .{};
     const connection = try heap.create(Connection);
-    connection.* = .{ .id = id, .phase = if (web) .upgrading else .connecting, .anonymous_allowed = anonymous_allowed, .identity = name, .websocket = decoder };
+    connection.* = .{
+        .id = id,
+        .phase = if (opening.web) .upgrading else .connecting,
+        .anonymous_allowed = opening.anonymous_allowed,
+        .identity = name,
+        .attestation = opening.attestation,
+        .websocket = decoder,
+    };
     table.items[id] = connection;
     stats.count(.connections_open, 1);
     return connection;

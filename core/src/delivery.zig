@@ -2,6 +2,7 @@
 //! sections 4.3, 4.4 and 4.9).
 
 const std = @import("std");
+const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
 const connection_room = @import("connection.zig");
 const heap = @import("heap.zig");
@@ -236,6 +237,25 @@ pub fn pump(session: *Session) void {
             session.queued_bytes -= delivery.message.size_bytes();
             delivery.destroy();
         }
+    }
+}
+
+/// Forgets what was kept for a session that may no longer have it. An exchange whose message the
+/// client has acknowledged with PUBREC goes on: it carries no message any more.
+pub fn withdraw(session: *Session) void {
+    var item = session.waiting.first;
+    while (item) |delivery| {
+        item = delivery.next;
+        if (!acl.allowed(.subscribe, session.who(), delivery.message.topic())) drop(session, delivery);
+    }
+    item = session.sent.first;
+    while (item) |delivery| {
+        item = delivery.next;
+        if (delivery.released or acl.allowed(.subscribe, session.who(), delivery.message.topic())) continue;
+        stats.count(.publish_dropped, 1);
+        const slot = session.slot(delivery.packet_identifier).?;
+        slot.counted = false; // on a connection that is gone
+        complete(session, slot);
     }
 }
 

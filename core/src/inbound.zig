@@ -366,7 +366,7 @@ fn accepted(connection: *Connection, packet: *const packets.Publish) Reason {
 fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {
     const session = connection.session.?;
     if (topics.levelCount(packet.topic) > state.settings.topic_levels_max) return .topic_name_invalid;
-    if (routing.systemTopic(packet.topic) or !acl.allowed(.publish, session.user, session.client_identifier, packet.topic)) {
+    if (routing.systemTopic(packet.topic) or !acl.allowed(.publish, session.who(), packet.topic)) {
         stats.count(.acl_denied, 1);
         return .not_authorized;
     }

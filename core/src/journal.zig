@@ -19,7 +19,7 @@ const Subscription = subscriptions.Subscription;
 
 pub const Kind = enum(u8) {
     /// u64 serial · u8 version · u32 expiry_s · u64 expires_at_ms (0: connected) · client identifier ·
-    /// user · u8 has will · [u32 will delay_s · u64 will_at_ms · message body]
+    /// user · u8 tier rank (0: not attested) · [32 bytes module] · u8 has will · [u32 will delay_s · u64 will_at_ms · message body]
     session = 1,
     /// u64 session
     session_end,
@@ -118,6 +118,8 @@ fn writeSession(session: *Session) void {
     number(u64, if (waits and session.expiry_timer.isSet()) session.expiry_timer.at_ms else if (waits) session.restored_expiry_ms else 0);
     string(session.client_identifier);
     string(session.user);
+    number(u8, session.attestation.rank);
+    if (session.attestation.rank != 0) put(&session.attestation.module);
     number(u8, @intFromBool(session.will != null));
     if (session.will) |will| {
         number(u32, session.will_delay_s);

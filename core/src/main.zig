@@ -8,11 +8,13 @@
 
 const std = @import("std");
 const abi = @import("abi.zig");
+const acl = @import("acl.zig");
 const commands = @import("commands.zig");
 const connect = @import("connect.zig");
 const connection_room = @import("connection.zig");
 const delivery = @import("delivery.zig");
 const events = @import("events.zig");
+const Fields = @import("fields.zig").Fields;
 const heap = @import("heap.zig");
 const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
@@ -139,16 +141,31 @@ fn bytesOf(record: abi.Input) []u8 {
 
 fn opened(id: u32, info: []const u8) void {
     if (connection_room.get(id) != null) @panic("a connection number was used twice");
-    if (info.len < 4) @panic("the open information is too short");
-    const identity_bytes = std.mem.readInt(u16, info[2..4], .little);
-    if (info.len != @as(usize, 4) + identity_bytes or info[0] > 1) @panic("the open information is malformed");
-    const connection = connection_room.open(id, info[0] == 1, info[1] & 1 != 0, info[4..]) catch {
+    const opening = readOpening(info) catch @panic("the open information is malformed");
+    const connection = connection_room.open(id, opening) catch {
         // No memory even for a refusal: the host is told to close.
         return refused.append(id) catch @panic("no memory to refuse a connection");
     };
     connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
     timers.set(&connection.timer, connection.deadline_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
     if (state.draining) connection_room.finish(connection, .server_shutting_down, "the server is shutting down");
+}
+
+/// The open information, to the byte: what a host of another version says must not be misread.
+fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
+    var fields: Fields = .{ .bytes = info };
+    const transport = try fields.number(u8);
+    const flags = try fields.number(u8);
+    if (transport > 1 or flags > 7) return error.Malformed;
+    const identity = try fields.string(u16);
+    var attestation: acl.Attestation = .{};
+    if (flags & 4 != 0) {
+        attestation.rank = try fields.number(u8);
+        if (attestation.rank < acl.rank_lowest or attestation.rank > acl.rank_highest) return error.Malformed;
+        attestation.module = (try fields.take(acl.digest_bytes))[0..acl.digest_bytes].*;
+    }
+    try fields.end();
+    return .{ .web = transport == 1, .anonymous_allowed = flags & 1 != 0, .identity = identity, .attestation = attestation };
 }
 
 /// Connections that could not even be entered; the host closes them.

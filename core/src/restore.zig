@@ -2,6 +2,7 @@
 //! expiry count from the restart.
 
 const std = @import("std");
+const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
 const Fields = @import("fields.zig").Fields;
 const heap = @import("heap.zig");
@@ -199,6 +200,9 @@ fn readSession(fields: *Fields) Error!void {
     const expires_at_ms = try fields.number(u64);
     const name = try fields.string(u32);
     const user = try fields.string(u32);
+    var attestation: acl.Attestation = .{ .rank = try fields.number(u8) };
+    if (attestation.rank > acl.rank_highest) return error.Malformed;
+    if (attestation.rank != 0) attestation.module = (try fields.take(acl.digest_bytes))[0..acl.digest_bytes].*;
     const session = if (sessions.find(serial)) |entry| entry.value else blk: {
         if (session_room.find(name) != null) return error.Malformed;
         const made = try session_room.create(name, version);
@@ -210,6 +214,7 @@ fn readSession(fields: *Fields) Error!void {
     };
     if (!bytes_room.equal(session.client_identifier, name)) return error.Malformed;
     try session.setUser(user);
+    session.attestation = attestation;
     session.version = version;
     session.expiry_s = expiry_s;
     session.restored_expiry_ms = expires_at_ms;

@@ -125,7 +125,7 @@ fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscr
 
 fn readiness(member: *const subscriptions.Subscription, view: *const View) u8 {
     const session = member.session;
-    if (!acl.allowed(.subscribe, session.user, session.client_identifier, view.topic)) return 0;
+    if (!acl.allowed(.subscribe, session.who(), view.topic)) return 0;
     const connection = session.connection orelse return if (session.durable() and member.options.qos != 0 and view.qos != 0) 1 else 0;
     if (!connection.isActive()) return 0;
     return if (connection.blocked or session.waiting.count != 0) 2 else 3;
@@ -138,7 +138,7 @@ pub fn publishWill(session: *Session) void {
     view.kept = null;
     // A will's expiry interval counts from its publication: it was kept as a duration.
     if (view.expires_at_ms != message_room.never) view.expires_at_ms += state.now_ms;
-    if (acl.allowed(.publish, session.user, session.client_identifier, view.topic)) {
+    if (acl.allowed(.publish, session.who(), view.topic)) {
         _ = publish(session, &view) catch stats.count(.publish_dropped, 1);
     } else stats.count(.acl_denied, 1);
     timers.cancel(&session.will_timer);
@@ -158,7 +158,7 @@ const RetainedSender = struct {
             self.expired.append(message) catch return false;
             return true;
         }
-        if (!acl.allowed(.subscribe, session.user, session.client_identifier, message.topic())) {
+        if (!acl.allowed(.subscribe, session.who(), message.topic())) {
             stats.count(.acl_denied, 1);
             return true;
         }

@@ -1,6 +1,7 @@
 //! Sessions: what the broker keeps of a client beyond its connection (MQTT 5.0, section 4.1).
 
 const std = @import("std");
+const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const stats = @import("stats.zig");
@@ -67,6 +68,9 @@ pub const Session = struct {
     serial: u64,
     client_identifier: []u8,
     user: []u8 = &.{},
+    /// What the connection proved that the session has, or had last: its will, and what it gets
+    /// while nobody is connected, follow it.
+    attestation: acl.Attestation = .{},
     version: u8,
     /// The session is in the journal.
     journaled: bool = false,
@@ -98,6 +102,10 @@ pub const Session = struct {
     /// Absolute expiry (Unix ms) that a restored journal gave; 0: counts from the restart.
     restored_expiry_ms: u64 = 0,
     restored_will_ms: u64 = 0,
+
+    pub fn who(self: *const Session) acl.Who {
+        return .{ .user = self.user, .client_identifier = self.client_identifier, .attestation = &self.attestation };
+    }
 
     pub fn durable(self: *const Session) bool {
         return self.expiry_s != 0;

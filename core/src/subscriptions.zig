@@ -296,7 +296,7 @@ fn take(node: *Node, topic: []const u8) heap.Error!void {
     var item = node.value.first;
     while (item) |subscription| : (item = subscription.next_in_node) {
         const session = subscription.session;
-        if (!acl.allowed(.subscribe, session.user, session.client_identifier, topic)) continue;
+        if (!acl.allowed(.subscribe, session.who(), topic)) continue;
         try merge(subscription);
     }
     var groups = node.value.groups;

@@ -18,6 +18,9 @@ _ACCESSES = {
     "both": AclAccess.PUBLISH | AclAccess.SUBSCRIBE,
 }
 
+# The ranks of the core (docs/spec/core-abi.md), those of `Tier.rank`.
+_TIER_RANKS = {"none": 1, "warning": 2, "affirming": 3}
+
 # What holds without rules, said as rules: a reload that removes the last rule has to replace the
 # old ones by something. `#` does not match topics that begin with $ [MQTT-4.7.2-1].
 EVERYTHING_ALLOWED = tuple(
@@ -45,5 +48,11 @@ def _compile(rule: AclRule) -> AclEntry:
     else:
         principal = AclPrincipal.ANYONE
     return AclEntry(
-        _EFFECTS[rule.effect], _ACCESSES[rule.access], principal, rule.user or "", rule.pattern
+        _EFFECTS[rule.effect],
+        _ACCESSES[rule.access],
+        principal,
+        rule.user or "",
+        rule.pattern,
+        module=None if rule.module is None else bytes.fromhex(rule.module.removeprefix("sha256:")),
+        tier_rank_min=None if rule.tier is None else _TIER_RANKS[rule.tier],
     )

@@ -71,6 +71,10 @@ class AclEntry:
     principal: AclPrincipal
     user: str
     pattern: str
+    module: bytes | None = None
+    """Only for clients that have proven to be the module with this SHA-256 (32 bytes)."""
+    tier_rank_min: int | None = None
+    """Only for clients with evidence that is at least so good: 1 none, 2 warning, 3 affirming."""
 
 
 def settings_command(values: Mapping[int, int]) -> bytes:
@@ -83,6 +87,7 @@ def acl_command(entries: Iterable[AclEntry]) -> bytes:
     """ACL: replaces all rules."""
     rules = [
         struct.pack("<BBB", entry.effect, entry.access, entry.principal)
+        + _conditions(entry)
         + _string(entry.user.encode())
         + _string(entry.pattern.encode())
         for entry in entries
@@ -123,6 +128,12 @@ def response_prefix_command(prefix: str) -> bytes:
 def version_text_command(text: str) -> bytes:
     """VERSION_TEXT for `$SYS/broker/version`."""
     return bytes([CommandKind.VERSION_TEXT]) + _string(text.encode())
+
+
+def _conditions(entry: AclEntry) -> bytes:
+    flags = (1 if entry.module is not None else 0) | (2 if entry.tier_rank_min is not None else 0)
+    rank = b"" if entry.tier_rank_min is None else bytes([entry.tier_rank_min])
+    return bytes([flags]) + (entry.module or b"") + rank
 
 
 def _string(content: bytes) -> bytes:

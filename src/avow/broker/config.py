@@ -6,6 +6,7 @@ written for readers. Reading the file and the words for what is wrong with it ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,19 @@ def _topic_pattern(value: str) -> str:
     return value
 
 
+def _module_digest(value: str) -> str:
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", value) is None:
+        raise ValueError(
+            f"expected sha256: and 64 hexadecimal digits, got {value!r}; copy what `avow measure` "
+            f"prints"
+        )
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
 ListenUrl = Annotated[str, AfterValidator(_listen_url)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
+ModuleDigest = Annotated[str, AfterValidator(_module_digest)]
 
 
 class Table(BaseModel):
@@ -154,6 +165,16 @@ class AclRule(Table):
     )
     pattern: TopicPattern = Field(
         description="A topic filter. `%c` stands for the client identifier, `%u` for the user name."
+    )
+    module: ModuleDigest | None = Field(
+        default=None,
+        description="`sha256:` and the digest of a module: the rule fits only clients that have "
+        "proven to be it. `avow measure` prints it.",
+    )
+    tier: Literal["affirming", "warning", "none"] | None = Field(
+        default=None,
+        description="The rule fits only clients whose evidence was found at least so good by the "
+        "listener's `client_policy`.",
     )
 
     @model_validator(mode="after")

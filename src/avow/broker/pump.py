@@ -11,6 +11,7 @@ import enum
 import os
 import struct
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.bindings._rust import _openssl
@@ -35,6 +36,7 @@ _STATUS_INTERRUPTED: Final = 2
 
 _OPEN_ANONYMOUS: Final = 1
 _OPEN_IDENTITY: Final = 2
+_OPEN_ATTESTED: Final = 4
 
 CORE_COUNTERS: Final = (
     "connections_open",
@@ -76,6 +78,15 @@ class Transport(enum.IntEnum):
 
     MQTT = 0
     WEBSOCKET = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """What the peer of a connection has proven: how good its evidence was found (1 none, 2 warning,
+    3 affirming) and the SHA-256 of its module (32 bytes)."""
+
+    tier_rank: int
+    module: bytes
 
 
 class CoreTrapError(AvowError):
@@ -219,16 +230,17 @@ class Pump:
         transport: Transport,
         allow_anonymous: bool,
         identity: str | None = None,
+        attested: Attested | None = None,
         tls: SSL.Connection | None = None,
     ) -> int:
         """Take over a connected stream socket, for TLS after the handshake; return its number.
 
         The caller has detached ``fd`` and must not touch it or ``tls`` again. ``identity`` was
-        proven by TLS and becomes the user name. The context of ``tls`` has no information, message
-        or key log callback: OpenSSL would call it from the pump's thread, perhaps after Python has
-        freed it. When this raises, both still belong to the caller:
-        UnavailableError when the pump has stopped or is overrun, MalformedError when ``identity``
-        is too long.
+        proven by TLS and becomes the user name; ``attested`` was proven by evidence. The context of
+        ``tls`` has no information, message or key log callback: OpenSSL would call it from the
+        pump's thread, perhaps after Python has freed it. When this raises, both still belong to the
+        caller: UnavailableError when the pump has stopped or is overrun, MalformedError when
+        ``identity`` is too long.
         """
         name = b"" if identity is None else identity.encode()
         if len(name) > _IDENTITY_MAX_BYTES:
@@ -238,7 +250,11 @@ class Pump:
         flags = (_OPEN_ANONYMOUS if allow_anonymous else 0) | (
             0 if identity is None else _OPEN_IDENTITY
         )
-        information = struct.pack("<BBH", transport, flags, len(name)) + name
+        proof = b""
+        if attested is not None:
+            flags |= _OPEN_ATTESTED
+            proof = struct.pack("<B32s", attested.tier_rank, attested.module)
+        information = struct.pack("<BBH", transport, flags, len(name)) + name + proof
         with self._calls:
             handle = self._open_handle()
             session = (0, 0, 0) if tls is None else _hand_over(tls)

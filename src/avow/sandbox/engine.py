@@ -28,7 +28,7 @@ from wasmtime import (
 from avow.errors import MalformedError
 
 LAYOUT_MAGIC: Final = 0x574F5641  # "AVOW", little-endian
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 INPUT_RECORD_BYTES: Final = 16
 OUTPUT_RECORD_BYTES: Final = 16
 RESULT_BYTES: Final = 64

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from avow.errors import MalformedError
 
 MAGIC = 0x574F5641
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 NO_DEADLINE = 2**64 - 1
 
 LAYOUT_FIELDS = (
@@ -120,14 +120,29 @@ class Rule:
     access: Access = Access.BOTH
     principal: Principal = Principal.ANYONE
     user: str = ""
+    module: bytes | None = None
+    rank_min: int | None = None
 
     def encode(self) -> bytes:
         """Body of the rule in an ACL command."""
         return (
-            bytes((self.allow, self.access, self.principal))
+            bytes((self.allow, self.access, self.principal, self._conditions()))
+            + (self.module or b"")
+            + (b"" if self.rank_min is None else bytes((self.rank_min,)))
             + string16(self.user)
             + string16(self.pattern)
         )
+
+    def _conditions(self) -> int:
+        return (1 if self.module is not None else 0) | (2 if self.rank_min is not None else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What a connection has proven: the rank of its tier (1 to 3) and its module (32 bytes)."""
+
+    rank: int
+    module: bytes = bytes(32)
 
 
 class Outcome(enum.IntEnum):
@@ -189,11 +204,19 @@ def version_text_command(text: str) -> bytes:
 
 
 def open_information(
-    transport: Transport, *, allow_anonymous: bool = True, identity: str | None = None
+    transport: Transport,
+    *,
+    allow_anonymous: bool = True,
+    identity: str | None = None,
+    attestation: Attestation | None = None,
 ) -> bytes:
     """Open information of an OPEN input."""
     flags = (1 if allow_anonymous else 0) | (2 if identity is not None else 0)
-    return bytes((transport, flags)) + string16(identity or "")
+    proof = b""
+    if attestation is not None:
+        flags |= 4
+        proof = bytes((attestation.rank,)) + attestation.module
+    return bytes((transport, flags)) + string16(identity or "") + proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.sandbox.engine import prefer_large_pages
 from avow.testing import core_abi as abi
 from avow.testing.core_abi import (
+    Attestation,
     AuthRequest,
     ClosedBy,
     Event,
@@ -276,6 +277,7 @@ class CoreDriver:
         *,
         allow_anonymous: bool = True,
         identity: str | None = None,
+        attestation: Attestation | None = None,
     ) -> Connection:
         """A new connection, with the smallest number that is free."""
         if self._free:
@@ -288,11 +290,19 @@ class CoreDriver:
         connection = Connection(number, transport)
         self.connections[number] = connection
         information = abi.open_information(
-            transport, allow_anonymous=allow_anonymous, identity=identity
+            transport,
+            allow_anonymous=allow_anonymous,
+            identity=identity,
+            attestation=attestation,
         )
         self._inputs.append((number, Input.OPEN, 0, information))
         self._maybe_turn()
         return connection
+
+    def open_with(self, information: bytes) -> None:
+        """An OPEN with this open information, right or wrong."""
+        self._inputs.append((len(self.connections), Input.OPEN, 0, information))
+        self._maybe_turn()
 
     def send(self, connection: Connection, data: bytes) -> None:
         """Bytes from the peer. A paused connection keeps them back until RESUME."""

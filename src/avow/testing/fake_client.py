@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from avow.testing.core_abi import ClosedBy, Transport
+from avow.testing.core_abi import Attestation, ClosedBy, Transport
 from avow.testing.core_driver import Connection, CoreDriver
 from avow.testing.mqtt import (
     Connack,
@@ -52,6 +52,7 @@ class FakeClient:
         transport: Transport = Transport.MQTT,
         allow_anonymous: bool = True,
         identity: str | None = None,
+        attestation: Attestation | None = None,
         open_now: bool = True,
     ) -> None:
         self.core = core
@@ -60,6 +61,7 @@ class FakeClient:
         self.transport = transport
         self.allow_anonymous = allow_anonymous
         self.identity = identity
+        self.attestation = attestation
         self._packet_id = 0
         if open_now:
             self.open()
@@ -72,7 +74,10 @@ class FakeClient:
         self.aliases: dict[int, str] = {}
         self._decoder = StreamDecoder(self.version)
         self.connection: Connection = self.core.open(
-            self.transport, allow_anonymous=self.allow_anonymous, identity=self.identity
+            self.transport,
+            allow_anonymous=self.allow_anonymous,
+            identity=self.identity,
+            attestation=self.attestation,
         )
         self.websocket: WebSocketClient | None = None
         if self.transport is Transport.WEBSOCKET:
@@ -390,9 +395,17 @@ def connected(
     properties: Properties | None = None,
     transport: Transport = Transport.MQTT,
     identity: str | None = None,
+    attestation: Attestation | None = None,
 ) -> FakeClient:
     """A client that has connected."""
-    client = FakeClient(core, client_id, version=version, transport=transport, identity=identity)
+    client = FakeClient(
+        core,
+        client_id,
+        version=version,
+        transport=transport,
+        identity=identity,
+        attestation=attestation,
+    )
     client.connect(
         clean_start=clean_start, keep_alive_s=keep_alive_s, will=will, properties=properties
     )

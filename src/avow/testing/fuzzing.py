@@ -10,6 +10,7 @@ from collections.abc import Callable
 from avow.errors import AvowError
 from avow.testing import websocket as ws
 from avow.testing.core_abi import (
+    Attestation,
     AuthRequest,
     Outcome,
     Rule,
@@ -46,6 +47,15 @@ SETTLE_ROUNDS = 25
 # Tables grow to their size in the first rounds and stay there; a leak goes on growing.
 WARM_ROUNDS = 100
 HEAP_SLACK_BYTES = 64 * 1024
+PROVEN = bytes(range(32))
+RULES = (
+    Rule(False, "denied/#"),
+    # What some connections have proven and others have not: the same sessions lose and gain it.
+    Rule(True, "a/b", module=PROVEN, rank_min=2),
+    Rule(False, "a/b"),
+    Rule(True, "$SYS/#"),
+    Rule(True, "#"),
+)
 LIMITS = {
     Setting.MAXIMUM_PACKET_BYTES: 1 << 16,
     Setting.RECEIVE_MAXIMUM: 8,
@@ -227,7 +237,7 @@ class CoreFuzzer:
 
     def _start(self) -> None:
         self.core = CoreDriver(settings=LIMITS)
-        self.core.acl([Rule(False, "denied/#"), Rule(True, "$SYS/#"), Rule(True, "#")])
+        self.core.acl(RULES)
         self._good = [connected(self.core, "good 1"), connected(self.core, "good 2", version=4)]
         for client in self._good:
             client.subscribe("good/#", qos=2)
@@ -253,7 +263,8 @@ class CoreFuzzer:
         connections: list[tuple[Connection, bytes]] = []
         for _ in range(self.chance.randrange(1, 6)):
             transport = self.chance.choice([0, 0, 0, 1])
-            connection = perform(self.core, self._note("open", transport, b""), {})
+            proof = self.chance.choice([b"", b"\x01", b"\x03"])
+            connection = perform(self.core, self._note("open", transport, proof), {})
             assert connection is not None
             connections.append((connection, self._stream(Transport(transport))))
         at = dict.fromkeys((c.number for c, _ in connections), 0)
@@ -336,7 +347,7 @@ class CoreFuzzer:
         for client in self._good:
             client.pump()
             client.inbox.clear()
-        cleaner = connected(self.core, "cleaner")
+        cleaner = connected(self.core, "cleaner", attestation=Attestation(3, PROVEN))
         cleaner.subscribe("#", "$SYS/#")
         for packet in cleaner.received():
             if packet.retain:
@@ -375,7 +386,8 @@ def perform(
     """Carries out one line of a recording."""
     what, number, data = note
     if what == "open":
-        return core.open(Transport(number))
+        proof = Attestation(bytes.fromhex(data)[0], PROVEN) if data else None
+        return core.open(Transport(number), attestation=proof)
     if what == "advance":
         core.advance(number)
         return None
