@@ -1,0 +1,92 @@
+"""What an exchange has to know of the TLS connection below it, and what that has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+
+from avow.channel.checks import NOT_RESUMED, TLS_1_3
+from avow.channel.tls import session_reused
+from avow.errors import UntrustedError
+
+HashName = Literal["sha256", "sha384"]
+Export = Callable[[bytes, int, bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """One finished TLS 1.3 handshake, seen from one end.
+
+    `hash_name` is the hash of the cipher suite. `own_spki` and `peer_spki` are the DER encodings of
+    the SubjectPublicKeyInfo of the certificates that were sent in the handshake, empty where none
+    was (a client without a certificate; a pre-shared key). `export(label, length, context)` is the
+    exporter of RFC 8446, section 7.5; the connection must stay open while it is used.
+    """
+
+    hash_name: HashName
+    own_spki: bytes
+    peer_spki: bytes
+    export: Export = field(repr=False)
+
+
+def facts_of(
+    connection: SSL.Connection, end: Literal["client", "server"], *, external_psk: bool = False
+) -> TlsFacts:
+    """The facts of a connection whose handshake has finished; `end` is the one that we are.
+
+    `external_psk` says that this handshake was authenticated with a pre-shared key from a file
+    instead of with certificates; OpenSSL reports it as a resumed session. Raises `UntrustedError`
+    for TLS 1.2 (check C1) and for a resumed session (C2).
+    """
+    if connection.get_protocol_version() != SSL.TLS1_3_VERSION:
+        raise UntrustedError.at(
+            TLS_1_3,
+            expected="TLS 1.3",
+            actual=connection.get_protocol_version_name(),
+            advice="let both sides use TLS 1.3 for attestation",
+        )
+    if session_reused(connection) and not external_psk:
+        raise UntrustedError.at(
+            NOT_RESUMED,
+            expected="a full handshake",
+            actual="a resumed session",
+            advice="connect without an old session or ticket",
+        )
+    own = peer = None
+    if not external_psk:
+        peer = connection.get_peer_certificate(as_cryptography=True)
+        # OpenSSL tells a client which certificate it has, not whether it was asked for it. A server
+        # that asks names its authorities.
+        if end == "server" or connection.get_client_ca_list():
+            own = connection.get_certificate(as_cryptography=True)
+    return TlsFacts(
+        hash_name=_hash_of(connection.get_cipher_name() or ""),
+        own_spki=_spki(own),
+        peer_spki=_spki(peer),
+        export=connection.export_keying_material,
+    )
+
+
+def _hash_of(cipher_suite: str) -> HashName:
+    """RFC 8446, appendix B.4: the name of a cipher suite of TLS 1.3 ends in its hash."""
+    if cipher_suite.endswith("_SHA256"):
+        return "sha256"
+    if cipher_suite.endswith("_SHA384"):
+        return "sha384"
+    raise UntrustedError.at(
+        TLS_1_3,
+        expected="a cipher suite of TLS 1.3",
+        actual=repr(cipher_suite),
+        advice="let both sides use TLS 1.3 for attestation",
+    )
+
+
+def _spki(certificate: x509.Certificate | None) -> bytes:
+    if certificate is None:
+        return b""
+    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
