@@ -85,6 +85,7 @@ KINDS: tuple[ClaimKind, ...] = (
     _kind("snp.migration_agent", bool, "A migration agent is allowed.", *_SNP),
     _kind("snp.smt", bool, "The policy allows simultaneous multithreading.", *_SNP),
     _kind("snp.chip_id", bytes, "The processor; zeros where it is masked.", *_SNP, size=64),
+    _kind("snp.csp_id", str, "Whose cloud the VLEK is for; empty for a VCEK.", *_SNP),
     _kind("snp.signer", str, "vcek or vlek.", *_SNP),
     _kind("snp.product", str, "milan, genoa or turin.", *_SNP),
     _kind("snp.tcb.bootloader", int, "Reported TCB: boot loader.", *_SNP),
