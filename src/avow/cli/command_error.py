@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from avow.cli.exit_codes import ExitCode
-from avow.errors import AvowError, DeniedError
+from avow.errors import AvowError, DeniedError, UntrustedError
 
 
 class CommandError(Exception):
@@ -36,3 +36,14 @@ def operation_errors() -> Iterator[None]:
         raise CommandError(str(error), ExitCode.DENIED) from error
     except AvowError as error:
         raise CommandError(str(error), ExitCode.FAILED) from error
+
+
+@contextmanager
+def judging_errors() -> Iterator[None]:
+    """Evidence refused, by a policy or for its origin: exit 3; could not be judged: exit 4."""
+    try:
+        yield
+    except (DeniedError, UntrustedError) as error:
+        raise CommandError(str(error), ExitCode.DENIED) from error
+    except AvowError as error:
+        raise CommandError(str(error), ExitCode.UNJUDGED) from error

@@ -12,6 +12,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     USAGE = 2
     DENIED = 3
+    UNJUDGED = 4
     INTERNAL = 70
 
     @property
@@ -24,7 +25,8 @@ _MEANINGS = {
     ExitCode.OK: "done",
     ExitCode.FAILED: "the operation failed, or the other side was not there",
     ExitCode.USAGE: "wrong usage or configuration: nothing was started",
-    ExitCode.DENIED: "the other side refused: a login, a publish or a subscription",
+    ExitCode.DENIED: "refused: by a policy, or a login, publish or subscription by the other side",
+    ExitCode.UNJUDGED: "evidence could not be judged: it is malformed, or something is missing",
     ExitCode.INTERNAL: "a fault of avow itself, such as a trap in the core: please report it",
 }
 

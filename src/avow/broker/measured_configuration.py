@@ -1,0 +1,57 @@
+"""The digest of a configuration, which is the claim `configuration` of a broker's evidence.
+
+It is the SHA-256 of `avow configuration v1`, a line feed, and the effective configuration as JSON
+with sorted keys and without spaces: defaults filled in, command line and file joined, so that two
+ways to say the same thing have the same digest. A file that decides what a broker does stands there
+by the SHA-256 of what is in it, wherever it lies. Not covered, but for whether they are there:
+
+- `cert`, `key`: renewed all the time; the evidence names the key of its connection itself.
+- `password_file`, `psk_file`: secrets, at which a public digest would let anybody guess.
+- `crl`: signed by an authority of `client_ca`, and a new one comes out every few days.
+
+`attestation.tee` is left out: the evidence proves the platform, however it was chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from avow.broker.config import Configuration
+from avow.channel.named_files import read_named_file
+
+_PREFIX: Final = b"avow configuration v1\n"
+
+UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
+_LEFT_OUT: Final = frozenset({("attestation", "tee")})
+
+
+def configuration_digest(configuration: Configuration) -> bytes:
+    """The digest (32 bytes). Raises `UnavailableError` for a file that cannot be read."""
+    return hashlib.sha256(_PREFIX + measured_text(configuration).encode()).digest()
+
+
+def measured_text(configuration: Configuration) -> str:
+    """The JSON that the digest is over, without the prefix."""
+    content = _measured(configuration.model_dump(), ())
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _measured(value: Any, place: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: _measured(inner, (*place, name))
+            for name, inner in value.items()
+            if (*place, name) not in _LEFT_OUT
+        }
+    if isinstance(value, list | tuple):
+        return [_measured(inner, place) for inner in value]
+    if isinstance(value, Path):
+        if place[-1] in UNCOVERED_FILES:
+            return "present"
+        content = read_named_file(value, place[-1].replace("_", " "))
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+    return value
