@@ -1,4 +1,4 @@
-"""The client's side of TLS by OpenSSL itself: TLS 1.3 only, the server's name checked, no resumption.
+"""The client's side of TLS by OpenSSL itself: TLS 1.3 only, names checked, no resumption.
 
 The name is checked by OpenSSL during the handshake (X509_VERIFY_PARAM_set1_host and set1_ip), as
 the standard library has it done: nothing is sent to a server with another name.

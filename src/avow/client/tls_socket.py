@@ -11,6 +11,7 @@ each call, never while waiting.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -176,7 +177,8 @@ class TlsSocket:
     def shutdown(self, how: int) -> None:
         """Ends one direction or both. What the peer has sent can still be read after SHUT_WR."""
         if how != socket.SHUT_RD:
-            self._say_goodbye()
+            with contextlib.suppress(SSL.ZeroReturnError):
+                self._until_done(self._tls.shutdown)
         self._sock.shutdown(how)
 
     def close(self) -> None:

@@ -1,0 +1,136 @@
+"""A TLS connection that carries nothing before the server's evidence was accepted.
+
+The handshake of this socket is two: TLS 1.3, then the exchange of docs/spec/attested-channel.md in
+it. There is no way around the second: every other call makes the handshake first, and after a
+refusal the socket is closed and stays so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from OpenSSL import SSL
+
+from avow.channel.conversation import run_client_exchange
+from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
+from avow.channel.issuer import Issuer
+from avow.channel.session import facts_of
+from avow.channel.tls import reason_of
+from avow.client.connection_errors import peer_error
+from avow.client.openssl_context import certificate_error
+from avow.client.tls_socket import Bytes, TlsSocket
+from avow.errors import AvowError, UnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What a client asks of servers and shows of itself. Any number of connections may share it.
+
+    `issuer` is started, and there exactly when the settings have an identity.
+    """
+
+    settings: ClientSettings
+    issuer: Issuer | None = None
+
+
+class AttestedSocket(TlsSocket):
+    """Shaped like `ssl.SSLSocket`; see `TlsSocket`. `host` is the name that errors show.
+
+    `external_psk` says that `tls` authenticates with a pre-shared key instead of certificates.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        tls: SSL.Connection,
+        *,
+        host: str,
+        attestation: Attestation,
+        external_psk: bool = False,
+    ) -> None:
+        super().__init__(sock, tls)
+        self._host = host
+        self._attestation = attestation
+        self._external_psk = external_psk
+        self._outcome: Outcome | None = None
+        self._failure: AvowError | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the server has shown; None until the handshake has succeeded."""
+        return self._outcome
+
+    @property
+    def failure(self) -> AvowError | None:
+        """Why the server was refused, or refused us."""
+        return self._failure
+
+    def do_handshake(self) -> None:
+        """TLS, and the exchange, which takes up to 10 s, whatever the timeout is.
+
+        Raises `UntrustedPeerError`, `DeniedPeerError`, `MalformedPeerError` and
+        `UnavailablePeerError`, which are avow's errors, with a `finding` where a check failed, and
+        `ConnectionError`s too; besides `TimeoutError` and other `OSError`s. The socket is closed
+        then, except after `ssl.SSLWantReadError` and its kin.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._outcome is not None:
+            return
+        try:
+            self._negotiate()
+            with self._lock:
+                self._outcome = self._attest()
+        except AvowError as error:
+            self._failure = peer_error(error)
+            self.close()
+            raise self._failure from error
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """See `TlsSocket`; makes the handshake first."""
+        self.do_handshake()
+        return super().recv(bufsize, flags)
+
+    def send(self, data: Bytes, flags: int = 0) -> int:
+        """See `TlsSocket`; makes the handshake first."""
+        self.do_handshake()
+        return super().send(data, flags)
+
+    def _negotiate(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            reason = str(error.args[-1])
+            raise certificate_error(self._tls, self._host) or self._no_tls(reason) from error
+
+    def _attest(self) -> Outcome:
+        exchange = ClientExchange(
+            facts_of(self._tls, "client", external_psk=self._external_psk),
+            self._attestation.settings,
+            context=os.urandom(CONTEXT_BYTES),
+            now=datetime.now(UTC),
+        )
+        try:
+            return run_client_exchange(self._tls, exchange, issuer=self._attestation.issuer)
+        except UnavailableError as error:
+            if isinstance(error.__cause__, SSL.Error):
+                # In TLS 1.3 a server refuses a client's certificate only after the handshake.
+                raise self._no_tls(reason_of(error.__cause__)) from error
+            raise
+
+    def _no_tls(self, reason: str) -> UnavailableError:
+        return UnavailableError(
+            f"expected TLS 1.3 with {self._host}, got {reason!r}; check the port, and whether the "
+            f"server wants a client certificate (--cert, --key) or a pre-shared key (--psk)"
+        )

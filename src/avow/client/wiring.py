@@ -1,0 +1,81 @@
+"""Puts together what a client needs to attest and to be attested.
+
+The one file outside cli that knows every room it does (docs/decisions/0009): verifiers of all
+platforms, the policy, an attester and what it measures. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from avow.channel.attested_identity import make_identity
+from avow.channel.exchange import ClientSettings
+from avow.channel.issuer import Issuer
+from avow.channel.judge import Judge
+from avow.channel.named_files import read_named_file
+from avow.client.attested_socket import Attestation
+from avow.evidence.claims import Workload
+from avow.policy.policy import Policy
+from avow.policy.policy_file import load_policy
+from avow.sandbox.manifest import runtime_manifest
+from avow.tee.platforms import load_endorsements, open_attester, verifiers
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationFiles:
+    """What a user names: the policy for servers, and what there is besides.
+
+    `tee` is the platform that this program runs on and is attested by ("auto": the first that is
+    found), None to show nothing. `module` is the file that it is measured by; None means the
+    manifest of the runtime that it runs in. `endorsements` is a folder of what vendors and owners
+    say about their hardware.
+    """
+
+    policy: Path
+    tee: str | None = None
+    module: Path | None = None
+    endorsements: Path | None = None
+
+
+def attestation_of(files: AttestationFiles) -> Attestation:
+    """Ready to be used: an issuer's threads run, if there is one.
+
+    Raises `MalformedError` or `UnavailableError` for files and platforms that will not do.
+    """
+    policy = load_policy(files.policy)
+    judge = judge_of(policy, files.endorsements)
+    if files.tee is None:
+        return Attestation(ClientSettings(judge))
+    workload = _own_workload(policy, files.module)
+    attester = open_attester(files.tee)
+    attester.measure(workload)
+    identity = make_identity(attester.platform, workload, datetime.now(UTC))
+    issuer = Issuer(attester)
+    issuer.start()
+    return Attestation(ClientSettings(judge, identity), issuer)
+
+
+def judge_of(policy: Policy | None, endorsements: Path | None) -> Judge:
+    """Verifiers of all platforms, and a policy; without one evidence is verified, not judged."""
+    return Judge(
+        verifiers(None if endorsements is None else load_endorsements(endorsements)), policy
+    )
+
+
+def _own_workload(policy: Policy, module: Path | None) -> Workload:
+    """What this program says that it is.
+
+    A client is a native program: without a file of its own it is the runtime that it is made of.
+    Its configuration is its policy, which decides whom it gives its messages to.
+    """
+    runtime = runtime_manifest().digest
+    return Workload(
+        module=runtime if module is None else sha256(read_named_file(module, "module")).digest(),
+        runtime=runtime,
+        configuration=bytes.fromhex(policy.policy_id.removeprefix("sha256:")),
+        boot_id=os.urandom(32),
+    )
