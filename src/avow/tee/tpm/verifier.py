@@ -33,7 +33,7 @@ CHECKS: Final = tuple(
     sorted((REPORT, ATTRIBUTES, CERTIFICATE, SIGNER, *quote.CHECKS), key=lambda each: each.number)
 )
 
-# In an AK's certificate: the SHA-256 of the certificate of the EK of the same TPM, as an ASN.1 OCTET
+# In an AK's certificate: the SHA-256 of the certificate of the same TPM's EK, as an ASN.1 OCTET
 # STRING. The number is that of a UUID (Rec. ITU-T X.667), so that it is nobody else's.
 EK_DIGEST: Final = x509.ObjectIdentifier("2.25.293070660190717937512547431642717507295")
 
@@ -89,14 +89,15 @@ class TpmVerifier:
             self.platform,
             quoted.extra_data,
             "sha256",
-            {**quote_claims(quoted, ak.key, report.pcrs), **vouched},
+            # A TPM has no debug mode. What it does not protect from: docs/platforms/tpm.md.
+            {**quote_claims(quoted, ak.key, report.pcrs), **vouched, "debug": False},
             event_log.measured(report.log),
         )
 
     def _vouched(self, report: Report, ak: Public, now: datetime) -> dict[str, ClaimValue]:
         """TPM3: who vouches for the AK, as claims."""
         if not self._enrolment.roots or not report.certificates:
-            return {"tpm.ak_origin": "owner"}
+            return {"tpm.ak_origin": "owner", "collateral.crl_checked": False}
         chain = check_chain(report.certificates, self._enrolment, AK_USAGE, now, CERTIFICATE)
         certified = chain.leaf.public_key()
         if not isinstance(certified, PublicKey) or spki_digest(certified) != spki_digest(ak.key):

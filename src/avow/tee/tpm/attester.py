@@ -1,0 +1,222 @@
+"""The attesting side of TPM 2.0."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from avow.errors import MalformedError, UnavailableError, UntrustedError
+from avow.evidence.claims import Workload
+from avow.evidence.report_data import ReportData
+from avow.tee.tpm import event_log, templates
+from avow.tee.tpm.device import TpmDevice, TpmKey
+from avow.tee.tpm.quote import PCR_VALUES, SignedQuote, check_quote
+from avow.tee.tpm.report import Report
+from avow.tee.tpm.structures import Public, parse_public
+from avow.tee.tpm.verifier import check_attributes
+
+DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
+# All that firmware, boot loader and systemd measure into (0 to 9, 11 to 15), and avow's own. PCR 10
+# changes with every file that the kernel's IMA measures.
+DEFAULT_PCRS: Final = (*range(10), *range(11, 16), event_log.PCR)
+
+# PCRs can change between reading and quoting them.
+_ATTEMPTS: Final = 8
+_DEADLINE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TpmSettings:
+    """Where the TPM is, and what attests.
+
+    `tcti` as in tpm2-tools. `ak_handle` is that of a persistent attestation key; without it avow
+    makes one, the same each time, of the kind `ak_kind`. `certificates` is a PEM file: the AK's
+    certificate by an enrolment authority, and those between it and the root. `pcrs` are quoted.
+    """
+
+    tcti: str = DEFAULT_TCTI
+    ak_handle: int | None = None
+    ak_kind: Literal["ecc", "rsa"] = "ecc"
+    certificates: Path | None = None
+    pcrs: tuple[int, ...] = DEFAULT_PCRS
+    timeout_s: float = _DEADLINE_S
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> TpmSettings:
+        """From AVOW_TPM_TCTI, AVOW_TPM_AK_HANDLE (hexadecimal) and AVOW_TPM_CERTIFICATES.
+
+        Raises `MalformedError`.
+        """
+        handle = environment.get("AVOW_TPM_AK_HANDLE", "")
+        certificates = environment.get("AVOW_TPM_CERTIFICATES", "")
+        try:
+            ak_handle = int(handle, 16) if handle else None
+        except ValueError as error:
+            raise MalformedError(
+                f"expected a handle such as 0x81010002 in AVOW_TPM_AK_HANDLE, got {handle!r}; "
+                f"`tpm2_getcap handles-persistent` lists them"
+            ) from error
+        return cls(
+            tcti=environment.get("AVOW_TPM_TCTI", DEFAULT_TCTI),
+            ak_handle=ak_handle,
+            certificates=Path(certificates) if certificates else None,
+        )
+
+
+class Measuring:
+    """PCR 23 of one TPM, and the log of what avow extended into it."""
+
+    def __init__(self, device: TpmDevice) -> None:
+        self._device = device
+        self.log: event_log.Log = ()
+
+    def measure(self, workload: Workload) -> None:
+        """A reset and three events at the start; one event for another configuration later."""
+        wanted = event_log.start(workload)
+        known = event_log.measured(self.log)
+        changed = tuple(event for event in wanted if known.get(event.name) != event.digest)
+        names = {event.name for event in changed}
+        if not changed:
+            return
+        room = len(self.log) < event_log.EVENTS_MAX
+        if self.log and names == {event_log.AGAIN} and room:
+            self._extend(changed)
+            return
+        self._device.reset_pcr(event_log.PCR)
+        self.log = ()
+        self._extend(wanted)
+
+    def _extend(self, events: Iterable[event_log.Event]) -> None:
+        for event in events:
+            self._device.extend_pcr(event_log.PCR, event.extended)
+            self.log = (*self.log, event)
+
+
+class QuotingKey:
+    """An attestation key that is loaded. It quotes report data and nothing else."""
+
+    def __init__(
+        self, device: TpmDevice, key: TpmKey, pcrs: tuple[int, ...], measuring: Measuring
+    ) -> None:
+        self._device = device
+        self._key = key
+        self._pcrs = pcrs
+        self._measuring = measuring
+        self.public: Public = parse_public(key.public)
+
+    def quote(self, report_data: ReportData) -> SignedQuote:
+        """A quote over the SHA-256 of `report_data`, with the values of the PCRs that it covers."""
+        data = sha256(report_data.content).digest()
+        last: UntrustedError | None = None
+        for _ in range(_ATTEMPTS):
+            pcrs = self._device.read_pcrs(self._pcrs)
+            quote, signature = self._device.quote(self._key, self._pcrs, data)
+            signed = SignedQuote(quote, signature, pcrs, self._measuring.log)
+            self._check_own_pcr(pcrs)
+            try:
+                check_quote(signed, self.public.key, self.public)
+            except UntrustedError as error:
+                last = error
+                if error.finding is None or error.finding.check is not PCR_VALUES:
+                    break
+            else:
+                return signed
+        raise UnavailableError(
+            f"expected a quote that verifies, got none in {_ATTEMPTS} attempts ({last}); quote "
+            f"fewer PCRs if these change all the time"
+        ) from last
+
+    def _check_own_pcr(self, pcrs: Mapping[int, bytes]) -> None:
+        log = self._measuring.log
+        if log and not hmac.compare_digest(pcrs[event_log.PCR], event_log.replay(log)):
+            raise UnavailableError(
+                f"expected nobody but this process to change PCR {event_log.PCR}, got another "
+                f"value in it; run one attested program on a TPM, and start it again"
+            )
+
+
+class TpmAttester:
+    """Quotes with an attestation key of this machine's TPM."""
+
+    platform = "tpm"
+
+    def __init__(self, settings: TpmSettings | None = None) -> None:
+        """Opens the TPM. Raises `UnavailableError`, and `MalformedError` for a certificate file
+        that is none."""
+        settings = TpmSettings() if settings is None else settings
+        self._certificates = load_certificates(settings.certificates)
+        self._device = TpmDevice(settings.tcti, settings.timeout_s)
+        try:
+            self._key = self._open_key(settings)
+            self._parent = self._device.parent_of(self._key)
+            self._measuring = Measuring(self._device)
+            pcrs = tuple(sorted({*settings.pcrs, event_log.PCR}))
+            self._quoting = QuotingKey(self._device, self._key, pcrs, self._measuring)
+            check_attributes(self._quoting.public)
+        except UntrustedError as error:
+            self._device.close()
+            raise UnavailableError(f"this attestation key cannot be used: {error}") from error
+        except UnavailableError:
+            self._device.close()
+            raise
+
+    @property
+    def device(self) -> TpmDevice:
+        """The TPM, for enrolment."""
+        return self._device
+
+    @property
+    def key(self) -> TpmKey:
+        """The attestation key, for enrolment."""
+        return self._key
+
+    def measure(self, workload: Workload) -> None:
+        """See `avow.evidence.roles.Attester`: into PCR 23."""
+        self._measuring.measure(workload)
+
+    def quote(self, report_data: ReportData) -> bytes:
+        """See `avow.evidence.roles.Attester`."""
+        signed = self._quoting.quote(report_data)
+        return Report(
+            quote=signed.quote,
+            signature=signed.signature,
+            ak=self._key.public,
+            parent=self._parent,
+            pcrs=signed.pcrs,
+            log=signed.log,
+            certificates=self._certificates,
+        ).encoded()
+
+    def close(self) -> None:
+        """Lets go of the TPM."""
+        self._device.close()
+
+    def _open_key(self, settings: TpmSettings) -> TpmKey:
+        if settings.ak_handle is not None:
+            return self._device.open_persistent(settings.ak_handle)
+        template = templates.AK_ECC if settings.ak_kind == "ecc" else templates.AK_RSA
+        return self._device.make_primary(template)
+
+
+def load_certificates(path: Path | None) -> tuple[bytes, ...]:
+    """The certificates of a PEM file, in DER; none without a file."""
+    if path is None:
+        return ()
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as error:
+        raise UnavailableError(
+            f"expected certificates in {path}, got {error.strerror}; have them issued by enrolment"
+        ) from error
+    except ValueError as error:
+        raise MalformedError(
+            f"expected certificates as PEM in {path}, got something else; have them issued again"
+        ) from error
+    return tuple(each.public_bytes(Encoding.DER) for each in found)
