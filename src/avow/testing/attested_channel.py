@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 from avow.channel.attested_identity import AttestedIdentity, make_identity
 from avow.channel.exchange import (
@@ -257,7 +257,7 @@ def tls_in_memory(
     server_context.use_privatekey(server.key)
     server_context.set_max_proto_version(version)
     if ask_client:
-        server_context.add_client_ca(crypto.X509.from_cryptography(server.certificate))
+        server_context.add_client_ca(server.certificate)
         server_context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
     client_context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     if client is not None:
