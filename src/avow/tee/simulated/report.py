@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from avow.errors import MalformedError
+from avow.errors import Check, MalformedError
 from avow.evidence import cbor
 
+FORMAT: Final = Check("SIM1", "the simulated report is well-formed", "docs/platforms/simulated.md")
 KEY_BYTES: Final = 65
 SIGNATURE_BYTES: Final = 64
 REPORT_DATA_BYTES: Final = 64
@@ -49,19 +50,23 @@ def signed_bytes(report_data: bytes) -> bytes:
 
 def decode_report(content: bytes) -> SimulatedReport:
     """The report that `content` is. Raises `MalformedError`; nothing is verified."""
-    fields = cbor.decode(content, "simulated report")
+    try:
+        fields = cbor.decode(content, "simulated report")
+    except MalformedError as error:
+        raise malformed("deterministic CBOR", str(error)) from error
     if not isinstance(fields, dict) or set(fields) != set(_SIZES):
-        raise _malformed("exactly key, signature and report_data", "something else")
+        raise malformed("exactly key, signature and report_data", "something else")
     values: dict[str, bytes] = {}
     for name, size in _SIZES.items():
         value = fields[name]
         if not isinstance(value, bytes) or len(value) != size:
-            raise _malformed(f"{name} of {size} bytes", "something else")
+            raise malformed(f"{name} of {size} bytes", "something else")
         values[name] = value
     return SimulatedReport(values["key"], values["signature"], values["report_data"])
 
 
-def _malformed(expected: str, actual: str) -> MalformedError:
-    return MalformedError(
-        f"expected {expected} in the simulated report, got {actual}; fetch the evidence again"
+def malformed(expected: str, actual: str) -> MalformedError:
+    """The error of everything that is no simulated report."""
+    return MalformedError.at(
+        FORMAT, expected=expected, actual=actual, advice="fetch the evidence again"
     )

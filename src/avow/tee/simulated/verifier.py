@@ -10,16 +10,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from avow.errors import Check, MalformedError, UntrustedError
+from avow.errors import Check, UntrustedError
 from avow.evidence.roles import Authenticated
-from avow.tee.simulated.report import decode_report, signed_bytes
+from avow.tee.simulated.report import FORMAT, decode_report, malformed, signed_bytes
 
 SIGNATURE: Final = Check(
-    "SIM1",
+    "SIM2",
     "the simulated report is signed by the key that it names",
     "docs/platforms/simulated.md",
 )
-CHECKS: Final = (SIGNATURE,)
+CHECKS: Final = (FORMAT, SIGNATURE)
 
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 _HALF_BYTES: Final = 32
@@ -36,10 +36,7 @@ class SimulatedVerifier:
         try:
             key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), decoded.key)
         except ValueError as error:
-            raise MalformedError(
-                "expected a point on P-256 as the key of the simulated report, got other bytes; "
-                "fetch the evidence again"
-            ) from error
+            raise malformed("a point on P-256 as the key", "other bytes") from error
         signature = encode_dss_signature(
             int.from_bytes(decoded.signature[:_HALF_BYTES], "big"),
             int.from_bytes(decoded.signature[_HALF_BYTES:], "big"),

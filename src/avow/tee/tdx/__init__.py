@@ -1,0 +1,1 @@
+"""Intel TDX, through Linux's configfs-tsm."""

@@ -1,0 +1,96 @@
+"""The verifying side of TDX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from avow.errors import Check, UntrustedError
+from avow.evidence.roles import Authenticated
+from avow.tee.intel.collateral import Collateral
+from avow.tee.intel.quote import Quote
+from avow.tee.intel.vouching import IntelChecks, Roots, Voucher
+from avow.tee.tdx import rtmr
+from avow.tee.tdx.report import (
+    FORMAT,
+    SPEC,
+    TdReport,
+    decode_report,
+    decode_td_report,
+    decode_tdx_quote,
+)
+
+COLLATERAL: Final = Check("TDX2", "there is collateral for the processor", SPEC)
+CURRENT: Final = Check("TDX3", "the collateral is valid now", SPEC)
+VOUCHED: Final = Check("TDX4", "Intel vouches for the TDX quote", SPEC)
+TCB_LEVEL: Final = Check("TDX5", "Intel lists the platform's TCB level", SPEC)
+PRODUCTION: Final = Check("TDX6", "the trust domain is in production mode", SPEC)
+LOG: Final = Check("TDX7", "the log explains RTMR3", SPEC)
+CHECKS: Final = (FORMAT, COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION, LOG)
+
+
+class TdxVerifier:
+    """Quotes of versions 4 and 5, up to Intel's root."""
+
+    platform = "tdx"
+
+    def __init__(self, roots: Roots | None = None) -> None:
+        """Without `roots`: Intel's root, and only the collateral that comes with the evidence."""
+        self._voucher = Voucher(
+            "TDX",
+            Roots() if roots is None else roots,
+            IntelChecks(COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION),
+        )
+
+    def authenticate(self, report: bytes, now: datetime) -> Authenticated:
+        """See `avow.evidence.roles.Verifier`."""
+        decoded = decode_report(report)
+        body, authenticated = self._authenticate(decoded.quote, decoded.collateral, now)
+        measured: Mapping[str, bytes] = {}
+        if decoded.log is not None:
+            if not rtmr.explains(decoded.log, body.rtmrs[3]):
+                raise UntrustedError.at(
+                    LOG,
+                    expected=f"a log that leads to {body.rtmrs[3].hex()[:16]}…",
+                    actual=f"one that leads to {rtmr.replayed(decoded.log).hex()[:16]}…",
+                    advice="ask again; if it stays so, start the trust domain anew",
+                )
+            measured = rtmr.measured(decoded.log)
+        return Authenticated(
+            self.platform,
+            authenticated.bound,
+            authenticated.binding,
+            authenticated.claims,
+            measured,
+        )
+
+    def authenticate_quote(
+        self, quote: bytes, collateral: Collateral | None, now: datetime
+    ) -> Authenticated:
+        """As `authenticate`, for a bare quote without padding, and collateral that came with it."""
+        return self._authenticate(decode_tdx_quote(quote), collateral, now)[1]
+
+    def _authenticate(
+        self, quote: Quote, collateral: Collateral | None, now: datetime
+    ) -> tuple[TdReport, Authenticated]:
+        body = decode_td_report(quote.body)
+        claims = self._voucher.vouch(quote.content, collateral, now)
+        return body, Authenticated(
+            self.platform,
+            body.report_data,
+            "report data",
+            {
+                **claims,
+                "debug": body.debug,
+                "tdx.mrtd": body.mrtd,
+                "tdx.mrconfigid": body.mrconfigid,
+                "tdx.mrowner": body.mrowner,
+                "tdx.mrownerconfig": body.mrownerconfig,
+                **{f"tdx.rtmr.{number}": value for number, value in enumerate(body.rtmrs)},
+                "tdx.mrseam": body.mrseam,
+                "tdx.mrsignerseam": body.mrsignerseam,
+                "tdx.attributes": body.attributes,
+                "tdx.xfam": body.xfam,
+            },
+        )
