@@ -44,7 +44,8 @@ class AttestedContext(_Shape):
     evidence of the platform that it runs on as well; `module` is the file that it is measured by,
     None for the runtime that it is made of. `endorsements` is a folder of what hardware vendors
     say. The rest is as usual with TLS: without `cafile` the system's authorities count, and
-    `certfile` may hold the key too.
+    `certfile` may hold the key too. `psk` is a file with one line `identity:key`, the key in
+    hexadecimal digits: both sides know it, and nobody needs a certificate.
 
     Raises `MalformedError`, `UnavailableError` or `UntrustedError` for files that will not do.
     """
@@ -63,10 +64,13 @@ class AttestedContext(_Shape):
         cafile: str | Path | None = None,
         certfile: str | Path | None = None,
         keyfile: str | Path | None = None,
+        psk: str | Path | None = None,
         unsafe_no_verify: bool = False,
     ) -> None:
         files = AttestationFiles(Path(policy), tee, _path(module), _path(endorsements))
-        tls = ClientTls(_path(cafile), _path(certfile), _path(keyfile), unsafe_no_verify)
+        tls = ClientTls(
+            _path(cafile), _path(certfile), _path(keyfile), unsafe_no_verify, _path(psk)
+        )
         self._prepare(attestation_of(files), tls)
 
     @classmethod
@@ -151,7 +155,11 @@ class AttestedContext(_Shape):
         if host is not None:
             expect_server(connection, host)
         return AttestedSocket(
-            sock, connection, host=host or "the server", attestation=self._attestation
+            sock,
+            connection,
+            host=host or "the server",
+            attestation=self._attestation,
+            pre_shared_key=self._tls.psk is not None,
         )
 
 

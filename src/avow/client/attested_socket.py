@@ -18,6 +18,7 @@ from OpenSSL import SSL
 from avow.channel.conversation import run_client_exchange
 from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
 from avow.channel.issuer import Issuer
+from avow.channel.psk import require_key
 from avow.channel.session import facts_of
 from avow.channel.tls import reason_of
 from avow.client.connection_errors import peer_error
@@ -40,7 +41,7 @@ class Attestation:
 class AttestedSocket(TlsSocket):
     """Shaped like `ssl.SSLSocket`; see `TlsSocket`. `host` is the name that errors show.
 
-    `external_psk` says that `tls` authenticates with a pre-shared key instead of certificates.
+    `pre_shared_key` says that `tls` offers such a key instead of being content with a certificate.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class AttestedSocket(TlsSocket):
         *,
         host: str,
         attestation: Attestation,
-        external_psk: bool = False,
+        pre_shared_key: bool = False,
     ) -> None:
         super().__init__(sock, tls)
         self._host = host
         self._attestation = attestation
-        self._external_psk = external_psk
+        self._pre_shared_key = pre_shared_key
         self._outcome: Outcome | None = None
         self._failure: AvowError | None = None
 
@@ -112,11 +113,15 @@ class AttestedSocket(TlsSocket):
             raise
         except ssl.SSLError as error:
             reason = str(error.args[-1])
+            if self._pre_shared_key:
+                raise self._no_tls(reason) from error
             raise certificate_error(self._tls, self._host) or self._no_tls(reason) from error
+        if self._pre_shared_key:
+            require_key(self._tls)
 
     def _attest(self) -> Outcome:
         exchange = ClientExchange(
-            facts_of(self._tls, "client", external_psk=self._external_psk),
+            facts_of(self._tls, "client", external_psk=self._pre_shared_key),
             self._attestation.settings,
             context=os.urandom(CONTEXT_BYTES),
             now=datetime.now(UTC),

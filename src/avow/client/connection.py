@@ -17,7 +17,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from avow.client.options import ConnectOptions, Protocol, client_tls_context
 from avow.client.properties import new_properties
-from avow.errors import DeniedError, MalformedError, UnavailableError, UntrustedError
+from avow.errors import (
+    AvowError,
+    DeniedError,
+    MalformedError,
+    UnavailableError,
+    UntrustedError,
+)
 
 # A WebSocket URL without a path means what most brokers' documentation uses.
 DEFAULT_WEBSOCKET_PATH = "/mqtt"
@@ -56,7 +62,7 @@ def make_client(options: ConnectOptions) -> Client:
     if address.scheme.websocket:
         client.ws_set_options(path=address.path or DEFAULT_WEBSOCKET_PATH)
     if address.scheme.encrypted:
-        client.tls_set_context(client_tls_context(options.tls))
+        client.tls_set_context(_tls_context(options))
         client.tls_insecure_set(options.tls.unsafe_no_verify)
     user = options.user if options.user is not None else address.user
     if user is not None:
@@ -65,6 +71,14 @@ def make_client(options: ConnectOptions) -> Client:
         raise MalformedError("expected a user name beside the password, got none; add --user")
     _set_will(client, options)
     return client
+
+
+def _tls_context(options: ConnectOptions) -> ssl.SSLContext:
+    if options.attestation is None:
+        return client_tls_context(options.tls)
+    from avow.client.attested_context import AttestedContext
+
+    return AttestedContext.of(options.attestation, options.tls)
 
 
 def _send_at_once(client: Client, userdata: object, opened: HasFileno) -> None:
@@ -127,6 +141,9 @@ def network_errors(options: ConnectOptions) -> Iterator[None]:
     address = options.address
     try:
         yield
+    except AvowError:
+        # Those of attested connections say what has to be said; they are OSErrors too.
+        raise
     except ssl.SSLCertVerificationError as error:
         raise UntrustedError(
             f"expected a certificate for {address.host} from a trusted authority, got one that "

@@ -17,6 +17,7 @@ from OpenSSL import SSL, crypto
 
 from avow.channel.certificates import load_chain, load_key
 from avow.channel.named_files import read_named_file
+from avow.channel.psk import load_pre_shared_keys, offer_key
 from avow.channel.tls import reason_of
 from avow.client.options import ClientTls
 from avow.errors import MalformedError, UnavailableError, UntrustedError
@@ -38,7 +39,9 @@ def client_context(tls: ClientTls, now: datetime) -> SSL.Context:
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    if tls.unsafe_no_verify:
+    if tls.psk is not None:
+        _use_key(context, tls, tls.psk)
+    elif tls.unsafe_no_verify:
         context.set_verify(SSL.VERIFY_NONE)
     else:
         context.set_verify(SSL.VERIFY_PEER)
@@ -90,6 +93,19 @@ def certificate_error(connection: SSL.Connection, host: str) -> UntrustedError |
         f"expected a certificate for {host} from a trusted authority, got one that fails with "
         f"{said!r}; {advice}"
     )
+
+
+def _use_key(context: SSL.Context, tls: ClientTls, path: Path) -> None:
+    if tls != ClientTls(psk=path):
+        raise MalformedError(
+            "expected a pre-shared key or certificates, got both; choose one of them"
+        )
+    keys = list(load_pre_shared_keys(path).by_identity.values())
+    if len(keys) != 1:
+        raise MalformedError(
+            f"expected one line identity:key in {path}, got {len(keys)}; a client has one key"
+        )
+    offer_key(context, keys[0])
 
 
 def _ascii_name(host: str) -> bytes:

@@ -6,10 +6,15 @@ import enum
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avow.channel.address import Address
 from avow.channel.named_files import read_named_file
 from avow.errors import MalformedError
+
+if TYPE_CHECKING:
+    # A plain connection needs none of what this loads.
+    from avow.client.attested_socket import Attestation
 
 
 class Protocol(enum.StrEnum):
@@ -23,13 +28,15 @@ class Protocol(enum.StrEnum):
 class ClientTls:
     """How the server is verified and who the client is.
 
-    Without `cafile` the system's authorities count. `unsafe_no_verify` accepts any server.
+    Without `cafile` the system's authorities count. `unsafe_no_verify` accepts any server. `psk` is
+    a file with one pre-shared key, in place of certificates; for attested connections only.
     """
 
     cafile: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     unsafe_no_verify: bool = False
+    psk: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class ConnectOptions:
     persistent: bool = False
     session_expiry_s: int | None = None
     tls: ClientTls = field(default_factory=ClientTls)
+    # What the server has to show before it gets a byte of MQTT, and what we show it.
+    attestation: Attestation | None = None
     will: Will | None = None
     timeout_s: float = 10.0
 

@@ -139,7 +139,10 @@ class Subscriber:
             time.sleep(pause_s)
             try:
                 open_connection(self._client, self._connect)
-            except UnavailableError:
+            except UnavailableError as error:
+                if error.finding is not None:
+                    # It is there, and could not be judged: somebody may have to do something.
+                    self._note(f"{error}; trying again")
                 pause_s = min(pause_s * 2, RECONNECT_MAX_S)
             else:
                 return
