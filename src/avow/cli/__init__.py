@@ -21,7 +21,10 @@ from avow.cli.exit_codes import ExitCode
 _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "broker": ("avow.cli.broker", "broker", "Run the MQTT broker."),
     "user": ("avow.cli.user", "user", "Add, remove and list the broker's users."),
-    "measure": ("avow.cli.measure", "measure", "Print the SHA-256 of a measured module."),
+    "measure": ("avow.cli.measure", "measure", "Print the SHA-256 of what would run."),
+    "policy": ("avow.cli.policy", "policy", "Make, explain and check policies."),
+    "attest": ("avow.cli.attest", "attest", "Write evidence to a file."),
+    "verify": ("avow.cli.verify", "verify", "Judge evidence in a file by a policy."),
     "pub": ("avow.cli.pub", "pub", "Publish messages."),
     "sub": ("avow.cli.sub", "sub", "Subscribe and print messages."),
 }

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import click
 
 from avow import __version__
 from avow.cli.command_error import configuration_errors
+from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
+from avow.cli.references import broker_references
 from avow.sandbox import artefacts
+from avow.sandbox.manifest import runtime_manifest
 
 
 @click.group()
 def measure() -> None:
-    """Print the SHA-256 of a measured module."""
+    """Print the SHA-256 of what would run."""
 
 
 @measure.command("broker")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def measure_broker(as_json: bool) -> int:
-    """Print the SHA-256 of the broker's core.
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Print what a policy names: module, runtime and configuration. The options after this one "
+    "matter to the configuration; give those that the broker is started with.",
+)
+@configuration_options
+def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
+    """Print the SHA-256 of the broker's core, or all its reference values.
 
     Two builds of the same sources give the same digest, in whatever folder they are made.
     """
+    if reference:
+        with configuration_errors():
+            values = broker_references(configuration_of(configured)).printable()
+        if as_json:
+            click.echo(json.dumps({"version": __version__, **values}))
+        else:
+            for name, value in values.items():
+                click.echo(f"{name:<13}  {value}")
+        return ExitCode.OK
+    if any(configured.values()):
+        raise click.UsageError("these options matter together with --reference only")
     with configuration_errors():
         path = artefacts.core_path()
     content = path.read_bytes()
@@ -40,4 +62,16 @@ def measure_broker(as_json: bool) -> int:
         click.echo(json.dumps(description))
     else:
         click.echo(digest)
+    return ExitCode.OK
+
+
+@measure.command("runtime")
+def measure_runtime() -> int:
+    """Print the runtime's manifest, whose SHA-256 is the claim `runtime`.
+
+    A line for each part: name, version, SHA-256 of its files. Compare two of them to see why
+    evidence names another runtime.
+    """
+    with configuration_errors():
+        click.echo(runtime_manifest().text, nl=False)
     return ExitCode.OK

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from avow.errors import Finding
 from avow.evidence.appraisal import Tier, TrustVector, tier_of
 from avow.evidence.vocabulary import ClaimValue
+from avow.policy.constraints import same
 
 Category = Literal["instance_identity", "configuration", "executables", "hardware"]
 
@@ -88,6 +89,7 @@ _REFUSED: Final[Mapping[Category, int]] = {
 
 # A rule may name these values, and yet they are a known weakness.
 _WEAK: Final[Mapping[str, ClaimValue]] = {
+    "platform": "simulated",
     "debug": True,
     "module_measured": False,
     "collateral.crl_checked": False,
@@ -158,4 +160,4 @@ def _is_weak(claim: str, value: ClaimValue | None) -> bool:
         return value != "UpToDate"
     if claim == "tcb.advisories":
         return bool(value)
-    return claim in _WEAK and _WEAK[claim] is value
+    return claim in _WEAK and value is not None and same(_WEAK[claim], value)

@@ -1,0 +1,52 @@
+"""The options of `avow broker` that matter to the measured configuration, for other commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from avow.broker.config import Configuration
+from avow.broker.config_file import Overrides, load_configuration
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option("--config", type=_FILE, metavar="FILE", help="As of `avow broker`."),
+    click.option("--listen", multiple=True, metavar="URL", help="As of `avow broker`."),
+    click.option("--cert", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."),
+    click.option("--key", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."),
+    click.option("--client-ca", type=_FILE, metavar="FILE", help="As of `avow broker`."),
+    click.option(
+        "--password-file", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."
+    ),
+    click.option("--allow-anonymous", is_flag=True, default=False, help="As of `avow broker`."),
+)
+
+NAMES = (
+    "config",
+    "listen",
+    "cert",
+    "key",
+    "client_ca",
+    "password_file",
+    "allow_anonymous",
+)
+
+
+def configuration_options(command: Command) -> Command:
+    """Adds the options to a command, which gets them by the names of `NAMES`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def configuration_of(arguments: dict[str, Any]) -> Configuration:
+    """The configuration that `avow broker` would run with. Raises an `AvowError`."""
+    given = {name: arguments[name] for name in NAMES if name != "config"}
+    given["allow_anonymous"] = True if given["allow_anonymous"] else None
+    return load_configuration(arguments["config"], Overrides(**given))

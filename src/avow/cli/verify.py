@@ -1,0 +1,123 @@
+"""`avow verify`: judges evidence in a file by a policy."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from avow.channel.named_files import read_named_file
+from avow.cli.command_error import CommandError, configuration_errors, judging_errors
+from avow.cli.exit_codes import ExitCode
+from avow.cli.nonce import NONCE, TIME
+from avow.cli.reports import NOTHING_PROTECTED, render_json, render_text
+from avow.errors import AvowError
+from avow.evidence.claims import Role, decode_claims
+from avow.evidence.envelope import decode_evidence
+from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
+from avow.policy import denied, load_policy
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("evidence", type=_FILE, metavar="EVIDENCE")
+@click.option("--policy", type=_FILE, required=True, metavar="FILE", help="What is acceptable.")
+@click.option(
+    "--nonce",
+    type=NONCE,
+    metavar="HEX",
+    help="The nonce that you gave to `avow attest`: shows that the evidence is not an old one.",
+)
+@click.option(
+    "--unsafe-any-nonce",
+    is_flag=True,
+    help="Do not ask how old the evidence is: it may be from another day and another machine.",
+)
+@click.option(
+    "--time",
+    "moment",
+    type=TIME,
+    metavar="ISO8601",
+    help="Judge as of this instant, such as 2026-11-21T09:30:00Z.  [default: now]",
+)
+@click.option(
+    "--endorsements",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="What the vendors say about their hardware: certificates, revocation lists, collateral.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an EAR's claims as JSON.")
+def verify(
+    evidence: Path,
+    policy: Path,
+    nonce: bytes | None,
+    unsafe_any_nonce: bool,
+    moment: datetime | None,
+    endorsements: Path | None,
+    as_json: bool,
+) -> int:
+    """Judge evidence that `avow attest` wrote.
+
+    Exit 0: accepted. 3: refused, by the policy or for its origin. 4: it could not be judged.
+    """
+    if (nonce is None) is not unsafe_any_nonce:
+        raise click.UsageError(
+            "expected the --nonce that you gave to `avow attest`, or --unsafe-any-nonce if "
+            f"freshness does not matter, got {'neither' if nonce is None else 'both'}"
+        )
+    with configuration_errors():
+        rules = load_policy(policy)
+        content = read_named_file(evidence, "evidence")
+    now = datetime.now(UTC) if moment is None else moment
+    try:
+        verified = verify_document(content, nonce, now, endorsements)
+    except AvowError as error:
+        if as_json:
+            click.echo(_error_json(error), nl=False)
+        with judging_errors():
+            raise
+    result = rules.appraise(verified)
+    click.echo(render_json(result) if as_json else render_text(result), nl=False)
+    if result.platform == "simulated":
+        click.echo(f"avow: {NOTHING_PROTECTED}", err=True)
+    if nonce is None:
+        click.echo(
+            f"avow: freshness was not checked; the nonce in the evidence is {verified.nonce.hex()}",
+            err=True,
+        )
+    if not result.accepted:
+        raise CommandError(str(denied(result)), ExitCode.DENIED)
+    return ExitCode.OK
+
+
+def verify_document(
+    content: bytes, nonce: bytes | None, now: datetime, endorsements: Path | None
+) -> Verified:
+    """The claims of evidence in a file; without `nonce`, its own is taken.
+
+    Raises an `AvowError`.
+    """
+    from avow.tee.platforms import load_endorsements, verifiers
+
+    if nonce is None:
+        nonce = decode_claims(decode_evidence(content).claims).nonce
+    known = None if endorsements is None else load_endorsements(endorsements)
+    expectation = Expectation(nonce, Role.DOCUMENT, b"", DOCUMENT_BINDER)
+    return verify_evidence(content, expectation, verifiers(known), now)
+
+
+def _error_json(error: AvowError) -> str:
+    finding = error.finding
+    content: dict[str, object] = {"judged": False, "error": str(error)}
+    if finding is not None:
+        content["finding"] = {
+            "check": finding.check.number,
+            "title": finding.check.title,
+            "expected": finding.expected,
+            "actual": finding.actual,
+            "advice": finding.advice,
+        }
+    return json.dumps(content, indent=2) + "\n"
