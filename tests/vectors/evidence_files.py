@@ -1,0 +1,32 @@
+"""Where the real evidence is: AVOW_VECTORS, or a folder beside the checkout. Never copied here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificates
+
+_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "vectors"
+
+
+def vector(name: str) -> bytes:
+    """A file's content, by its path in the folder."""
+    return (Path(os.environ.get("AVOW_VECTORS", _BESIDE)) / name).read_bytes()
+
+
+def certificates(name: str) -> list[bytes]:
+    """The certificates of a PEM file, in DER."""
+    return [
+        certificate.public_bytes(Encoding.DER)
+        for certificate in load_pem_x509_certificates(vector(name))
+    ]
+
+
+def flips(content: bytes) -> list[bytes]:
+    """`content` with one byte changed, for every byte."""
+    return [
+        content[:place] + bytes((content[place] ^ 0x01,)) + content[place + 1 :]
+        for place in range(len(content))
+    ]
