@@ -29,12 +29,18 @@ def configuration_errors() -> Iterator[None]:
 
 @contextmanager
 def operation_errors() -> Iterator[None]:
-    """Refused by the other side: exit 3; all else that goes wrong: exit 1."""
+    """Refused by the other side: exit 3; all else that goes wrong: exit 1.
+
+    A failed check of attestation counts as in `judging_errors`.
+    """
     try:
         yield
     except DeniedError as error:
         raise CommandError(str(error), ExitCode.DENIED) from error
     except AvowError as error:
+        if error.finding is not None:
+            with judging_errors():
+                raise
         raise CommandError(str(error), ExitCode.FAILED) from error
 
 

@@ -1,20 +1,25 @@
-"""The options that `avow pub` and `avow sub` share: where to connect, and as whom."""
+"""The options that clients share: where to connect, as whom, and what the server has to show."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from avow.channel.address import parse_server_address
+from avow.channel.address import Address, parse_server_address
 from avow.cli.command_error import CommandError
 from avow.cli.exit_codes import ExitCode
 from avow.cli.secrets_input import PASSWORD_VARIABLE, client_password
 from avow.client.options import ClientTls, ConnectOptions, Protocol, Will
+
+if TYPE_CHECKING:
+    # Loaded with the first option of attestation: a plain connection does without.
+    from avow.client.attested_socket import Attestation
 
 DEFAULT_URL = "mqtt://127.0.0.1:1883"
 
@@ -50,14 +55,6 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         show_default=True,
         metavar="SECONDS",
     ),
-    click.option("--cafile", type=_FILE, metavar="FILE", help="Trust these authorities, PEM."),
-    click.option("--cert", type=_FILE, metavar="FILE", help="The client's certificate, PEM."),
-    click.option("--key", type=_FILE, metavar="FILE", help="Its private key, PEM."),
-    click.option(
-        "--unsafe-no-verify",
-        is_flag=True,
-        help="Do not verify the server's certificate: anybody can read and change everything.",
-    ),
     click.option(
         "-x",
         "--session-expiry",
@@ -79,6 +76,149 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
 )
 
 
+_TLS_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option("--cafile", type=_FILE, metavar="FILE", help="Trust these authorities, PEM."),
+    click.option("--cert", type=_FILE, metavar="FILE", help="The client's certificate, PEM."),
+    click.option("--key", type=_FILE, metavar="FILE", help="Its private key, PEM."),
+    click.option(
+        "--psk",
+        type=_FILE,
+        metavar="FILE",
+        help="Use the pre-shared key in FILE (one line identity:hexadecimal digits) in place of "
+        "certificates. With --policy only.",
+    ),
+    click.option(
+        "--unsafe-no-verify",
+        is_flag=True,
+        help="Do not verify the server's certificate: anybody can read and change everything.",
+    ),
+)
+_POLICY_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--policy",
+        type=_FILE,
+        metavar="FILE",
+        help="Connect only if the server's evidence satisfies this policy; see `avow policy`.",
+    ),
+    click.option(
+        "--endorsements",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="What vendors and owners say about their hardware: certificates, collateral, lists.",
+    ),
+)
+_TEE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--tee",
+        metavar="NAME",
+        help="Show the server the evidence of the platform that this runs on: auto, or a name "
+        "that `avow tee` lists. With --policy only.",
+    ),
+    click.option(
+        "--module",
+        type=_FILE,
+        metavar="FILE",
+        help="With --tee: the file by whose SHA-256 the server knows this client.  [default: "
+        "avow's own runtime manifest]",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsArguments:
+    """The options of TLS as click gives them."""
+
+    cafile: Path | None
+    cert: Path | None
+    key: Path | None
+    psk: Path | None
+    unsafe_no_verify: bool
+
+    def tls(self, address: Address) -> ClientTls:
+        """As the client room has them. Raises `CommandError` where there is no TLS."""
+        tls = ClientTls(self.cafile, self.cert, self.key, self.unsafe_no_verify, self.psk)
+        if tls != ClientTls():
+            require_encrypted(address, "the TLS options")
+        return tls
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationArguments:
+    """The options of attestation as click gives them."""
+
+    policy: Path | None
+    endorsements: Path | None
+    tee: str | None
+    module: Path | None
+
+    def attestation(self, address: Address, tls: ClientTls) -> Attestation | None:
+        """What is asked of the server and shown to it; None without a policy.
+
+        Raises `CommandError` for options that do not go together, and an `AvowError` for files and
+        platforms that will not do.
+        """
+        if self.policy is None:
+            for name, value in (
+                ("--endorsements", self.endorsements),
+                ("--tee", self.tee),
+                ("--module", self.module),
+                ("--psk", tls.psk),
+            ):
+                if value is not None:
+                    raise CommandError(
+                        f"expected --policy beside {name}, got none; name the policy's file",
+                        ExitCode.USAGE,
+                    )
+            return None
+        require_encrypted(address, "--policy")
+        if self.module is not None and self.tee is None:
+            raise CommandError(
+                "expected --tee beside --module, got none; name the platform", ExitCode.USAGE
+            )
+        from avow.client.wiring import AttestationFiles, attestation_of
+
+        return attestation_of(
+            AttestationFiles(self.policy, self.tee, self.module, self.endorsements)
+        )
+
+    @property
+    def notice(self) -> str:
+        """What each line on standard error begins with: that nothing is protected, if so."""
+        if self.tee != "simulated":
+            return ""
+        from avow.cli.reports import NOTHING_PROTECTED
+
+        return f"{NOTHING_PROTECTED}: "
+
+    def say(self, sentence: str) -> None:
+        """A line on standard error."""
+        click.echo(f"avow: {self.notice}{sentence}", err=True)
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Says so at the start, and in the sentence that a command ends with."""
+        if not self.notice:
+            yield
+            return
+        self.say("this client's evidence proves nothing")
+        try:
+            yield
+        except CommandError as error:
+            raise CommandError(f"{self.notice}{error.sentence}", error.code) from error
+        except KeyboardInterrupt as error:
+            raise CommandError(f"{self.notice}interrupted", ExitCode.FAILED) from error
+
+
+def require_encrypted(address: Address, what: str) -> None:
+    """Raises `CommandError` where the URL means no TLS."""
+    if not address.scheme.encrypted:
+        raise CommandError(
+            f"expected mqtts:// or wss:// for {what}, got {address.scheme}://; "
+            f"correct the URL or drop them",
+            ExitCode.USAGE,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectArguments:
     """The shared options as click gives them."""
@@ -90,27 +230,19 @@ class ConnectArguments:
     password_file: Path | None
     mqtt_version: str
     keep_alive: int
-    cafile: Path | None
-    cert: Path | None
-    key: Path | None
-    unsafe_no_verify: bool
     session_expiry: int | None
     will_topic: str | None
     will_payload: str
     will_qos: int
     will_retain: bool
     will_delay: int
+    security: TlsArguments
+    attested: AttestationArguments
 
     def options(self, *, persistent: bool = False) -> ConnectOptions:
         """The options of the client room. Raises an `AvowError` for what cannot be."""
         address = parse_server_address(self.url)
-        tls = ClientTls(self.cafile, self.cert, self.key, self.unsafe_no_verify)
-        if tls != ClientTls() and not address.scheme.encrypted:
-            raise CommandError(
-                f"expected mqtts:// or wss:// for the TLS options, got {address.scheme}://; "
-                f"correct the URL or drop them",
-                ExitCode.USAGE,
-            )
+        tls = self.security.tls(address)
         protocol = Protocol(self.mqtt_version)
         if self.session_expiry is not None and protocol is Protocol.V311:
             raise CommandError(
@@ -128,6 +260,7 @@ class ConnectArguments:
             persistent=persistent,
             session_expiry_s=self.session_expiry,
             tls=tls,
+            attestation=self.attested.attestation(address, tls),
             will=self._will(),
         )
 
@@ -150,13 +283,54 @@ class ConnectArguments:
 
 def connection_options(command: Callable[..., int]) -> Callable[..., int]:
     """Adds the shared options; the command gets them as `connect: ConnectArguments`."""
-    names = ConnectArguments.__slots__
+    own = [
+        each.name for each in fields(ConnectArguments) if each.name not in ("security", "attested")
+    ]
 
     @functools.wraps(command)
     def gathered(**arguments: Any) -> int:
-        shared = {name: arguments.pop(name) for name in names}
-        return command(connect=ConnectArguments(**shared), **arguments)
+        shared = {name: arguments.pop(name) for name in own}
+        security = take(TlsArguments, arguments)
+        attested = take(AttestationArguments, arguments)
+        connect = ConnectArguments(**shared, security=security, attested=attested)
+        with attested.noticed():
+            return command(connect=connect, **arguments)
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return with_options(gathered, (*_OPTIONS, *_TLS_OPTIONS, *_POLICY_OPTIONS, *_TEE_OPTIONS))
+
+
+def secure_options(*, tee: bool) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Adds the options of TLS and attestation alone, as `security` and `attested`."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def gathered(**arguments: Any) -> int:
+            if not tee:
+                arguments |= {"tee": None, "module": None}
+            security = take(TlsArguments, arguments)
+            attested = take(AttestationArguments, arguments)
+            with attested.noticed():
+                return command(security=security, attested=attested, **arguments)
+
+        return with_options(
+            gathered, (*_TLS_OPTIONS, *_POLICY_OPTIONS, *(_TEE_OPTIONS if tee else ()))
+        )
+
+    return decorate
+
+
+Arguments = TypeVar("Arguments", TlsArguments, AttestationArguments)
+
+
+def take(kind: type[Arguments], arguments: dict[str, Any]) -> Arguments:
+    """Takes the fields of `kind` out of click's arguments."""
+    return kind(**{each.name: arguments.pop(each.name) for each in fields(kind)})
+
+
+def with_options(
+    command: Callable[..., int], options: tuple[Callable[[Any], Any], ...]
+) -> Callable[..., int]:
+    """The command with these options, in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -118,7 +118,10 @@ def sub(
             subscription_identifier=subscription_identifier,
         )
         subscriber = Subscriber(
-            connect.options(persistent=persistent), request, deliver=printer, note=_note
+            connect.options(persistent=persistent),
+            request,
+            deliver=printer,
+            note=connect.attested.say,
         )
     try:
         with operation_errors(), sigterm_interrupts():
@@ -157,7 +160,3 @@ class _Printer:
     def __call__(self, message: MQTTMessage) -> None:
         sys.stdout.buffer.write(self._render(message, datetime.now(UTC)) + self._end)
         sys.stdout.buffer.flush()
-
-
-def _note(sentence: str) -> None:
-    click.echo(f"avow: {sentence}", err=True)
