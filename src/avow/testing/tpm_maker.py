@@ -190,6 +190,7 @@ def make_persistent(tpm: SoftwareTpm, template: bytes, handle: int) -> bytes:
             None, TPM2B_PUBLIC(publicArea=area), ESYS_TR.ENDORSEMENT
         )
         esapi.evict_control(ESYS_TR.OWNER, key, handle)
+        esapi.flush_context(key)
         encoded: bytes = public.publicArea.marshal()
     return encoded
 

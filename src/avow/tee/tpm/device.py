@@ -47,6 +47,7 @@ class TpmDevice:
         self._tcti = tcti
         self._timeout_s = timeout_s
         self._given_up = ""
+        self._made: list[TpmKey] = []
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         library = _library()
         thread = threading.Thread(target=_serve, args=(self._calls,), name="tpm", daemon=True)
@@ -54,10 +55,15 @@ class TpmDevice:
         self._esapi: Any = self._run(lambda: library.ESAPI(tcti))
 
     def close(self) -> None:
-        """Lets go of the TPM. Keys that are not persistent end."""
-        if not self._given_up:
+        """Lets go of the TPM, and has it forget the keys that were made."""
+        if self._given_up:
+            return
+        try:
+            for key in list(self._made):
+                self.forget(key)
             self._run(self._esapi.close)
-            self._given_up = "closed"
+        finally:
+            self._given_up = "it was closed"
             self._calls.put(None)
 
     def make_primary(self, template: bytes) -> TpmKey:
@@ -70,7 +76,9 @@ class TpmDevice:
             handle, *_ = self._esapi.create_primary(None, area, library.ESYS_TR.ENDORSEMENT)
             return self._read_key(handle)
 
-        return self._run(make)
+        key = self._run(make)
+        self._made.append(key)
+        return key
 
     def open_persistent(self, handle: int) -> TpmKey:
         """The key at a persistent handle (0x81000000 and above)."""
@@ -187,7 +195,8 @@ class TpmDevice:
             self.forget(ek)
 
     def forget(self, key: TpmKey) -> None:
-        """Removes a key that is not persistent from the TPM's memory."""
+        """Removes a key that was made here from the TPM's memory, which has room for three."""
+        self._made.remove(key)
         self._run(lambda: self._esapi.flush_context(key.handle))
 
     def _read_key(self, handle: Any) -> TpmKey:

@@ -59,7 +59,7 @@ def check_quote(signed: SignedQuote, key: PublicKey, public: Public | None = Non
     """The quote that `key` signed. `public`, where it is known, says which scheme the key has.
 
     Raises `MalformedError` without a finding for bytes that have another form, `UntrustedError` at
-    TPM4, TPM6, TPM7 and TPM8.
+    TPM4, TPM7, TPM8 and TPM6, in this order.
     """
     quote = parse_quote(signed.quote)
     signature = parse_signature(signed.signature)
@@ -70,6 +70,8 @@ def check_quote(signed: SignedQuote, key: PublicKey, public: Public | None = Non
         _verify(key, signature, signed.quote)
     except InvalidSignature as error:
         raise _bad_signature("another") from error
+    _check_pcrs(quote, signed.pcrs, signature.hash_algorithm)
+    _check_log(signed.log, signed.pcrs)
     if len(quote.extra_data) != QUALIFYING_DATA_BYTES:
         raise UntrustedError.at(
             QUALIFYING_DATA,
@@ -77,8 +79,6 @@ def check_quote(signed: SignedQuote, key: PublicKey, public: Public | None = Non
             actual=f"{len(quote.extra_data)} bytes",
             advice="accept only quotes that avow asked for",
         )
-    _check_pcrs(quote, signed.pcrs, signature.hash_algorithm)
-    _check_log(signed.log, signed.pcrs)
     return quote
 
 

@@ -1,0 +1,352 @@
+"""The platform `tpm` from end to end, on a real TPM in software: swtpm."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from avow.errors import UnavailableError, UntrustedError
+from avow.evidence.claims import Claims, Role, Workload
+from avow.evidence.envelope import Evidence
+from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
+from avow.evidence.report_data import ReportData, batch
+from avow.tee.tpm import event_log
+from avow.tee.tpm.attester import TpmAttester, TpmSettings
+from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.enrolment import Request
+from avow.tee.tpm.quote import spki_digest
+from avow.tee.tpm.report import Report, decode_report
+from avow.tee.tpm.structures import parse_public
+from avow.tee.tpm.templates import AK_RSA, EK_ECC, EK_RSA, EndorsementKey
+from avow.tee.tpm.verifier import TpmVerifier
+from avow.testing.swtpm import SoftwareTpm
+from avow.testing.tpm_maker import (
+    Enrolled,
+    Owner,
+    TpmAuthority,
+    make_persistent,
+    provision,
+    settings,
+)
+
+pytestmark = pytest.mark.tpm
+
+NOW = datetime.now(UTC)
+WORKLOAD = Workload(b"m" * 32, b"r" * 32, b"c" * 32, b"b" * 32)
+NONCE = b"n" * 32
+EXPECTATION = Expectation(NONCE, Role.DOCUMENT, b"", DOCUMENT_BINDER)
+
+
+@dataclass(frozen=True)
+class Machine:
+    tpm: SoftwareTpm
+    maker: TpmAuthority
+    chains: dict[EndorsementKey, tuple[bytes, ...]]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    maker = TpmAuthority("mock maker")
+    with SoftwareTpm() as tpm:
+        yield Machine(tpm, maker, provision(tpm, TpmAuthority("mock line", parent=maker)))
+
+
+@pytest.fixture
+def attester(machine: Machine) -> Iterator[TpmAttester]:
+    opened = TpmAttester(settings(machine.tpm))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def enrolled(machine: Machine, attester: TpmAttester) -> Enrolled:
+    return Owner(machine.maker).enrol(attester, EK_ECC, machine.chains[EK_ECC])
+
+
+def request(workload: Workload = WORKLOAD, nonce: bytes = NONCE) -> tuple[bytes, ReportData]:
+    claims = Claims(nonce, Role.DOCUMENT, workload, b"", int(NOW.timestamp()))
+    report_data, _ = batch([(claims, DOCUMENT_BINDER)])
+    return claims.encoded(), report_data
+
+
+def evidence(attester: TpmAttester, workload: Workload = WORKLOAD) -> tuple[bytes, Report]:
+    claims, report_data = request(workload)
+    return claims, decode_report(attester.quote(report_data))
+
+
+def verify(
+    claims: bytes, report: Report, verifier: TpmVerifier, expectation: Expectation = EXPECTATION
+) -> Verified:
+    content = Evidence("tpm", report.encoded(), claims).encoded()
+    return verify_evidence(content, expectation, {"tpm": verifier}, NOW)
+
+
+def refused(number: str, claims: bytes, report: Report, verifier: TpmVerifier) -> None:
+    with pytest.raises(UntrustedError) as caught:
+        verify(claims, report, verifier)
+    assert caught.value.finding is not None
+    assert caught.value.finding.check.number == number
+
+
+def certified(report: Report, enrolled: Enrolled) -> Report:
+    return replace(report, certificates=enrolled.certificates)
+
+
+def test_claims_of_an_enrolled_key(attester: TpmAttester, enrolled: Enrolled) -> None:
+    attester.measure(WORKLOAD)
+    claims, report = evidence(attester)
+    verified = verify(claims, certified(report, enrolled), TpmVerifier(enrolled.anchors))
+    said = verified.claims
+    assert said["tpm.ak_origin"] == "ek"
+    assert said["tpm.ek"] == sha256(enrolled.ek_certificate).digest()
+    assert said["tpm.ak"] == spki_digest(parse_public(attester.key.public).key)
+    assert said["module_measured"] is True
+    assert said["collateral.crl_checked"] is False
+    assert said["debug"] is False
+    assert said["tpm.clock_safe"] is True
+    assert said["tpm.pcr.23"] == event_log.replay(event_log.start(WORKLOAD))
+    assert said["tpm.pcr.0"] == bytes(32)
+    assert {f"tpm.pcr.{n}" for n in (*range(10), *range(11, 16), 23)} == {
+        name for name in said if name.startswith("tpm.pcr.")
+    }
+
+
+def test_a_key_that_nobody_certified_is_the_owners_to_name(attester: TpmAttester) -> None:
+    claims, report = evidence(attester)
+    said = verify(claims, report, TpmVerifier()).claims
+    assert said["tpm.ak_origin"] == "owner"
+    assert "tpm.ek" not in said
+    assert said["module_measured"] is False
+
+
+@pytest.mark.parametrize("kind", [EK_ECC, EK_RSA], ids=["ecc", "rsa"])
+def test_enrolment_with_both_kinds_of_endorsement_key(
+    machine: Machine, attester: TpmAttester, kind: EndorsementKey
+) -> None:
+    chain = machine.chains[kind]
+    assert chain[0] == attester.device.read_nv(kind.certificate_index)
+    enrolled = Owner(machine.maker).enrol(attester, kind, chain)
+    claims, report = evidence(attester)
+    said = verify(claims, certified(report, enrolled), TpmVerifier(enrolled.anchors)).claims
+    assert said["tpm.ek"] == sha256(chain[0]).digest()
+
+
+def test_rsa_attestation_key_at_a_handle(machine: Machine) -> None:
+    handle = 0x81010010
+    public = make_persistent(machine.tpm, AK_RSA, handle)
+    attester = TpmAttester(replace(settings(machine.tpm), ak_handle=handle))
+    try:
+        claims, report = evidence(attester)
+    finally:
+        attester.close()
+    assert report.ak == public
+    said = verify(claims, report, TpmVerifier()).claims
+    assert said["tpm.ak"] == spki_digest(parse_public(public).key)
+
+
+def test_the_key_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path if len(str(tmp_path)) < 80 else None
+    with SoftwareTpm(folder) as tpm:
+        first = TpmAttester(settings(tpm))
+        first.measure(WORKLOAD)
+        _, before = evidence(first)
+        first.close()
+        tpm.stop()
+        tpm.start()
+        second = TpmAttester(settings(tpm))
+        claims, after = evidence(second)
+        second.close()
+    assert before.ak == after.ak
+    verifier = TpmVerifier()
+    said = verify(claims, after, verifier).claims
+    assert said["tpm.pcr.23"] == bytes(32)
+    earlier = verifier.authenticate(before.encoded(), NOW).claims
+    later, sooner = said["tpm.reset_count"], earlier["tpm.reset_count"]
+    assert isinstance(later, int)
+    assert isinstance(sooner, int)
+    assert later == sooner + 1
+
+
+def test_another_configuration_is_added_to_the_log(attester: TpmAttester) -> None:
+    attester.measure(WORKLOAD)
+    reloaded = replace(WORKLOAD, configuration=b"C" * 32)
+    attester.measure(reloaded)
+    attester.measure(reloaded)
+    claims, report = evidence(attester, reloaded)
+    assert [event.name for event in report.log] == [
+        "runtime",
+        "configuration",
+        "module",
+        "configuration",
+    ]
+    assert verify(claims, report, TpmVerifier()).claims["module_measured"] is True
+
+
+def test_claims_of_the_earlier_configuration_are_refused(attester: TpmAttester) -> None:
+    attester.measure(WORKLOAD)
+    attester.measure(replace(WORKLOAD, configuration=b"C" * 32))
+    claims, report = evidence(attester)
+    refused("E8", claims, report, TpmVerifier())
+
+
+def test_a_module_that_was_not_measured_is_refused(attester: TpmAttester) -> None:
+    attester.measure(WORKLOAD)
+    claims, report = evidence(attester, replace(WORKLOAD, module=b"M" * 32))
+    refused("E8", claims, report, TpmVerifier())
+
+
+def test_a_long_log_begins_anew(attester: TpmAttester) -> None:
+    for count in range(event_log.EVENTS_MAX + 1):
+        attester.measure(replace(WORKLOAD, configuration=count.to_bytes(32, "big")))
+    last = replace(WORKLOAD, configuration=event_log.EVENTS_MAX.to_bytes(32, "big"))
+    claims, report = evidence(attester, last)
+    assert len(report.log) <= event_log.EVENTS_MAX
+    assert verify(claims, report, TpmVerifier()).claims["module_measured"] is True
+
+
+def test_altered_logs_are_refused(attester: TpmAttester) -> None:
+    attester.measure(replace(WORKLOAD, module=b"M" * 32))
+    claims, report = evidence(attester)
+    refused("TPM8", claims, replace(report, log=event_log.start(WORKLOAD)), TpmVerifier())
+    refused("TPM8", claims, replace(report, log=(*report.log, report.log[1])), TpmVerifier())
+
+
+def test_altered_registers_are_refused(attester: TpmAttester) -> None:
+    attester.measure(WORKLOAD)
+    claims, report = evidence(attester)
+    other = {**report.pcrs, 0: b"\1" * 32}
+    refused("TPM7", claims, replace(report, pcrs=other), TpmVerifier())
+    fewer = {number: value for number, value in report.pcrs.items() if number}
+    refused("TPM7", claims, replace(report, pcrs=fewer), TpmVerifier())
+
+
+def test_a_quote_for_another_nonce_is_refused(attester: TpmAttester) -> None:
+    claims, _ = request()
+    _, other = request(nonce=b"N" * 32)
+    report = decode_report(attester.quote(other))
+    refused("E7", claims, report, TpmVerifier())
+
+
+def test_a_quote_by_another_tpm_is_refused(attester: TpmAttester, enrolled: Enrolled) -> None:
+    with SoftwareTpm() as other:
+        stranger = TpmAttester(settings(other))
+        claims, report = evidence(stranger)
+        stranger.close()
+    _, ours = evidence(attester)
+    verifier = TpmVerifier(enrolled.anchors)
+    refused("TPM3", claims, certified(report, enrolled), verifier)
+    disguised = replace(report, ak=ours.ak, certificates=enrolled.certificates)
+    refused("TPM4", claims, disguised, verifier)
+
+
+def test_a_tpm_cannot_enrol_for_another(machine: Machine, attester: TpmAttester) -> None:
+    """The certificate of a genuine TPM does not help a machine that has another one."""
+    with SoftwareTpm() as other:
+        stranger = TpmAttester(settings(other))
+        owner = Owner(machine.maker)
+        genuine = attester.device.make_primary(EK_ECC.template)
+        attester.device.forget(genuine)
+        challenge = owner.authority.challenge(
+            Request(stranger.key.public, genuine.public, machine.chains[EK_ECC]),
+            NOW,
+            secrets.token_bytes(32),
+            secrets.token_bytes(32),
+        )
+        # Neither TPM opens it: the one lacks the endorsement key, the other the attestation key.
+        for machine_asked in (stranger, attester):
+            with pytest.raises(UnavailableError):
+                machine_asked.device.activate(machine_asked.key, EK_ECC, challenge.credential)
+        with pytest.raises(UntrustedError, match="TPM11"):
+            owner.authority.issue(challenge, bytes(32), NOW, timedelta(1), 1)
+        stranger.close()
+
+
+def test_somebody_else_at_the_register_is_noticed(machine: Machine, attester: TpmAttester) -> None:
+    attester.measure(WORKLOAD)
+    attester.device.extend_pcr(event_log.PCR, b"\1" * 32)
+    _, report_data = request()
+    with pytest.raises(UnavailableError, match="PCR 23"):
+        attester.quote(report_data)
+
+
+def test_registers_that_change_while_quoting(
+    attester: TpmAttester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and quote belong together even if a register changes between the two commands."""
+    read = attester.device.read_pcrs
+    changes = iter((True, True, False))
+
+    def read_then_change(pcrs: tuple[int, ...]) -> dict[int, bytes]:
+        values = read(pcrs)
+        if next(changes, False):
+            attester.device.extend_pcr(9, b"\2" * 32)
+        return values
+
+    monkeypatch.setattr(attester.device, "read_pcrs", read_then_change)
+    claims, report = evidence(attester)
+    assert verify(claims, report, TpmVerifier()).claims["tpm.pcr.9"] != bytes(32)
+
+
+def test_certificates_come_from_a_file(
+    machine: Machine, attester: TpmAttester, enrolled: Enrolled, tmp_path: Path
+) -> None:
+    path = tmp_path / "ak.pem"
+    issued = x509.load_der_x509_certificate(enrolled.certificates[0])
+    path.write_bytes(issued.public_bytes(Encoding.PEM))
+    attester.close()
+    again = TpmAttester(replace(settings(machine.tpm), certificates=path))
+    claims, report = evidence(again)
+    again.close()
+    assert report.certificates == enrolled.certificates
+    assert verify(claims, report, TpmVerifier(enrolled.anchors)).claims["tpm.ak_origin"] == "ek"
+
+
+def test_a_tpm_that_stops_is_unavailable(machine: Machine) -> None:
+    with SoftwareTpm() as tpm:
+        attester = TpmAttester(settings(tpm))
+        tpm.stop()
+        _, report_data = request()
+        with pytest.raises(UnavailableError, match="expected the TPM"):
+            attester.quote(report_data)
+
+
+def test_a_tpm_that_hangs_is_given_up() -> None:
+    with SoftwareTpm() as tpm:
+        attester = TpmAttester(replace(settings(tpm), timeout_s=0.2))
+        _, report_data = request()
+        os.kill(tpm.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(UnavailableError, match="no answer within"):
+                attester.quote(report_data)
+        finally:
+            os.kill(tpm.pid, signal.SIGCONT)
+        # Nobody knows what state it is in: an answer now could be that of the earlier command.
+        with pytest.raises(UnavailableError, match="no answer within"):
+            attester.quote(report_data)
+
+
+def test_no_tpm() -> None:
+    with pytest.raises(UnavailableError, match="/dev/avow-none"):
+        TpmDevice("device:/dev/avow-none", 5)
+    with pytest.raises(UnavailableError, match="nosuch:"):
+        TpmAttester(TpmSettings(tcti="nosuch:x"))
+
+
+def test_a_key_that_may_sign_anything_is_not_used(machine: Machine) -> None:
+    """A signing key without `restricted` signs what its caller says, also a false quote."""
+    free = bytearray(AK_RSA)
+    free[5] &= ~0x01
+    handle = 0x81010011
+    make_persistent(machine.tpm, bytes(free), handle)
+    with pytest.raises(UnavailableError, match="TPM2"):
+        TpmAttester(replace(settings(machine.tpm), ak_handle=handle))
