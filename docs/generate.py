@@ -17,7 +17,7 @@ import click
 
 from avow.broker.config import schema_rows
 from avow.cli import cli
-from docs import zig_source
+from docs import judging_pages, zig_source
 from tests.conformance.test_coverage import excused, statements, tagged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,6 +202,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "limits.md": limits,
     "mqtt.md": mqtt,
     "transitions.md": transitions,
+    "policy.md": lambda: judging_pages.policy(table),
+    "claims.md": lambda: judging_pages.claims(table),
+    "checks.md": lambda: judging_pages.checks(table),
 }
 
 

@@ -71,7 +71,7 @@ def _commands(folder: Path, port: int) -> Path:
     (folder / "avow").write_text(
         "#!/bin/bash\n"
         'case "$1 $*" in\n'
-        "    *://* | *--config* | measure* | user*) ;;\n"
+        "    *://* | *--config* | measure* | user* | policy* | attest* | verify* | tee*) ;;\n"
         f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
         f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
         "esac\n"
@@ -147,6 +147,14 @@ def test_measurement_is_reproduced_as_described(folder: Path) -> None:
     assert by_hand.split()[0] == installed.strip()
 
 
+@pytest.mark.openssl
+def test_policies_work_as_described(folder: Path) -> None:
+    printed = run_page((DOCS / "how-to/policy.md").read_text(), folder)
+    assert any("WARNING: it accepts simulated evidence" in each for each in printed)
+    assert any(each.startswith("accepted: warning\n") for each in printed)
+    assert any(each.startswith("REFUSED: contraindicated\n") for each in printed)
+
+
 def test_described_command_is_the_one_that_builds() -> None:
     _, by_hand = steps_of((DOCS / "how-to/measurement.md").read_text())
     words = by_hand.text.replace("\\\n", " ").split("\n")[0].split()
@@ -165,6 +173,7 @@ def test_runnable_blocks_are_found() -> None:
     assert {page for page, steps in files.items() if steps} == {
         "quick-start.md",
         "how-to/measurement.md",
+        "how-to/policy.md",
     }
 
 

@@ -218,7 +218,7 @@ def _treats(constraint: Constraint, how: How) -> bool:
         case Between(minimum, maximum):
             low, high = minimum is not None, maximum is not None
             return {
-                How.NAMED: low,
+                How.NAMED: low and high,
                 How.AT_LEAST: low,
                 How.AT_MOST: high,
                 How.BETWEEN: low and high,
