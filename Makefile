@@ -1,5 +1,5 @@
 # Each target sets itself up: a virtual environment in .venv with avow installed as it is edited.
-# Needs make, git and python3 (3.11 or newer, with venv); no C compiler.
+# Needs make, git and python3 (3.11 or newer, with venv); no C compiler, but for the extra `tpm`.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,18 +11,25 @@ READY  := $(VENV)/.ready
 unexport PYTHONPATH
 unexport PYTHONHOME
 
+# Where libtss2 and a C compiler are, the extra `tpm` is installed as well.
+TPM_READY := $(VENV)/.ready-tpm
+TPM_BUILD := $(shell pkg-config --exists tss2-esys tss2-mu tss2-rc tss2-tctildr 2>/dev/null && command -v cc >/dev/null && \
+	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' && echo yes)
+
 # What a few tests need and pip cannot install. Without it those tests are left out, and `make test`
 # says so. .ci/run installs it, so nothing is left out there.
+VECTORS := $(or $(AVOW_VECTORS),../shared/vectors)
 ABSENT := $(if $(shell command -v mosquitto_pub),,mosquitto) $(if $(shell command -v openssl),,openssl)
+ABSENT += $(if $(and $(TPM_BUILD),$(shell command -v swtpm)),,tpm) $(if $(wildcard $(VECTORS)/README.md),,vectors)
 ABSENT := $(strip $(ABSENT))
 ifneq ($(ABSENT),)
 LEFT_OUT := -m "not ($(subst $() $(), or ,$(ABSENT)))"
-SAY_LEFT_OUT := @echo 'left out for want of a program: tests marked $(ABSENT) (see the markers in pyproject.toml)'
+SAY_LEFT_OUT := @echo 'left out for want of what they need: tests marked $(ABSENT) (see the markers in pyproject.toml)'
 endif
 
 FUZZ_S ?= 60
 
-.PHONY: help demo test lint bench fuzz docs build clean
+.PHONY: help absent demo test lint bench fuzz docs build clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +41,9 @@ demo: build ## a broker and real clients with this machine's readings, for less 
 test: lint ## every check and test
 	$(BIN)/python -m pytest $(LEFT_OUT)
 	$(SAY_LEFT_OUT)
+
+absent: ## which tests would be left out here, by their marker
+	@echo $(ABSENT)
 
 lint: build ## style and types
 	$(BIN)/ruff check .
@@ -50,7 +60,7 @@ docs: build ## the documentation, into site/
 	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
-build: $(READY) ## compile core and pump, and print their SHA-256
+build: $(READY) $(if $(TPM_BUILD),$(TPM_READY)) ## compile core and pump, and print their SHA-256
 	@$(BIN)/python hatch_build.py
 
 clean: ## remove all that was built or downloaded into this folder
@@ -69,4 +79,11 @@ $(READY): pyproject.toml
 		| xargs $(PIP) install
 	@echo "== 3/3 avow, its dependencies and the tools"
 	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# Compiled here, as there is no wheel of tpm2-pytss.
+$(TPM_READY): $(READY)
+	@echo "== and the TPM's library, compiled for libtss2"
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["tpm"])' \
+		| xargs $(PIP) install
 	@touch $@
