@@ -135,7 +135,7 @@ def test_generation_that_is_no_number() -> None:
 
 
 def test_no_interface(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="Linux 6.7"):
+    with pytest.raises(UnavailableError, match=r"Linux 6\.7"):
         TsmReports(tmp_path / "report").report("tdx_guest", b"x")
 
 

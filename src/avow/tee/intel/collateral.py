@@ -60,8 +60,8 @@ class Collateral:
     parsed: Any = field(repr=False, compare=False)
 
     def is_current(self, now: datetime) -> bool:
-        """True inside its validity."""
-        return self.valid_from <= now <= self.valid_until
+        """True inside its validity, which does not include its last second."""
+        return self.valid_from <= now < self.valid_until
 
     def value(self) -> cbor.Value:
         """As a map for a report."""
@@ -157,7 +157,7 @@ def _crl_validity(content: bytes, name: str) -> tuple[datetime, datetime]:
     try:
         crl = x509.load_der_x509_crl(content)
         issued, until = crl.last_update_utc, crl.next_update_utc
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise _malformed(name, "a revocation list in DER", "something else") from error
     if until is None:
         raise _malformed(name, "a revocation list with an end", "one without")

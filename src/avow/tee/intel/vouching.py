@@ -19,6 +19,8 @@ from avow.errors import Check, UnavailableError, UntrustedError
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.intel.collateral import Collateral
 
+__all__ = ["IntelChecks", "Roots", "Voucher", "dcap_qvl"]
+
 _AGAIN: Final = "ask again; if it stays so, somebody changed the evidence on its way"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,9 +34,16 @@ PROVIDER: Final = "tdx_guest"
 class RunTimeRegister:
     """RTMR3 and the log of what avow has extended into it since the boot."""
 
-    def __init__(self, register: Path = RTMR3, log_file: Path = LOG_FILE) -> None:
+    def __init__(
+        self,
+        register: Path = RTMR3,
+        log_file: Path = LOG_FILE,
+        write: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """`write` extends 48 bytes; a test gives one of its own in place of the kernel's."""
         self._register = register
         self._log_file = log_file
+        self._write = self._write_register if write is None else write
 
     def extend(self, workload: Workload) -> None:
         """Extends a workload.
@@ -89,7 +97,7 @@ class RunTimeRegister:
         temporary.write_bytes(rtmr.encode_log(log))
         temporary.replace(self._log_file)
 
-    def _write(self, content: bytes) -> None:
+    def _write_register(self, content: bytes) -> None:
         # One write at offset 0, or the kernel refuses it.
         descriptor = os.open(self._register, os.O_WRONLY | os.O_CLOEXEC)
         try:
