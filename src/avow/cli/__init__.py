@@ -27,6 +27,8 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "verify": ("avow.cli.verify", "verify", "Judge evidence in a file by a policy."),
     "pub": ("avow.cli.pub", "pub", "Publish messages."),
     "sub": ("avow.cli.sub", "sub", "Subscribe and print messages."),
+    "inspect": ("avow.cli.inspect", "inspect", "Show what evidence a broker gives."),
+    "proxy": ("avow.cli.proxy", "proxy", "Give this machine's MQTT clients attested connections."),
 }
 
 

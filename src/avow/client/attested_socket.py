@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -57,6 +59,7 @@ class AttestedSocket(TlsSocket):
         self._host = host
         self._attestation = attestation
         self._pre_shared_key = pre_shared_key
+        self._negotiated = False
         self._outcome: Outcome | None = None
         self._failure: AvowError | None = None
 
@@ -82,10 +85,21 @@ class AttestedSocket(TlsSocket):
             raise self._failure
         if self._outcome is not None:
             return
+        self.negotiate()
+        with self._fails_for_good(), self._lock:
+            self._outcome = self._attest()
+
+    def negotiate(self) -> None:
+        """TLS alone: for looking at it before the exchange. Raises as `do_handshake` does."""
+        if not self._negotiated:
+            with self._fails_for_good():
+                self._negotiate()
+            self._negotiated = True
+
+    @contextmanager
+    def _fails_for_good(self) -> Iterator[None]:
         try:
-            self._negotiate()
-            with self._lock:
-                self._outcome = self._attest()
+            yield
         except AvowError as error:
             self._failure = peer_error(error)
             self.close()

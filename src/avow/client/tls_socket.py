@@ -163,6 +163,10 @@ class TlsSocket:
         """The cipher suite by OpenSSL's name."""
         return self._tls.get_cipher_name()
 
+    def group(self) -> str | None:
+        """The group of the key exchange, such as "X25519MLKEM768"."""
+        return self._tls.get_group_name()
+
     def getpeercert(self, binary_form: bool = True) -> bytes | None:
         """The server's certificate in DER. Only that form exists here."""
         if not binary_form:

@@ -1,0 +1,156 @@
+"""`avow proxy`: attested connections for MQTT clients that know nothing of it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from avow import __version__
+from avow.broker.config import Log
+from avow.broker.logs import make_log
+from avow.channel.acceptor import open_listeners
+from avow.channel.address import (
+    Address,
+    Scheme,
+    parse_listen_address,
+    parse_server_address,
+    resolve,
+)
+from avow.cli.command_error import CommandError, configuration_errors
+from avow.cli.connection_options import AttestationArguments, TlsArguments, secure_options
+from avow.cli.exit_codes import ExitCode
+from avow.client.attested_context import AttestedContext
+from avow.client.proxy import CONNECTIONS_MAX, Proxy
+
+DEFAULT_LISTEN = "mqtt://127.0.0.1:1883"
+
+# What a client speaks to the proxy, and what the proxy then speaks to the server: the same, in TLS.
+_ENCRYPTED = {Scheme.MQTT: Scheme.MQTTS, Scheme.WS: Scheme.WSS}
+
+
+@click.command()
+@click.option(
+    "--listen",
+    metavar="URL",
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    help="Where this machine's clients connect: mqtt:// or ws:// with host and port; port 0 takes "
+    "a free one.",
+)
+@click.option(
+    "--connect",
+    "server",
+    metavar="URL",
+    required=True,
+    help="The attested broker: mqtts:// for clients of mqtt://, wss:// for those of ws://.",
+)
+@click.option(
+    "--connections-max",
+    type=click.IntRange(1, 4096),
+    default=CONNECTIONS_MAX,
+    show_default=True,
+    metavar="COUNT",
+    help="So many clients at once; more have to wait.",
+)
+@click.option(
+    "--unsafe-listen-anywhere",
+    is_flag=True,
+    help="Listen on addresses that other machines reach too: the way to the proxy is neither "
+    "encrypted nor attested.",
+)
+@secure_options(tee=True)
+def proxy(
+    security: TlsArguments,
+    attested: AttestationArguments,
+    listen: str,
+    server: str,
+    connections_max: int,
+    unsafe_listen_anywhere: bool,
+) -> int:
+    """Give every MQTT client on this machine an attested connection, unchanged.
+
+    \b
+    avow proxy --connect mqtts://broker.example:8883 --policy policy.toml
+    mosquitto_pub -t home/door -m open
+
+    A client is let through only after the broker's evidence has satisfied the policy; else its
+    connection is closed, and the log names the check. SIGTERM and Ctrl-C end it.
+    """
+    with configuration_errors():
+        listen_address = parse_listen_address(listen)
+        address = parse_server_address(server)
+        _check_addresses(listen_address, address, anywhere=unsafe_listen_anywhere)
+        if attested.policy is None:
+            raise click.UsageError("missing option '--policy'")
+        tls = security.tls(address)
+        attestation = attested.attestation(address, tls)
+        if attestation is None:
+            raise click.UsageError("missing option '--policy'")
+        context = AttestedContext.of(attestation, tls)
+        targets = [(each.family, each.host) for each in resolve(listen_address)]
+        listening = open_listeners(targets, listen_address.port, listen_address)
+    log = make_log(Log(), sys.stderr)
+    if attested.notice:
+        log = log.bind(notice=attested.notice.removesuffix(": "))
+    running = Proxy(listening, address, context, log=log, connections_max=connections_max)
+    with _signals(running):
+        log.info("avow proxy", version=__version__, server=str(address))
+        log.info("listening", url=str(listen_address.at_port(_port(listening))))
+        running.serve()
+    if attestation.issuer is not None:
+        attestation.issuer.stop()
+    log.info("stopped")
+    return ExitCode.OK
+
+
+def _check_addresses(listen: Address, server: Address, *, anywhere: bool) -> None:
+    if listen.scheme not in _ENCRYPTED:
+        raise CommandError(
+            f"expected mqtt:// or ws:// for --listen, got {listen.scheme}://; the way to the proxy "
+            f"stays on this machine",
+            ExitCode.USAGE,
+        )
+    if server.scheme is not _ENCRYPTED[listen.scheme]:
+        raise CommandError(
+            f"expected {_ENCRYPTED[listen.scheme]}:// for --connect beside {listen.scheme}:// for "
+            f"--listen, got {server.scheme}://; correct one of them",
+            ExitCode.USAGE,
+        )
+    if server.path or server.user is not None:
+        raise CommandError(
+            "expected only scheme, host and port for --connect, got more; path and user name are "
+            "for the clients to say",
+            ExitCode.USAGE,
+        )
+    if not anywhere and not all(each.loopback for each in resolve(listen)):
+        raise CommandError(
+            f"expected an address of this machine alone for --listen, got {listen}; listen on "
+            f"127.0.0.1 or ::1 (everybody who reaches the proxy gets the attested channel), or say "
+            f"--unsafe-listen-anywhere",
+            ExitCode.USAGE,
+        )
+
+
+def _port(listening: list[socket.socket]) -> int:
+    return int(listening[0].getsockname()[1])
+
+
+@contextmanager
+def _signals(running: Proxy) -> Iterator[None]:
+    """SIGTERM and SIGINT stop it; the old handlers come back afterwards."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        running.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
