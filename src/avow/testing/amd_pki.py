@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from avow.tee.snp import der
+from avow.tee import der
 from avow.tee.snp.certificates import AMD_ARC
 from avow.tee.snp.report import (
     LAYOUT,

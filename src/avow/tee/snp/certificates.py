@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509 import ObjectIdentifier
 
 from avow.errors import MalformedError
-from avow.tee.snp import der
+from avow.tee import der
 
 AMD_ARC: Final = "1.3.6.1.4.1.3704.1"
 _BASIC_CONSTRAINTS: Final = "2.5.29.19"

@@ -1,4 +1,4 @@
-"""The ASN.1 structures of X.509 that AMD uses, for the declarative decoder of `cryptography`.
+"""The ASN.1 structures of X.509, for the declarative decoder of `cryptography`.
 
 RFC 5280, sections 4.1 and 5.1. What is signed stays in its encoding until it is asked for.
 """
