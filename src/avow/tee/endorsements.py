@@ -1,0 +1,122 @@
+"""What vendors and owners say about their hardware: a folder of files for the verifying side.
+
+    intel/*.json    Intel's collateral for SGX and TDX, as avow.tee.intel.collateral reads it
+    amd/*.crl       revocation lists of AMD's ARKs, DER
+    tpm/*.pem       roots of the authorities that enrol attestation keys
+    tpm/*.crl       revocation lists of these and of the authorities below them, DER
+
+Other files, and folders that are not there, are ignored; a file of these that has another form is
+an error. docs/platforms/index.md says where to get each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cryptography import x509
+
+from avow.errors import MalformedError, UnavailableError
+
+if TYPE_CHECKING:
+    from avow.tee.intel.collateral import Collateral
+
+_FILE_BYTES_MAX: Final = 16 * 1024 * 1024
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsements:
+    """All of it, read. Lists of AMD are in DER."""
+
+    intel: tuple[Collateral, ...] = ()
+    amd_crls: tuple[bytes, ...] = ()
+    tpm_roots: tuple[x509.Certificate, ...] = ()
+    tpm_crls: tuple[x509.CertificateRevocationList, ...] = ()
+
+
+def load_endorsements(folder: Path) -> Endorsements:
+    """The endorsements in a folder.
+
+    Raises `UnavailableError` where there is no folder or a file cannot be read, `MalformedError`
+    for a file of another form.
+    """
+    if not folder.is_dir():
+        raise UnavailableError(
+            f"expected a folder of endorsements at {folder}, got none; make it as "
+            f"docs/platforms/index.md describes"
+        )
+    roots = [
+        root
+        for path, content in _files(folder / "tpm", ".pem")
+        for root in _parsed(path, content, x509.load_pem_x509_certificates, "certificates as PEM")
+    ]
+    return Endorsements(
+        intel=tuple(_intel(path, content) for path, content in _files(folder / "intel", ".json")),
+        amd_crls=tuple(
+            _checked_amd_crl(path, content) for path, content in _files(folder / "amd", ".crl")
+        ),
+        tpm_roots=tuple(roots),
+        tpm_crls=tuple(
+            _parsed(path, content, x509.load_der_x509_crl, "a revocation list in DER")
+            for path, content in _files(folder / "tpm", ".crl")
+        ),
+    )
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """A file's content. Raises `UnavailableError`; `what` names it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UnavailableError(
+            f"expected {what} in {path}, got {error.strerror}; see that it is there and readable"
+        ) from error
+    if len(content) > _FILE_BYTES_MAX:
+        raise UnavailableError(
+            f"expected {what} of at most {_FILE_BYTES_MAX} bytes in {path}, got more; "
+            f"name another file"
+        )
+    return content
+
+
+def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, bytes]]:
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == suffix)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UnavailableError(
+            f"expected to list {folder}, got {error.strerror}; see that it is a folder and readable"
+        ) from error
+    for path in paths:
+        yield path, read_file(path, "endorsements")
+
+
+def _parsed(path: Path, content: bytes, parse: Callable[[bytes], _T], expected: str) -> _T:
+    try:
+        return parse(content)
+    except (ValueError, x509.InvalidVersion) as error:
+        raise MalformedError(
+            f"expected {expected} in {path}, got something else; fetch it again"
+        ) from error
+
+
+def _intel(path: Path, content: bytes) -> Collateral:
+    from avow.tee.intel.collateral import parse_collateral
+
+    return parse_collateral(content, str(path))
+
+
+def _checked_amd_crl(path: Path, content: bytes) -> bytes:
+    from avow.tee.snp.certificates import parse_crl
+
+    try:
+        parse_crl(content)
+    except MalformedError as error:
+        raise MalformedError(f"{path}: {error}") from error
+    return content
