@@ -314,6 +314,18 @@ def test_late() -> None:
     assert talk.client.needed == 0
 
 
+def test_what_was_not_sent_yet_is_not_sent_after_a_failure() -> None:
+    """Evidence that is ready but too late stays here."""
+    talk = conversation(asking(), answering())
+    feed(talk.server, talk.client.to_send())
+    wanted = talk.server.quote_wanted
+    assert wanted is not None
+    talk.server.quoted(talk.server_platform.quote(wanted.claims, wanted.binder))
+    with pytest.raises(UnavailableError):
+        talk.server.late()
+    assert isinstance(message_of(talk.server.to_send()), Refused)
+
+
 def test_evidence_of_an_earlier_connection() -> None:
     earlier = conversation(asking(), answering()).run().sent[1][1]
     talk = conversation(

@@ -398,6 +398,16 @@ def test_certificate_without_evidence() -> None:
     refused(certificate + verify + finished, checks.PRESENT)
 
 
+def test_chain_of_certificates() -> None:
+    """One entry, so that nobody asks which of two keys the evidence is about."""
+    content = authenticator()
+    end = 4 + int.from_bytes(content[1:4], "big")
+    body = content[4:end]
+    entries = body[1 + 32 + 3 :]
+    certificate = bytes([11]) + vector(body[:33] + vector(entries + entries, 3), 3)
+    refused(certificate + content[end:], checks.AUTHENTICATOR)
+
+
 @given(st.binary(max_size=300))
 def test_any_authenticator(content: bytes) -> None:
     for candidate in (content, bytes([11]) + len(content).to_bytes(3, "big") + content):
