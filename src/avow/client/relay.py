@@ -6,6 +6,7 @@ meanwhile: a slow reader slows its writer down, as without anybody in between.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import ssl
@@ -80,7 +81,7 @@ class _Direction:
                 self.count += taken
                 self._waiting = self._waiting[taken:]
             if self._at_end:
-                self._writer.shutdown(socket.SHUT_WR)
+                _end_writing(self._writer)
                 self.ended = True
         except ssl.SSLWantReadError:
             self.writer_waits = select.POLLIN
@@ -130,6 +131,15 @@ def relay(local: Stream, remote: Stream) -> Ended:
                 return Ended(up.count, down.count, TimeoutError("half of it stayed silent"))
     except OSError as error:
         return Ended(up.count, down.count, error)
+
+
+def _end_writing(stream: Stream) -> None:
+    try:
+        stream.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        # It has closed both directions already, which is no less than what it is to be told.
+        if error.errno != errno.ENOTCONN:
+            raise
 
 
 def _wait(first: tuple[Stream, int], second: tuple[Stream, int], patience_s: float | None) -> bool:

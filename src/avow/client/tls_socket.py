@@ -52,6 +52,8 @@ class TlsSocket:
         sock.setblocking(False)
         self._tls = tls
         self._lock = threading.Lock()
+        # Held while a write waits too: OpenSSL has to get the rest of it before anything else.
+        self._writing = threading.Lock()
         # What OpenSSL has encrypted and not written yet, because the kernel had no room.
         self._interrupted = b""
 
@@ -96,7 +98,8 @@ class TlsSocket:
         self._refuse_flags(flags)
         if not len(data):
             return 0
-        return self._until_done(lambda: self._write(memoryview(data).cast("B")))
+        with self._writing:
+            return self._until_done(lambda: self._write(memoryview(data).cast("B")))
 
     def sendall(self, data: Bytes, flags: int = 0) -> None:
         """Writes everything. For sockets that may wait."""
