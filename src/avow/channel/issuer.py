@@ -121,15 +121,17 @@ class Batches:
         self._quoted, self._waiting = [], []
         return everybody
 
-    def patience_s(self, now_s: float) -> float | None:
-        """After how long something has to be done; None when only a new request changes that."""
-        if self._started_s is not None:
-            if self.hangs(now_s):
-                return None
-            return self._started_s + self._quote_timeout_s - now_s
-        if not self._waiting:
+    def until_start_s(self, now_s: float) -> float | None:
+        """After how long the next quote may start; None when first something else has to happen."""
+        if self._started_s is not None or not self._waiting:
             return None
         return max(0.0, (self._next_start_s or now_s) - now_s)
+
+    def until_hanging_s(self, now_s: float) -> float | None:
+        """After how long the quote under way hangs; None when there is none, or it does."""
+        if self._started_s is None or self.hangs(now_s):
+            return None
+        return self._started_s + self._quote_timeout_s - now_s
 
 
 class Issuer:
@@ -155,7 +157,12 @@ class Issuer:
             quotes_per_s=quotes_per_s, waiting_max=waiting_max, quote_timeout_s=quote_timeout_s
         )
         # Guards everything below and `_batches`.
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Something for the quoting thread to do; something for the watching one.
+        self._changed = threading.Condition(self._lock)
+        self._started = threading.Condition(self._lock)
+        # The watching thread looks again by itself while this is False.
+        self._unwatched = True
         self._running = False
         self._stopping = False
         self._quotes = self._requests = self._served = self._failures = self._busy = 0
@@ -199,7 +206,8 @@ class Issuer:
             self._stopping = True
             left = self._batches.clear()
             self._failures += len(left)
-            self._changed.notify_all()
+            self._changed.notify()
+            self._started.notify()
         _tell(left, _stopped())
         self._watching.join()
         self._quoting.join(min(1.0, self._quote_timeout_s))
@@ -219,7 +227,7 @@ class Issuer:
             else:
                 refusal = _stopped()
             if refusal is None:
-                self._changed.notify_all()
+                self._changed.notify()
             else:
                 self._busy += 1
         if refusal is not None:
@@ -237,7 +245,6 @@ class Issuer:
                     self._failures += len(still_waiting)
                 else:
                     self._served += len(still_waiting)
-                self._changed.notify_all()
             if isinstance(answer, AvowError):
                 _tell(still_waiting, answer)
             elif still_waiting:
@@ -251,9 +258,12 @@ class Issuer:
             while not self._stopping:
                 now_s = self._clock()
                 if requests := self._batches.start(now_s):
-                    self._changed.notify_all()
+                    # Not at every quote: to wake a thread costs more than the rest.
+                    if self._unwatched:
+                        self._unwatched = False
+                        self._started.notify()
                     return requests
-                self._changed.wait(self._batches.patience_s(now_s))
+                self._changed.wait(self._batches.until_start_s(now_s))
         return None
 
     def _quote(self, requests: list[Waiting]) -> list[Evidence] | AvowError:
@@ -282,7 +292,9 @@ class Issuer:
                 left = self._batches.give_up(now_s)
                 self._failures += len(left)
                 if not left:
-                    self._changed.wait(self._batches.patience_s(now_s))
+                    wait_s = self._batches.until_hanging_s(now_s)
+                    self._unwatched = wait_s is None
+                    self._started.wait(wait_s)
                     continue
             _tell(left, _hanging(self._quote_timeout_s))
 

@@ -50,14 +50,14 @@ def test_everybody_who_waits_goes_into_the_next_quote() -> None:
     assert rule.end() == [first]
     # Too early for five a second.
     assert rule.start(0.1) == []
-    assert rule.patience_s(0.1) == pytest.approx(0.1)
+    assert rule.until_start_s(0.1) == pytest.approx(0.1)
     assert rule.start(0.2) == later
 
 
 def test_first_quote_does_not_wait() -> None:
     rule = batches(quotes_per_s=0.001)
     rule.add(waiting(100))
-    assert rule.patience_s(100) == 0
+    assert rule.until_start_s(100) == 0
     assert rule.start(100)
 
 
@@ -79,10 +79,11 @@ def test_hanging_quote_fails_those_who_wait_and_those_who_come() -> None:
     rule.start(0)
     rule.add(second)
     assert rule.give_up(7.9) == []
-    assert rule.patience_s(7) == pytest.approx(1)
+    assert rule.until_hanging_s(7) == pytest.approx(1)
     assert rule.give_up(8) == [first, second]
     assert isinstance(rule.add(waiting(9)), UnavailableError)
-    assert rule.patience_s(9) is None
+    assert rule.until_hanging_s(9) is None
+    assert rule.until_start_s(9) is None
     # It comes back after all: nobody waits for it, and the next one is asked.
     assert rule.end() == []
     assert rule.add(waiting(20)) is None
@@ -130,8 +131,8 @@ def test_nobody_is_lost_or_served_twice(rate: float, steps: list[tuple[float, st
             left += rule.end()
         else:
             left += rule.give_up(now_s)
-        patience_s = rule.patience_s(now_s)
-        assert patience_s is None or patience_s >= 0
+        for left_s in (rule.until_start_s(now_s), rule.until_hanging_s(now_s)):
+            assert left_s is None or left_s >= 0
     left += rule.clear()
     assert sorted(map(id, left)) == sorted(map(id, inside))
     assert rule.waiting == 0
@@ -244,6 +245,18 @@ def test_attester_that_hangs() -> None:
                 break
         assert isinstance(answer, Evidence)
         assert answer.report == b"report"
+
+
+def test_attester_that_hangs_after_many_quotes() -> None:
+    """The watching thread looks at the quote that is under way, not at the first one."""
+    attester = StepByStep()
+    with running(attester, quote_timeout_s=0.05) as issuer:
+        for _ in range(3):
+            answers = ask(issuer)
+            attester.answers.put(b"report")
+            assert evidence(answers).report == b"report"
+        for _ in range(3):
+            assert "0.05 s" in str(refusal(ask(issuer)))
 
 
 def test_no_place_left() -> None:
