@@ -1,0 +1,1 @@
+"""PSA attestation tokens: Arm devices with TF-M or OP-TEE."""
