@@ -22,7 +22,7 @@ from avow.tee.detection import Found, Machine, detect
 from avow.tee.endorsements import Endorsements, load_endorsements, read_file
 
 if TYPE_CHECKING:
-    from avow.tee.intel.collateral import Collateral
+    from avow.tee.intel.stapling import StapledCollateral
 
 __all__ = [
     "Endorsements",
@@ -152,14 +152,12 @@ def _certificates(environment: Environment, name: str) -> list[bytes]:
         ) from error
 
 
-def _stapled(environment: Environment) -> Collateral | None:
+def _stapled(environment: Environment) -> StapledCollateral | None:
     """Intel's collateral that goes with the evidence."""
-    from avow.tee.intel.collateral import parse_collateral
+    from avow.tee.intel.stapling import StapledCollateral
 
     path = _path(environment, "AVOW_INTEL_COLLATERAL")
-    if path is None:
-        return None
-    return parse_collateral(read_file(path, "Intel's collateral"), str(path))
+    return None if path is None else StapledCollateral(path)
 
 
 def _simulated(environment: Environment) -> Attester:
@@ -206,19 +204,25 @@ def _tdx_verifier(endorsements: Endorsements) -> Verifier:
 def _snp(environment: Environment) -> Attester:
     from avow.tee.configfs_tsm import REPORTS, TsmReports
     from avow.tee.snp.attester import DeviceSource, SnpAttester, TsmSource
-    from avow.tee.snp.certificates import parse_crl
 
-    certificates = _certificates(environment, "AVOW_SNP_CERTIFICATES")
-    crl_file = _path(environment, "AVOW_SNP_CRL")
-    crl = None if crl_file is None else read_file(crl_file, "AMD's revocation list")
-    if crl is not None:
-        parse_crl(crl)
     return SnpAttester(
         TsmSource(TsmReports()) if REPORTS.is_dir() else DeviceSource(),
         vmpl=_number(environment, "AVOW_SNP_VMPL", range(4)),
-        certificates=certificates,
-        crl=crl,
+        certificates=_certificates(environment, "AVOW_SNP_CERTIFICATES"),
+        crl=_amd_crl(environment),
     )
+
+
+def _amd_crl(environment: Environment) -> bytes | None:
+    """AMD's revocation list that goes with the evidence."""
+    from avow.tee.snp.certificates import parse_crl
+
+    path = _path(environment, "AVOW_SNP_CRL")
+    if path is None:
+        return None
+    crl = read_file(path, "AMD's revocation list")
+    parse_crl(crl)
+    return crl
 
 
 def _snp_verifier(endorsements: Endorsements) -> Verifier:
@@ -252,7 +256,26 @@ def _tpm_verifier(endorsements: Endorsements) -> Verifier:
     return TpmVerifier(Anchors(endorsements.tpm_roots, endorsements.tpm_crls))
 
 
+def _azure(environment: Environment) -> Attester:
+    from avow.tee.azure.attester import AzureAttester
+    from avow.tee.tpm.attester import TpmSettings
+    from avow.tee.tpm.device import TpmDevice
+
+    settings = TpmSettings.from_environment(environment)
+    collateral, crl = _stapled(environment), _amd_crl(environment)
+    device = TpmDevice(settings.tcti, settings.timeout_s)
+    return AzureAttester(device, collateral=collateral, crl=crl)
+
+
+def _azure_verifier(endorsements: Endorsements) -> Verifier:
+    from avow.tee.azure.verifier import AzureVerifier
+
+    hardware = {"snp": _snp_verifier(endorsements), "tdx": _tdx_verifier(endorsements)}
+    return AzureVerifier(hardware)
+
+
 _ATTESTERS: Final[Mapping[str, Callable[[Environment], Attester]]] = {
+    "azure": _azure,
     "tdx": _tdx,
     "snp": _snp,
     "nitro": _nitro,
@@ -261,6 +284,7 @@ _ATTESTERS: Final[Mapping[str, Callable[[Environment], Attester]]] = {
     "simulated": _simulated,
 }
 _VERIFIERS: Final[Mapping[str, Callable[[Endorsements], Verifier]]] = {
+    "azure": _azure_verifier,
     "tdx": _tdx_verifier,
     "snp": _snp_verifier,
     "nitro": _nitro_verifier,

@@ -18,6 +18,7 @@ from avow.evidence import cbor
 from avow.evidence.roles import Authenticated
 from avow.tee.intel import vouching
 from avow.tee.intel.collateral import Collateral
+from avow.tee.intel.stapling import StapledCollateral
 from avow.tee.intel.vouching import Roots
 from avow.tee.sgx import verifier as sgx
 from avow.tee.sgx.attester import SgxAttester
@@ -305,7 +306,7 @@ def _gramine(**changes: Any) -> GramineDirectory:
 
 def test_attester() -> None:
     data = report_data()
-    attester = SgxAttester(_gramine(), ROOT, collateral("sgx"))
+    attester = SgxAttester(_gramine(), ROOT, lambda: collateral("sgx"))
     attester.measure(WORKLOAD)
     authenticated = _verifier().authenticate(attester.quote(data), LATER)
     assert authenticated.bound == data.content
@@ -346,3 +347,23 @@ def test_attester_when_gramine_fails() -> None:
 
     with pytest.raises(UnavailableError, match="AESM"):
         SgxAttester(_gramine(driver=fail), ROOT).quote(report_data())
+
+
+def test_stapled_collateral_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "collateral.json"
+    path.write_text(intel().collateral("sgx"))
+    stapled = StapledCollateral(path)
+    assert stapled().issued_at == NOW
+    new = tmp_path / "new.json"
+    new.write_text(intel().collateral("sgx", issued=LATER))
+    new.replace(path)
+    assert stapled().issued_at == LATER
+    path.write_text("half of a")
+    assert stapled().issued_at == LATER
+    path.unlink()
+    assert stapled().issued_at == LATER
+    for content in (None, "other"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises((UnavailableError, MalformedError), match="ollateral"):
+            StapledCollateral(path)

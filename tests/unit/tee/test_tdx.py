@@ -318,7 +318,9 @@ def _directory(register: _Register) -> TsmDirectory:
 
 def _attester(register: _Register, directory: TsmDirectory | None = None) -> TdxAttester:
     directory = _directory(register) if directory is None else directory
-    return TdxAttester(TsmReports(ROOT, directory), _ExtendingRegister(register), collateral("tdx"))
+    return TdxAttester(
+        TsmReports(ROOT, directory), _ExtendingRegister(register), lambda: collateral("tdx")
+    )
 
 
 def test_attester(register: _Register) -> None:

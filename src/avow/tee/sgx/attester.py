@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -48,9 +49,9 @@ class SgxAttester:
         self,
         files: PseudoFiles,
         root: Path = ATTESTATION,
-        collateral: Collateral | None = None,
+        collateral: Callable[[], Collateral] | None = None,
     ) -> None:
-        """`collateral` goes with each report. Raises `UnavailableError` outside of an enclave."""
+        """`collateral` gives what goes with each report. Raises `UnavailableError` outside of an enclave."""
         self._files = files
         self._root = root
         self._collateral = collateral
@@ -84,7 +85,8 @@ class SgxAttester:
                 "expected a quote over avow's report data, got one over other data; see that "
                 "nothing else in the enclave uses /dev/attestation"
             )
-        return encode_report(quote, self._collateral)
+        collateral = None if self._collateral is None else self._collateral()
+        return encode_report(quote, collateral)
 
     def _read(self, name: str) -> bytes:
         try:

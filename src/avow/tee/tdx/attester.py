@@ -115,9 +115,9 @@ class TdxAttester:
         self,
         reports: TsmReports,
         register: RunTimeRegister,
-        collateral: Collateral | None = None,
+        collateral: Callable[[], Collateral] | None = None,
     ) -> None:
-        """`collateral` goes with each report."""
+        """`collateral` gives what goes with each report."""
         self._reports = reports
         self._register = register
         self._collateral = collateral
@@ -145,7 +145,8 @@ class TdxAttester:
                 "expected a quote over avow's report data, got one over other data; "
                 "see who else has access to configfs-tsm"
             )
-        return encode_report(quote, self._collateral, self._log(body.rtmrs[3]))
+        collateral = None if self._collateral is None else self._collateral()
+        return encode_report(quote, collateral, self._log(body.rtmrs[3]))
 
     def _log(self, register: bytes) -> rtmr.Log | None:
         """The log, if it explains the quoted register and says that what runs here ran last.
