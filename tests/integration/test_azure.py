@@ -125,15 +125,12 @@ def test_a_key_that_the_report_does_not_name(tpm: Tpm) -> None:
         pytest.raises(UnavailableError, match="0x81000003"),
     ):
         AzureAttester(device, MetadataService(service.address))
-    device.close()
 
 
 def test_an_ordinary_tpm_is_none_of_azures(tpm: Tpm) -> None:
     device = TpmDevice(tpm.tcti, timeout_s=30)
     with pytest.raises(UnavailableError):
         AzureAttester(device)
-    device.close()
     empty = VirtualTpm(tpm.tcti, bytes(2600))
     with pytest.raises(UnavailableError, match="confidential VM of Azure"):
         AzureAttester(empty)
-    empty.close()

@@ -40,32 +40,36 @@ class AzureAttester:
         crl: bytes | None = None,
         pcrs: tuple[int, ...] = DEFAULT_PCRS,
     ) -> None:
-        """`collateral` (TDX) or `crl` (SEV-SNP, in DER) go with each report.
-
-        Raises `UnavailableError`.
-        """
+        """`collateral` (TDX) or `crl` (SEV-SNP, in DER) go with each report. The attester closes
+        `device`. Raises `UnavailableError`."""
         self._device = device
         self._metadata = MetadataService() if metadata is None else metadata
         self._collateral = collateral
         self._crl = crl
         self._measuring = Measuring(device)
         try:
-            self._hcl = parse_hcl_report(device.read_nv(REPORT_INDEX))
-            runtime = parse_runtime_data(self._hcl.runtime)
-            key = device.open_persistent(AK_HANDLE)
-            all_pcrs = tuple(sorted({*pcrs, event_log.PCR}))
-            self._quoting = QuotingKey(device, key, all_pcrs, self._measuring)
-            self._hardware = self._fetch(self._hcl)
+            self._open(tuple(sorted({*pcrs, event_log.PCR})))
         except MalformedError as error:
+            device.close()
             raise UnavailableError(
                 f"expected the virtual TPM of a confidential VM of Azure, got another ({error}); "
                 f"`avow tee` lists what this machine has"
             ) from error
+        except UnavailableError:
+            device.close()
+            raise
+
+    def _open(self, pcrs: tuple[int, ...]) -> None:
+        self._hcl = parse_hcl_report(self._device.read_nv(REPORT_INDEX))
+        runtime = parse_runtime_data(self._hcl.runtime)
+        key = self._device.open_persistent(AK_HANDLE)
+        self._quoting = QuotingKey(self._device, key, pcrs, self._measuring)
         if spki_digest(self._quoting.public.key) != spki_digest(runtime.ak):
             raise UnavailableError(
                 f"expected the key at handle {AK_HANDLE:#x} to be that of the HCL report, got "
                 f"another; restart the VM"
             )
+        self._hardware = self._fetch(self._hcl)
 
     def measure(self, workload: Workload) -> None:
         """See `avow.evidence.roles.Attester`: into PCR 23 of the virtual TPM."""
