@@ -35,8 +35,8 @@ FUZZ_S ?= 60
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: build ## a broker and real clients with this machine's readings, for less than a minute
-	$(BIN)/python examples/demo.py
+demo: build ## an attested broker, real clients, three refusals, for less than a minute
+	$(BIN)/python -m examples.demo
 
 test: lint ## every check and test
 	$(BIN)/python -m pytest $(LEFT_OUT)

@@ -1,16 +1,20 @@
-"""Real clients at a real broker: this machine's readings over TLS, for about twenty seconds.
+"""An attested broker, clients that judge it, and three that it cannot be mistaken for.
 
     make demo
 
-The broker is `avow broker` in a process of its own, with a certificate from an authority that is
-made for this run. The clients are paho-mqtt's: publishers send load, memory and network counters
-from /proc; subscribers use wildcards, a shared subscription, retained values and a will. Every
-count is checked at the end: the exit code is 0 only when everything expected has happened.
+The broker is `avow broker --tee simulated` in a process of its own, so NOTHING IS PROTECTED here:
+software signs what a TEE would sign. All else is as on hardware: a policy by `avow policy init`,
+fresh evidence for every connection, and paho-mqtt's clients that send no byte of MQTT before the
+policy has accepted it. They exchange this machine's readings from /proc for ten seconds. Then come
+a broker with an altered module, somebody in between who passes genuine evidence on, and one who
+takes it out, both with the broker's own TLS key: each is refused. Every sentence is checked: the
+exit code is 0 only when everything expected has happened.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import ssl
@@ -29,12 +33,18 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from avow.client import AttestedContext
+from avow.errors import AvowError
+from avow.evidence.appraisal import printable_claims
 from avow.testing.pki import Authority
+from examples.impostors import InBetween, altered_avow, refused_by_client
 
 FLOW_S = 10.0
 READINGS_PER_S = 5
 BURST_MESSAGES = 20_000
 PATIENCE_S = 20.0
+
+SIMULATED = "SIMULATED TEE: software signs the evidence; nothing is protected"
 
 BOLD, DIM, GREEN, RED, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"
 
@@ -57,6 +67,13 @@ class Expectations:
         if not happened:
             self.failed += 1
         show(f"  {'ok  ' if happened else 'FAIL'} {sentence}", GREEN if happened else RED)
+
+    def refused(self, error: AvowError | None, check: str, what: str) -> None:
+        """The client has to have refused, at the check with this number."""
+        if error is None or error.finding is None:
+            self.check(False, f"{what} is refused at check {check}, got {error or 'a connection'}")
+            return
+        self.check(error.finding.check.number == check, f"refused, {what}: {error}")
 
 
 @dataclass
@@ -82,13 +99,73 @@ class Broker:
         self.listening.set()
 
 
+@dataclass(frozen=True)
+class Setup:
+    """The files of this run."""
+
+    folder: Path
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @property
+    def configuration(self) -> Path:
+        """The broker's."""
+        return self.folder / "avow.toml"
+
+    @property
+    def policy(self) -> Path:
+        """The clients'."""
+        return self.folder / "policy.toml"
+
+    @classmethod
+    def make(cls, folder: Path) -> Setup:
+        """An authority, a certificate, and a configuration with one listener."""
+        authority = Authority("avow demo authority")
+        certificate, key = authority.issue_server().write(folder, "server")
+        setup = cls(folder, authority.write(folder / "ca.pem"), certificate, key)
+        setup.configuration.write_text(
+            "allow_anonymous = true\n\n[[listeners]]\n"
+            f'url = "mqtts://127.0.0.1:0"\ncert = "{certificate}"\nkey = "{key}"\n'
+        )
+        return setup
+
+    def avow(self, *arguments: str) -> str:
+        """What a command of avow prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "avow", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"avow {' '.join(arguments)}: {done.stderr}")
+        return done.stdout
+
+    def ordinary(self) -> ssl.SSLContext:
+        """For clients that know nothing of evidence."""
+        context = ssl.create_default_context(cafile=str(self.authority))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+    def attested(self) -> AttestedContext:
+        """For clients that judge the broker first: all that changes in a program of paho-mqtt."""
+        return AttestedContext(self.policy, cafile=self.authority)
+
+
 @contextmanager
-def running_broker(folder: Path, authority: Authority) -> Iterator[Broker]:
-    """`avow broker` with TLS on a free port of this machine; stopped by SIGTERM."""
-    certificate, key = authority.issue_server().write(folder, "server")
-    command = [sys.executable, "-m", "avow", "broker", "--allow-anonymous"]
-    command += ["--listen", "mqtts://127.0.0.1:0", "--cert", str(certificate), "--key", str(key)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def running_broker(setup: Setup, *, package: Path | None = None) -> Iterator[Broker]:
+    """`avow broker` on a free port of this machine; stopped by SIGTERM.
+
+    `package` is the folder of another avow, to be run in place of this one.
+    """
+    command = [sys.executable, "-m", "avow", "broker", "--tee", "simulated"]
+    command += ["--config", str(setup.configuration)]
+    environment = dict(os.environ)
+    if package is not None:
+        environment["PYTHONPATH"] = str(package)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     broker = Broker(process)
     reader = threading.Thread(target=broker.read_log)
     reader.start()
@@ -157,9 +234,11 @@ class Member:
 
     def lose_connection(self) -> None:
         """Cuts the socket without a goodbye, as a device does that loses its power."""
-        sock = self.client.socket()
-        if isinstance(sock, socket.socket):
-            sock.shutdown(socket.SHUT_RDWR)
+        attested = self.client.socket()
+        if attested is not None:
+            # Below TLS, which would say goodbye.
+            with socket.socket(fileno=os.dup(attested.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _on_connect(
         self, client: Client, data: object, flags: object, code: ReasonCode, properties: object
@@ -307,16 +386,12 @@ def retained_values(broker: Broker, context: ssl.SSLContext, topics: int) -> int
         return sum(late.retained.values())
 
 
-def drained(broker: Broker) -> bool:
-    """SIGTERM: the broker tells its clients and ends with 0."""
-    broker.process.send_signal(signal.SIGTERM)
-    return broker.process.wait(PATIENCE_S) == 0
-
-
-def demonstrate(broker: Broker, context: ssl.SSLContext, expect: Expectations) -> None:
-    """The whole story, and the checks of its counts."""
+def exchange_readings(broker: Broker, setup: Setup, expect: Expectations) -> None:
+    """What people do with a broker, over attested connections, and the checks of its counts."""
+    context = setup.attested()
     with ExitStack() as stack:
         watcher = stack.enter_context(Member("watcher", broker, context))
+        show_evidence(context, broker, expect)
         loads = stack.enter_context(Member("loads", broker, context))
         shared = [stack.enter_context(Member(f"worker-{n}", broker, context)) for n in (1, 2)]
         watcher.subscribe("machine/#", 2)
@@ -339,12 +414,90 @@ def demonstrate(broker: Broker, context: ssl.SSLContext, expect: Expectations) -
             sum(parts) == total and min(parts) > 0,
             f"the shared subscription split them: {parts[0]} + {parts[1]}",
         )
-        count = retained_values(broker, context, len(sent))
-        expect.check(count == len(sent), f"a latecomer got {count} retained values")
+        count = retained_values(broker, setup.ordinary(), len(sent))
+        expect.check(
+            count == len(sent), f"a latecomer that knows of no evidence got {count} retained values"
+        )
         expect.check(last_will(broker, context, watcher), "the will of a lost client came")
         came, rate = burst(broker, context)
         expect.check(came == BURST_MESSAGES, f"{came} of {BURST_MESSAGES} messages of a burst came")
-        show(f"\nrates, TLS 1.3, bounded by these Python clients: {rate:,.0f} messages a second")
+        show(f"\nrates, attested, bounded by these Python clients: {rate:,.0f} messages a second")
+
+
+def show_evidence(context: AttestedContext, broker: Broker, expect: Expectations) -> None:
+    """What the broker has shown to the client that connected last, and what was made of it."""
+    result = None if context.outcome is None else context.outcome.peer
+    if result is None:
+        expect.check(False, "the evidence was judged")
+        return
+    show("\nwhat the evidence said", BOLD)
+    for name, value in printable_claims(result.claims).items():
+        show(f"  {name:<16} {value}")
+    show(f"judged by the policy {result.policy_id[:23]}…: {result.tier.label}\n")
+    expect.check(result.accepted, "the policy accepts it")
+    expect.check(
+        printable_claims(result.claims)["module"] == broker.module_sha256,
+        "it names the module that the broker says it has loaded",
+    )
+
+
+def refusals(broker: Broker, setup: Setup, expect: Expectations) -> None:
+    """Three that the broker cannot be mistaken for."""
+    context = setup.attested()
+    show("\nthree refusals", BOLD)
+    package = altered_avow(setup.folder / "altered")
+    with running_broker(setup, package=package) as altered:
+        expect.check(
+            "" != altered.module_sha256 != broker.module_sha256,
+            f"somebody runs an altered module ({altered.module_sha256[:16]}…)",
+        )
+        expect.refused(refused_by_client(altered.port, context), "P4", "another module")
+    for strip, check, what in (
+        (False, "C15", "a relayed connection"),
+        (True, "C11", "stripped evidence"),
+    ):
+        with InBetween(broker.port, setup.certificate, setup.key, strip=strip) as between:
+            expect.refused(refused_by_client(between.port, context), check, what)
+        # OPEN came through, in which there is no secret; CONNECT did not.
+        expect.check(
+            len(between.heard) > 0 and b"MQTT" not in between.heard,
+            f"who sat in between, with the broker's TLS key, heard {len(between.heard)} bytes, "
+            f"none of them MQTT",
+        )
+
+
+def judged_by_commands(broker: Broker, setup: Setup, expect: Expectations) -> None:
+    """The same from a shell."""
+    address = f"mqtts://127.0.0.1:{broker.port}"
+    trust = ["--policy", str(setup.policy), "--cafile", str(setup.authority)]
+    setup.avow("pub", *trust, "-t", "demo/round", "-m", "trip", "--retain", address)
+    got = setup.avow("sub", *trust, "-t", "demo/+", "--count", "1", "--verbose", address)
+    expect.check(
+        got == "demo/round trip\n", "`avow pub --policy`, `avow sub --policy`: a round trip"
+    )
+
+
+def drained(broker: Broker) -> bool:
+    """SIGTERM: the broker tells its clients and ends with 0."""
+    broker.process.send_signal(signal.SIGTERM)
+    return broker.process.wait(PATIENCE_S) == 0
+
+
+def demonstrate(setup: Setup, expect: Expectations) -> None:
+    """The whole story."""
+    show("the policy, by `avow policy init --broker`", BOLD)
+    configuration = ("--config", str(setup.configuration))
+    simulated = ("--platform", "simulated", "-o", str(setup.policy))
+    setup.avow("policy", "init", "--broker", *simulated, *configuration)
+    show(setup.avow("policy", "explain", str(setup.policy)))
+    measured = setup.avow("measure", "broker").strip()
+    with running_broker(setup) as broker:
+        show(f"broker    mqtts://127.0.0.1:{broker.port} (process {broker.process.pid})", BOLD)
+        show(f"module    {broker.module_sha256}", BOLD)
+        expect.check(measured == broker.module_sha256, "`avow measure broker` prints the same")
+        exchange_readings(broker, setup, expect)
+        judged_by_commands(broker, setup, expect)
+        refusals(broker, setup, expect)
         expect.check(drained(broker), "SIGTERM drained the broker: exit 0")
 
 
@@ -352,30 +505,15 @@ def main() -> int:
     """0 when everything expected has happened."""
     started_s = time.monotonic()
     expect = Expectations()
+    show(f"{SIMULATED}\n", BOLD, RED)
     with tempfile.TemporaryDirectory(prefix="avow-demo-") as name:
-        folder = Path(name)
-        authority = Authority("avow demo authority")
-        context = ssl.create_default_context(cafile=str(authority.write(folder / "ca.pem")))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        with running_broker(folder, authority) as broker:
-            show(f"broker    mqtts://127.0.0.1:{broker.port} (process {broker.process.pid})", BOLD)
-            show(f"module    {broker.module_sha256}", BOLD)
-            measured = subprocess.run(
-                [sys.executable, "-m", "avow", "measure", "broker"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            try:
-                demonstrate(broker, context, expect)
-            except TimeoutError as error:
-                expect.check(False, str(error))
-            except KeyboardInterrupt:
-                expect.check(False, "the demo was interrupted")
-            expect.check(
-                measured == broker.module_sha256, "`avow measure broker` prints the same module"
-            )
-    show(f"\n{time.monotonic() - started_s:.0f} seconds", DIM)
+        try:
+            demonstrate(Setup.make(Path(name)), expect)
+        except (TimeoutError, RuntimeError, ConnectionError) as error:
+            expect.check(False, str(error))
+        except KeyboardInterrupt:
+            expect.check(False, "the demo was interrupted")
+    show(f"\n{time.monotonic() - started_s:.0f} seconds. {SIMULATED}", DIM)
     if expect.failed:
         show(f"{expect.failed} expectations were not met", RED)
     return 1 if expect.failed else 0
