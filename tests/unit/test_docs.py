@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ ROOT = Path(generate.__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 RUN_TIMEOUT_S = 240
+# Written on pages; they may be taken on the machine that tests.
+PORTS = (1884, 8883, 8884)
 
 # `<!-- run -->`, `<!-- run in background -->`, `<!-- prints -->` and `<!-- file NAME -->` before a
 # fenced block say what the block is; readers do not see them.
@@ -100,8 +103,9 @@ def _script(steps: list[Step], logs: Path) -> str:
 
 def run_page(page: str, folder: Path) -> list[str]:
     """Runs the blocks of a page in `folder` and returns what each printed; fails as they do."""
-    port, tls_port = _free_port(), _free_port()
-    page = page.replace(":8883", f":{tls_port}")
+    port = _free_port()
+    for number in PORTS:
+        page = page.replace(f":{number}", f":{_free_port()}")
     steps = steps_of(page)
     logs = folder.parent / "logs"
     logs.mkdir()
@@ -139,6 +143,21 @@ def test_quick_start_works(folder: Path) -> None:
     printed = run_page((DOCS / "quick-start.md").read_text(), folder)
     assert "room/door open\n" in printed
     assert "room/door closed\n" in printed
+    assert printed.count("room/door locked\n") == 2
+    assert any("SIMULATED" in output and "accepted" in output for output in printed)
+
+
+@pytest.mark.openssl
+@pytest.mark.tpm
+def test_attesting_with_a_tpm_works(folder: Path) -> None:
+    try:
+        printed = run_page((DOCS / "how-to/tpm.md").read_text(), folder)
+    finally:
+        process = folder / "swtpm.pid"
+        if process.exists():
+            os.kill(int(process.read_text()), signal.SIGTERM)
+    assert "room/door locked\n" in printed
+    assert any("--tee auto would take tpm" in output for output in printed)
 
 
 def test_measurement_is_reproduced_as_described(folder: Path) -> None:
@@ -174,6 +193,7 @@ def test_runnable_blocks_are_found() -> None:
         "quick-start.md",
         "how-to/measurement.md",
         "how-to/policy.md",
+        "how-to/tpm.md",
     }
 
 
