@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,15 +16,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
+# Of the files named by these, only whether they are there is measured.
+_ONLY_ITS_NAME = "As of `avow broker`; what is in it does not matter."
+
 _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--config", type=_FILE, metavar="FILE", help="As of `avow broker`."),
     click.option("--listen", multiple=True, metavar="URL", help="As of `avow broker`."),
-    click.option("--cert", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."),
-    click.option("--key", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."),
+    click.option("--cert", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
+    click.option("--key", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
     click.option("--client-ca", type=_FILE, metavar="FILE", help="As of `avow broker`."),
-    click.option(
-        "--password-file", type=_FILE, metavar="FILE", help="As of `avow broker`; only its name."
-    ),
+    click.option("--psk-file", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
+    click.option("--client-policy", type=_FILE, metavar="FILE", help="As of `avow broker`."),
+    click.option("--password-file", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
     click.option("--allow-anonymous", is_flag=True, default=False, help="As of `avow broker`."),
 )
 
@@ -33,6 +37,8 @@ NAMES = (
     "cert",
     "key",
     "client_ca",
+    "psk_file",
+    "client_policy",
     "password_file",
     "allow_anonymous",
 )
@@ -47,6 +53,7 @@ def configuration_options(command: Command) -> Command:
 
 def configuration_of(arguments: dict[str, Any]) -> Configuration:
     """The configuration that `avow broker` would run with. Raises an `AvowError`."""
-    given = {name: arguments[name] for name in NAMES if name != "config"}
+    known = {each.name for each in fields(Overrides) if each.init}
+    given = {name: arguments[name] for name in NAMES if name in known}
     given["allow_anonymous"] = True if given["allow_anonymous"] else None
     return load_configuration(arguments["config"], Overrides(**given))

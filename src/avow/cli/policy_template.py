@@ -69,7 +69,6 @@ _TDX: Final = (
     Line("tdx.mrtd", "The first contents of the trust domain: its firmware."),
     Line("tdx.attributes", ""),
     Line("tdx.mrseam", "Intel's module; a list while it is updated."),
-    *_INTEL,
 )
 _BOOT: Final = tuple(
     Line(f"tpm.pcr.{n}", "What was booted: firmware, loader, kernel." if n == 0 else "")
@@ -93,10 +92,11 @@ TEMPLATES: Final[Mapping[str, tuple[Line, ...]]] = {
         _LOG,
         *_TDX,
         *(Line(f"tdx.rtmr.{n}", "What was booted." if n == 0 else "") for n in range(3)),
+        *_INTEL,
     ),
     "snp": (_DEBUG, *_SNP),
     "azure/snp": (_DEBUG, _LOG, _fixed("azure.confidential_type", '"snp"'), *_BOOT, *_SNP),
-    "azure/tdx": (_DEBUG, _LOG, _fixed("azure.confidential_type", '"tdx"'), *_BOOT, *_TDX),
+    "azure/tdx": (_DEBUG, _LOG, _fixed("azure.confidential_type", '"tdx"'), *_BOOT, *_TDX, *_INTEL),
     "nitro": (
         _DEBUG,
         Line("nitro.pcr.0", "The enclave's image, its kernel, its application."),

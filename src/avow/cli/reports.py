@@ -16,10 +16,11 @@ from avow.evidence.appraisal import AttestationResult, ear, printable_claims
 from avow.evidence.origin import Verified
 from avow.evidence.vocabulary import ClaimValue
 from avow.policy.constraints import shown
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 BUILD: Final = f"avow {__version__}"
 
-NOTHING_PROTECTED: Final = "SIMULATED: software made this evidence; nothing is protected"
+NOTHING_PROTECTED: Final = NOTHING_IS_PROTECTED
 NOT_JUDGED: Final = "not judged: no policy has said whether these claims are acceptable"
 
 

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,7 +24,7 @@ class Head(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    version: Literal[1] = Field(description="The version of this format: 1.")
+    version: int = Field(ge=1, le=1, description="The version of this format: 1.")
     name: str = Field(
         min_length=1, max_length=200, description="What the policy is called in results."
     )
@@ -107,7 +107,7 @@ def _policy(content: dict[str, Any], text: str) -> Policy:
             'expected a rule with platform = "simulated" beside `unsafe_simulated = true`, got '
             "none; remove the key"
         )
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     return Policy(head.name, f"sha256:{digest}", head.unsafe_simulated, tuple(branches))
 
 
@@ -119,8 +119,11 @@ def _head(own: dict[str, Any], rest: dict[str, Any]) -> Head:
     key = str(first["loc"][0])
     if first["type"] != "missing":
         wanted = first["msg"].removeprefix("Input should be ")
+        wanted = wanted[0].lower() + wanted[1:]
+        if wanted.startswith(("less", "greater")):
+            wanted = f"a value {wanted}"
         raise MalformedError(
-            f"expected {wanted[0].lower()}{wanted[1:]} for `{key}`, got {first['input']!r:.60}; "
+            f"expected {wanted} for `{key}`, got {first['input']!r:.60}; "
             f"correct the value"
         )
     near = difflib.get_close_matches(key, [k for k in rest if k not in KEYS], n=1, cutoff=0.7)

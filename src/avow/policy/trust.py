@@ -19,7 +19,7 @@ from avow.policy.constraints import same
 Category = Literal["instance_identity", "configuration", "executables", "hardware"]
 
 # By the longest prefix of a claim's name.
-_CATEGORIES: Final[Mapping[str, Category]] = {
+CATEGORIES: Final[Mapping[str, Category]] = {
     "platform": "hardware",
     "simulated": "hardware",
     "role": "configuration",
@@ -102,11 +102,11 @@ _WEAK: Final[Mapping[str, ClaimValue]] = {
 def category_of(claim: str) -> Category:
     """The part of the vector that a claim speaks about."""
     name = claim
-    while name not in _CATEGORIES:
+    while name not in CATEGORIES:
         name = name.rpartition(".")[0]
         if not name:
             return "hardware"
-    return _CATEGORIES[name]
+    return CATEGORIES[name]
 
 
 @dataclass(slots=True)
