@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
-from avow.channel.acceptor import Acceptor, Arrival, Door, open_listeners
+from avow.channel.acceptor import Acceptor, Arrival, Door, Refusal, open_listeners
 from avow.channel.address import Address, Scheme
 from avow.channel.tls import ServerTls, server_context
 from avow.errors import UnavailableError
@@ -62,14 +62,14 @@ class Seen:
     door: Door
     port: int
     arrivals: queue.SimpleQueue[Arrival] = field(default_factory=queue.SimpleQueue)
-    refusals: queue.SimpleQueue[tuple[str, str]] = field(default_factory=queue.SimpleQueue)
+    refusals: queue.SimpleQueue[Refusal] = field(default_factory=queue.SimpleQueue)
     pauses: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
     def arrival(self) -> Arrival:
         return self.arrivals.get(timeout=PATIENCE_S)
 
     def refusal(self) -> str:
-        return self.refusals.get(timeout=PATIENCE_S)[1]
+        return self.refusals.get(timeout=PATIENCE_S).reason
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def accepting(
     acceptor = Acceptor(
         [door],
         admit=seen.arrivals.put,
-        refused=lambda _, peer, reason: seen.refusals.put((peer, reason)),
+        refused=seen.refusals.put,
         exhausted=seen.pauses.put,
         handshake_timeout_s=timeout_s,
         handshakes_max=handshakes_max,

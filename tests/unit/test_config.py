@@ -212,6 +212,7 @@ def test_every_key_is_described() -> None:
         "[[listeners]]",
         "[[acl]]",
         "[limits]",
+        "[attestation]",
         "[login]",
         "[log]",
         "[metrics]",

@@ -119,6 +119,35 @@ class Listener(Table):
         default=None,
         description="Admit clients without user name. Without this key the top-level key decides.",
     )
+    psk_file: FilePath | None = Field(
+        default=None,
+        description="Lines `identity:key`, the key in hexadecimal digits: clients with such a "
+        "pre-shared key come in without a certificate, over TLS 1.3. The identity becomes the user "
+        'name unless `use_identity_as` is "none". With it `cert` and `key` may be left out.',
+    )
+    evidence_for: Literal["anyone", "authorised"] = Field(
+        default="anyone",
+        description="Who gets the broker's evidence: anyone who asks, or only clients with an "
+        "accepted certificate (`client_ca`) or pre-shared key (`psk_file`).",
+    )
+    unattested_clients: bool = Field(
+        default=True,
+        description="Admit clients that speak MQTT at once, without an attestation exchange.",
+    )
+    client_policy: FilePath | None = Field(
+        default=None,
+        description="The policy (see `avow policy`) that the evidence of clients has to satisfy. "
+        "Clients that offer evidence are asked for it.",
+    )
+    require_client_evidence: bool = Field(
+        default=False,
+        description="Refuse clients without evidence that satisfies `client_policy`.",
+    )
+    ra_tls: bool = Field(
+        default=False,
+        description="Make key and certificate at the start, with the evidence in the certificate, "
+        "for clients that can do no exchange. A weaker promise: see docs/how-to/ra-tls.md.",
+    )
 
     @property
     def address(self) -> Address:
@@ -127,27 +156,76 @@ class Listener(Table):
 
     @model_validator(mode="after")
     def _keys_that_need_others(self) -> Listener:
-        tls_keys = {"cert": self.cert, "key": self.key, "client_ca": self.client_ca}
-        if self.address.scheme.encrypted:
-            for name in ("cert", "key"):
-                if tls_keys[name] is None:
-                    raise ValueError(
-                        f"expected the key {name!r} for the listener {self.url}, got none; "
-                        f"name a PEM file (--{name} on the command line)"
-                    )
-        else:
-            for name, value in tls_keys.items():
-                if value is not None:
+        if not self.address.scheme.encrypted:
+            for name in sorted(self.model_fields_set & _TLS_KEYS):
+                if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
                         f"expected {name!r} only with mqtts:// or wss://, got it for {self.url}; "
                         f"remove it or change the scheme"
                     )
+            return self
+        if self.ra_tls and (self.cert is not None or self.key is not None):
+            raise self._wrong("no 'cert' and 'key' beside 'ra_tls'", "one", "remove it")
+        by_itself = self.ra_tls or (
+            self.psk_file is not None and self.cert is None and self.key is None
+        )
+        for name in ("cert", "key"):
+            if getattr(self, name) is None and not by_itself:
+                raise self._wrong(
+                    f"the key {name!r}",
+                    "none",
+                    f"name a PEM file (--{name} on the command line)",
+                )
         if self.crl is not None and self.client_ca is None:
-            raise ValueError(
-                f"expected 'client_ca' beside 'crl' for the listener {self.url}, got none; "
-                f"name the file of the authorities"
+            raise self._wrong(
+                "'client_ca' beside 'crl'", "none", "name the file of the authorities"
             )
         return self
+
+    @model_validator(mode="after")
+    def _attestation_keys_that_need_others(self) -> Listener:
+        if self.evidence_for == "authorised" and self.client_ca is None and self.psk_file is None:
+            raise self._wrong(
+                "'client_ca' or 'psk_file' beside evidence_for = \"authorised\"",
+                "neither",
+                "say how clients are authorised",
+            )
+        if self.require_client_evidence and self.client_policy is None:
+            raise self._wrong(
+                "'client_policy' beside 'require_client_evidence'",
+                "none",
+                "name the file of a policy (--client-policy)",
+            )
+        if (
+            self.require_client_evidence
+            and self.unattested_clients
+            and "unattested_clients" in self.model_fields_set
+        ):
+            raise self._wrong(
+                "unattested_clients = false beside 'require_client_evidence'",
+                "true",
+                "remove one of them",
+            )
+        return self
+
+    def _wrong(self, expected: str, actual: str, advice: str) -> ValueError:
+        return ValueError(
+            f"expected {expected} for the listener {self.url}, got {actual}; {advice}"
+        )
+
+
+# Keys that say nothing without TLS.
+_TLS_KEYS = {
+    "cert",
+    "key",
+    "client_ca",
+    "psk_file",
+    "evidence_for",
+    "unattested_clients",
+    "client_policy",
+    "require_client_evidence",
+    "ra_tls",
+}
 
 
 class AclRule(Table):
@@ -182,6 +260,47 @@ class AclRule(Table):
         if self.anonymous and self.user is not None:
             raise ValueError("expected 'user' or 'anonymous', got both; write two rules")
         return self
+
+
+class Attestation(Table):
+    """How the broker makes evidence. Clients are asked for theirs by the keys of a listener."""
+
+    tee: str | None = Field(
+        default=None,
+        pattern="^[a-z]{2,16}$",
+        description="The platform that vouches for the broker: `auto`, or a name that `avow tee` "
+        "lists. Without it the broker has no evidence.",
+    )
+    quotes_per_s: float = Field(
+        default=50.0,
+        gt=0,
+        le=10_000,
+        description="How often at most the platform is asked; one quote serves all who wait.",
+    )
+    waiting_max: int = Field(
+        default=4096,
+        ge=1,
+        le=65_536,
+        description="Clients that may wait for evidence; more are refused.",
+    )
+    quote_timeout_s: float = Field(
+        default=8.0,
+        gt=0,
+        le=10,
+        description="How long a quote may take before those who wait for it are refused.",
+    )
+    endorsements: FilePath | None = Field(
+        default=None,
+        description="Folder with what vendors and owners say about the hardware of clients, for "
+        "`client_policy`; see docs/platforms/index.md.",
+    )
+    certificate_renewal_s: float = Field(
+        default=3600.0,
+        ge=1,
+        le=86400.0 * 30,
+        description="How often the certificate of a listener with `ra_tls` is made anew. It is "
+        "valid for twice as long.",
+    )
 
 
 class Login(Table):
@@ -273,6 +392,9 @@ class Configuration(Table):
         description="The access rules, in order; without this key everything is allowed.",
     )
     limits: Limits = Field(default=Limits(), description="Bounds for clients and memory.")
+    attestation: Attestation = Field(
+        default=Attestation(), description="How the broker makes evidence."
+    )
     login: Login = Field(default=Login(), description="How passwords are checked.")
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics | None = Field(

@@ -22,20 +22,30 @@ from avow.errors import AvowError, MalformedError
 class Overrides:
     """What the command line says; None and empty mean that it says nothing.
 
-    `listen` replaces the file's listeners; `cert`, `key` and `client_ca` go to every TLS listener.
-    Paths are relative to the working directory, unlike those in the file.
+    `listen` replaces the file's listeners; `cert`, `key`, `client_ca`, `psk_file` and
+    `client_policy` go to every TLS listener; `tee` goes to the table [attestation]. Paths are
+    relative to the working directory, unlike those in the file.
     """
 
     listen: Sequence[str] = ()
     cert: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None
+    psk_file: Path | None = None
+    client_policy: Path | None = None
+    tee: str | None = None
     allow_anonymous: bool | None = None
     password_file: Path | None = None
     files: Mapping[str, Path] = field(init=False)
 
     def __post_init__(self) -> None:
-        named = {"cert": self.cert, "key": self.key, "client_ca": self.client_ca}
+        named = {
+            "cert": self.cert,
+            "key": self.key,
+            "client_ca": self.client_ca,
+            "psk_file": self.psk_file,
+            "client_policy": self.client_policy,
+        }
         given = {name: path.absolute() for name, path in named.items() if path is not None}
         object.__setattr__(self, "files", given)
 
@@ -80,6 +90,10 @@ def _override(content: dict[str, Any], overrides: Overrides) -> None:
         content["allow_anonymous"] = overrides.allow_anonymous
         for entry in _listener_tables(content):
             entry.pop("allow_anonymous", None)
+    if overrides.tee is not None:
+        table = content.setdefault("attestation", {})
+        if isinstance(table, dict):
+            table["tee"] = overrides.tee
     if overrides.password_file is not None:
         content["password_file"] = overrides.password_file.absolute()
 

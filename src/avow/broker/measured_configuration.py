@@ -7,7 +7,12 @@ by the SHA-256 of what is in it, wherever it lies. Not covered, but for whether 
 
 - `cert`, `key`: renewed all the time; the evidence names the key of its connection itself.
 - `password_file`, `psk_file`: secrets, at which a public digest would let anybody guess.
-- `crl`: signed by an authority of `client_ca`, and a new one comes out every few days.
+- `crl`: signed by an authority of `client_ca`, and a new one comes out every few days. In the
+  folder `endorsements` likewise, what is signed by others: `*.crl` and `*.json`. Its other files
+  are roots of trust, and covered.
+
+Of the folder `attestation.endorsements` the digest covers every *.pem file, which are the roots
+that are trusted; what vendors sign (collateral, revocation lists) is renewed all the time.
 
 `attestation.tee` is left out: the evidence proves the platform, however it was chosen.
 """
@@ -21,37 +26,65 @@ from pathlib import Path
 from typing import Any, Final
 
 from avow.broker.config import Configuration
-from avow.channel.named_files import read_named_file
+from avow.channel.named_files import Read, read_named_file
 
 _PREFIX: Final = b"avow configuration v1\n"
 
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
+_SIGNED_BY_OTHERS: Final = frozenset({".crl", ".json"})
 _LEFT_OUT: Final = frozenset({("attestation", "tee")})
 
 
-def configuration_digest(configuration: Configuration) -> bytes:
-    """The digest (32 bytes). Raises `UnavailableError` for a file that cannot be read."""
-    return hashlib.sha256(_PREFIX + measured_text(configuration).encode()).digest()
+def configuration_digest(configuration: Configuration, read: Read = read_named_file) -> bytes:
+    """The digest (32 bytes). Raises `UnavailableError` for a file that cannot be read.
+
+    `read` gives the contents of files: where they are used as well, the same bytes have to be.
+    """
+    return hashlib.sha256(_PREFIX + measured_text(configuration, read).encode()).digest()
 
 
-def measured_text(configuration: Configuration) -> str:
+def measured_text(configuration: Configuration, read: Read = read_named_file) -> str:
     """The JSON that the digest is over, without the prefix."""
-    content = _measured(configuration.model_dump(), ())
+    content = _measured(configuration.model_dump(), (), read)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _measured(value: Any, place: tuple[str, ...]) -> Any:
+def anchor_files(folder: Path) -> list[Path]:
+    """The files of a folder of endorsements that hold roots."""
+    return sorted(folder.rglob("*.pem"))
+
+
+def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
     if isinstance(value, Mapping):
         return {
-            name: _measured(inner, (*place, name))
+            name: _measured(inner, (*place, name), read)
             for name, inner in value.items()
             if (*place, name) not in _LEFT_OUT
         }
     if isinstance(value, list | tuple):
-        return [_measured(inner, place) for inner in value]
+        return [_measured(inner, place, read) for inner in value]
     if isinstance(value, Path):
         if place[-1] in UNCOVERED_FILES:
             return "present"
-        content = read_named_file(value, place[-1].replace("_", " "))
+        if value.is_dir():
+            return _measured_folder(value, read)
+        if value.is_dir():
+            return {
+                str(path.relative_to(value)): _measured(path, ("root",), read)
+                for path in anchor_files(value)
+            }
+        content = read(value, place[-1].replace("_", " "))
         return "sha256:" + hashlib.sha256(content).hexdigest()
     return value
+
+
+def _measured_folder(folder: Path, read: Read) -> dict[str, str]:
+    """The files of a folder that nobody else has signed, by their names in it."""
+    measured: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in _SIGNED_BY_OTHERS:
+            content = read(path, "endorsement")
+            measured[path.relative_to(folder).as_posix()] = (
+                "sha256:" + hashlib.sha256(content).hexdigest()
+            )
+    return measured

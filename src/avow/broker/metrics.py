@@ -32,6 +32,7 @@ GAUGES = frozenset(
         "stored_bytes",
         "inflight",
         "queued",
+        "quote_requests_waiting",
         "pump_connections_open",
         "pump_journal_bytes",
     }
@@ -45,11 +46,13 @@ class CountersCollector(Collector):
         self,
         counters: Callable[[], Mapping[str, int]],
         *,
+        refused_checks: Callable[[], Mapping[str, int]] = dict,
         gauges: frozenset[str],
         module_sha256: str,
         version: str,
     ) -> None:
         self._counters = counters
+        self._refused_checks = refused_checks
         self._gauges = gauges
         self._info = {"module_sha256": module_sha256, "version": version}
 
@@ -62,6 +65,15 @@ class CountersCollector(Collector):
                 yield GaugeMetricFamily(f"avow_{name}", f"{text}.", value=value)
             else:
                 yield CounterMetricFamily(f"avow_{name}", f"{text}, since the start.", value=value)
+
+        refused = CounterMetricFamily(
+            "avow_attestation_checks_failed",
+            "Attestation exchanges that were refused, by the number of the check.",
+            labels=["check"],
+        )
+        for check, count in sorted(self._refused_checks().items()):
+            refused.add_metric([check], count)
+        yield refused
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: a registry must not ask the pump while it is being put together."""

@@ -6,31 +6,51 @@ words by all three, and a reload that fails has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
+from typing import Protocol
 
 from OpenSSL import SSL
 
 from avow.broker.acl import compile_acl
 from avow.broker.commands import AclEntry
 from avow.broker.config import Configuration, Listener
+from avow.broker.measured_configuration import anchor_files, configuration_digest
 from avow.broker.users import User, read_users
 from avow.channel.address import Address, SocketAddress, resolve
-from avow.channel.named_files import readable_by_others
-from avow.channel.tls import ServerTls, server_context
-from avow.errors import MalformedError
+from avow.channel.judge import Judge
+from avow.channel.named_files import FilesReadOnce, readable_by_others
+from avow.channel.psk import PreSharedKeys, load_pre_shared_keys, serve_keys
+from avow.channel.tls import Credential, ServerTls, server_context
+from avow.errors import MalformedError, UnavailableError
+
+
+class LoadJudge(Protocol):
+    """Makes the judge of clients."""
+
+    def __call__(
+        self, policy: Path, content: bytes, *, endorsements: Path | None, anchors: Sequence[bytes]
+    ) -> Judge:
+        """`content` are the bytes of `policy`; `anchors` those of the roots in `endorsements`, as
+        they were measured: no other root may count. Raises an `AvowError` that names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedListener:
-    """A listener whose files are loaded; `targets` are the addresses to bind."""
+    """A listener whose files are loaded; `targets` are the addresses to bind.
+
+    `context_with` makes the context for a certificate that is made in this process (`ra_tls`).
+    """
 
     listener: Listener
     address: Address
     targets: Sequence[SocketAddress]
     context: SSL.Context | None
     allow_anonymous: bool
+    judge: Judge | None = None
+    context_with: Callable[[Credential], SSL.Context] | None = field(default=None, repr=False)
 
     @property
     def loopback(self) -> bool:
@@ -42,7 +62,8 @@ class PreparedListener:
 class Prepared:
     """A configuration that can be used. `users` and `acl` are None where there is no file, no rule.
 
-    `warnings` are sentences for the log: nothing that stops a broker, but somebody should know.
+    `digest` is the configuration's (32 bytes), over exactly the contents that are used. `warnings`
+    are sentences for the log: nothing that stops a broker, but somebody should know.
     """
 
     configuration: Configuration
@@ -50,11 +71,16 @@ class Prepared:
     users: dict[str, User] | None
     acl: list[AclEntry] | None
     warnings: Sequence[str]
+    digest: bytes
 
 
-def prepare(configuration: Configuration, now: datetime) -> Prepared:
-    """Loads certificates, keys, CRLs and users. Raises an `AvowError` that names file and fix."""
+def prepare(
+    configuration: Configuration, now: datetime, *, load_judge: LoadJudge | None = None
+) -> Prepared:
+    """Loads certificates, keys, CRLs, users and policies. Raises an `AvowError` that names file and
+    fix."""
     warnings: list[str] = []
+    files = FilesReadOnce()
     users = None
     if configuration.password_file is not None:
         users = read_users(configuration.password_file)
@@ -65,26 +91,64 @@ def prepare(configuration: Configuration, now: datetime) -> Prepared:
         if readable_by_others(configuration.password_file):
             warnings.append(f"other users can read {configuration.password_file}; chmod 600 it")
     listeners = [
-        _prepare_listener(configuration, listener, now, warnings)
+        _ListenerFiles(configuration, listener, now, warnings, files, load_judge).prepared()
         for listener in configuration.listeners
     ]
+    if configuration.attestation.tee is not None and not any(
+        entry.address.scheme.encrypted for entry in listeners
+    ):
+        warnings.append("no listener has TLS, so nobody can ask for the broker's evidence")
     acl = None if configuration.acl is None else compile_acl(configuration.acl)
-    return Prepared(configuration, listeners, users, acl, warnings)
+    digest = configuration_digest(configuration, files)
+    return Prepared(configuration, listeners, users, acl, warnings, digest)
 
 
-def _prepare_listener(
-    configuration: Configuration, listener: Listener, now: datetime, warnings: list[str]
-) -> PreparedListener:
-    address = listener.address
-    targets = resolve(address)
-    loopback = all(target.loopback for target in targets)
-    allow_anonymous = _admits_anonymous(configuration, listener, loopback)
-    if not loopback and not address.scheme.encrypted:
-        warnings.append(f"{address} is not encrypted: passwords and data can be read on the way")
-    context = None
-    if listener.cert is not None and listener.key is not None:
-        if readable_by_others(listener.key):
-            warnings.append(f"other users can read the private key {listener.key}; chmod 600 it")
+@dataclass(frozen=True, slots=True)
+class _ListenerFiles:
+    """What one listener is made from."""
+
+    configuration: Configuration
+    listener: Listener
+    now: datetime
+    warnings: list[str]
+    files: FilesReadOnce
+    load_judge: LoadJudge | None
+
+    def prepared(self) -> PreparedListener:
+        listener, address = self.listener, self.listener.address
+        targets = resolve(address)
+        loopback = all(target.loopback for target in targets)
+        allow_anonymous = _admits_anonymous(self.configuration, listener, loopback)
+        if not address.scheme.encrypted:
+            if not loopback:
+                self._warn(f"{address} is not encrypted: passwords and data can be read on the way")
+            return PreparedListener(listener, address, targets, None, allow_anonymous)
+        self._check_that_attestation_is_there()
+        for secret, path in (
+            ("private key", listener.key),
+            ("pre-shared keys", listener.psk_file),
+        ):
+            if path is not None and readable_by_others(path):
+                self._warn(f"other users can read the {secret} {path}; chmod 600 it")
+        keys = None if listener.psk_file is None else load_pre_shared_keys(listener.psk_file)
+        if keys is not None and not keys:
+            self._warn(f"{listener.psk_file} holds no key; add lines `identity:key`")
+        context = self._context(keys, None)
+        return PreparedListener(
+            listener,
+            address,
+            targets,
+            None if listener.ra_tls else context,
+            allow_anonymous,
+            self._judge(),
+            (lambda credential: self._context(keys, credential)) if listener.ra_tls else None,
+        )
+
+    def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
+    def _context(self, keys: PreSharedKeys | None, credential: Credential | None) -> SSL.Context:
+        listener = self.listener
         tls = ServerTls(
             certificate=listener.cert,
             key=listener.key,
@@ -93,8 +157,45 @@ def _prepare_listener(
             require_certificate=listener.require_certificate,
             minimum=listener.tls_minimum,
         )
-        context = server_context(tls, now)
-    return PreparedListener(listener, address, targets, context, allow_anonymous)
+        context = server_context(tls, self.now, credential=credential, read=self.files)
+        if keys is not None:
+            serve_keys(context, keys)
+        return context
+
+    def _judge(self) -> Judge | None:
+        path = self.listener.client_policy
+        if path is None:
+            return None
+        if self.load_judge is None:
+            raise UnavailableError("expected somebody who can read policies, got none; report this")
+        folder = self.configuration.attestation.endorsements
+        return self.load_judge(
+            path,
+            self.files(path, "policy"),
+            endorsements=folder,
+            anchors=()
+            if folder is None
+            else [self.files(anchor, "root") for anchor in anchor_files(folder)],
+        )
+
+    def _check_that_attestation_is_there(self) -> None:
+        """Keys that promise something which a broker without a platform cannot keep."""
+        listener = self.listener
+        if self.configuration.attestation.tee is not None:
+            return
+        for name, asked in (
+            ("ra_tls = true", listener.ra_tls),
+            ('evidence_for = "authorised"', listener.evidence_for == "authorised"),
+            (
+                "unattested_clients = false",
+                not listener.unattested_clients and listener.client_policy is None,
+            ),
+        ):
+            if asked:
+                raise MalformedError(
+                    f"expected a platform for {name} at the listener {listener.url}, got none; "
+                    f"name it with --tee or `tee` in [attestation]"
+                )
 
 
 def _admits_anonymous(configuration: Configuration, listener: Listener, loopback: bool) -> bool:
@@ -103,7 +204,8 @@ def _admits_anonymous(configuration: Configuration, listener: Listener, loopback
     if asked is None:
         asked = configuration.allow_anonymous
     can_log_in = configuration.password_file is not None or (
-        listener.client_ca is not None and listener.use_identity_as != "none"
+        (listener.client_ca is not None or listener.psk_file is not None)
+        and listener.use_identity_as != "none"
     )
     if asked is not None and (asked or can_log_in):
         return asked

@@ -33,6 +33,7 @@ from avow.broker.commands import (
     version_text_command,
 )
 from avow.broker.config import Configuration
+from avow.broker.doors import CertificateRenewal, door_attestation
 from avow.broker.events import (
     AuthRequest,
     CommandFailed,
@@ -45,10 +46,12 @@ from avow.broker.events import (
 )
 from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
 from avow.broker.origins import Origins
-from avow.broker.prepared import Prepared, PreparedListener, prepare
-from avow.broker.pump import CoreTrapError, Pump, Transport
-from avow.channel.acceptor import Acceptor, Arrival, Door, open_listeners
-from avow.errors import AvowError, UnavailableError
+from avow.broker.prepared import LoadJudge, Prepared, PreparedListener, prepare
+from avow.broker.pump import Attested, CoreTrapError, Pump, Transport
+from avow.channel.acceptor import Acceptor, Arrival, Door, Refusal, open_listeners
+from avow.channel.attestation import ServerAttestation
+from avow.channel.issuer import Counters
+from avow.errors import AvowError, DeniedError, UnavailableError
 from avow.sandbox.engine import LoadedCore
 
 # Turns of the pump whose events may wait for their thread; beyond, the pump waits.
@@ -88,14 +91,20 @@ class Service:
         reread: Callable[[], Configuration],
         controls: Controls,
         log: FilteringBoundLogger,
+        attestation: ServerAttestation | None = None,
+        load_judge: LoadJudge | None = None,
     ) -> None:
-        """`reread` gives the configuration as it is now, for a reload."""
+        """`reread` gives the configuration as it is now, for a reload. `attestation` has been
+        measured with the digest of `prepared`; `load_judge` reads policies for clients."""
         configuration = prepared.configuration
         self._prepared = prepared
         self._core = core
         self._reread = reread
         self._controls = controls
         self._log = log
+        self._attestation = attestation
+        self._load_judge = load_judge
+        self._certificates = CertificateRenewal(attestation, log)
         self._pump = Pump(
             core,
             entropy=secrets.token_bytes(32),
@@ -111,6 +120,7 @@ class Service:
             log=log,
         )
         self._handshakes: Counter[str] = Counter()
+        self._refused_checks: Counter[str] = Counter()
         self._doors: list[tuple[PreparedListener, Door]] = []
         self._acceptors: list[Acceptor] = []
         self._metrics: MetricsServer | None = None
@@ -172,6 +182,7 @@ class Service:
                 context=prepared.context,
                 identity_source=prepared.listener.use_identity_as,
                 allow_anonymous=prepared.allow_anonymous,
+                attestation=door_attestation(prepared, self._attestation),
             )
             self._doors.append((prepared, door))
 
@@ -180,6 +191,7 @@ class Service:
         if settings is not None:
             collector = CountersCollector(
                 self._counters,
+                refused_checks=lambda: dict(self._refused_checks),
                 gauges=GAUGES,
                 module_sha256=self._core.sha256.hex(),
                 version=__version__,
@@ -195,9 +207,14 @@ class Service:
         self._authenticator.start()
         self._turning.start()
         self._handling.start()
+        if self._attestation is not None:
+            self._attestation.start()
+            self._certificates.start(
+                self._doors, self._prepared.configuration.attestation.certificate_renewal_s
+            )
         timeout_s = self._prepared.configuration.handshake_timeout_s
         for encrypted in (False, True):
-            doors = [door for _, door in self._doors if (door.context is not None) is encrypted]
+            doors = [door for _, door in self._doors if door.address.scheme.encrypted is encrypted]
             if doors:
                 acceptor = Acceptor(
                     doors,
@@ -215,6 +232,7 @@ class Service:
                 url=str(door.address),
                 port=door.address.port,
                 anonymous=door.allow_anonymous,
+                **_described(door),
             )
         if self._metrics is not None:
             self._log.info("metrics", url=self._metrics.url)
@@ -289,6 +307,17 @@ class Service:
         door = arrival.door
         transport = Transport.WEBSOCKET if door.address.scheme.websocket else Transport.MQTT
         origin = Origin(arrival.peer, door.allow_anonymous)
+        attested = None
+        if arrival.attested is not None:
+            attested = Attested(arrival.attested.tier.rank, arrival.attested.module)
+            self._handshakes["clients_attested"] += 1
+            self._log.info(
+                "client attested",
+                peer=arrival.peer,
+                platform=arrival.attested.platform,
+                tier=arrival.attested.tier.label,
+                module="sha256:" + arrival.attested.module.hex(),
+            )
         try:
             self._origins.note(
                 origin,
@@ -297,23 +326,43 @@ class Service:
                     transport=transport,
                     allow_anonymous=door.allow_anonymous,
                     identity=arrival.identity,
+                    attested=attested,
                     tls=arrival.tls,
                 ),
             )
         except UnavailableError:
             os.close(arrival.fd)
 
-    def _refused_handshake(self, door: Door, peer: str, reason: str) -> None:
+    def _refused_handshake(self, refusal: Refusal) -> None:
+        url = str(refusal.door.address)
+        if refusal.check:
+            self._refused_checks[refusal.check] += 1
+            self._log.warning(
+                "attestation refused",
+                url=url,
+                peer=refusal.peer,
+                check=refusal.check,
+                reason=refusal.reason,
+            )
+            return
         self._handshakes["handshakes_refused"] += 1
-        self._log.info("handshake refused", url=str(door.address), peer=peer, reason=reason)
+        self._log.info("handshake refused", url=url, peer=refusal.peer, reason=refusal.reason)
 
     def _exhausted(self, reason: str) -> None:
         self._handshakes["accept_pauses"] += 1
         self._log.error("accepting paused", reason=reason, advice="raise the limit of open files")
 
     def _counters(self) -> dict[str, int]:
+        evidence = Counters() if self._attestation is None else self._attestation.counters
         return {
             **self._pump.stats(),
+            "clients_attested": self._handshakes["clients_attested"],
+            "attestations_refused": self._refused_checks.total(),
+            "quotes": evidence.quotes,
+            "quote_requests": evidence.requests,
+            "quote_failures": evidence.failures,
+            "quote_requests_waiting": evidence.waiting,
+            "quote_requests_refused_busy": evidence.busy,
             "handshakes_refused": self._handshakes["handshakes_refused"],
             "accept_pauses": self._handshakes["accept_pauses"],
             "login_failures": self._authenticator.failures,
@@ -323,7 +372,18 @@ class Service:
     def _reload(self) -> None:
         """Certificates, CRLs, users, rules and limits; connections stay, even revoked ones."""
         try:
-            fresh = prepare(self._reread(), datetime.now(UTC))
+            fresh = prepare(self._reread(), datetime.now(UTC), load_judge=self._load_judge)
+            waiting = needs_restart(self._prepared.configuration, fresh.configuration)
+            if waiting and self._attestation is not None:
+                # Half of a new configuration would be neither the one that the evidence names nor
+                # the one before.
+                raise DeniedError(
+                    f"expected a configuration that can be used as a whole, as it is attested, got "
+                    f"changes that need a restart ({', '.join(waiting)}); start avow again"
+                )
+            measured = self._attestation is not None and self._attestation.measure(
+                fresh.digest, datetime.now(UTC)
+            )
         except AvowError as error:
             self._log.error("reload refused", reason=str(error), still="the old configuration")
             return
@@ -331,19 +391,24 @@ class Service:
             self._log.warning(warning)
         by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}
         for old, door in self._doors:
-            new = by_url.get(old.listener.url)
-            if new is not None:
-                door.context = new.context
+            # A listener that stays as it was still shows the new configuration's evidence.
+            new = by_url.get(old.listener.url, old)
+            door.attestation = door_attestation(new, self._attestation)
+            if new is not old:
+                if new.context is not None:
+                    door.context = new.context
                 door.identity_source = new.listener.use_identity_as
                 door.allow_anonymous = new.allow_anonymous
         for acceptor in self._acceptors:
             acceptor.set_handshake_timeout(fresh.configuration.handshake_timeout_s)
+        self._certificates.renew_now([(by_url.get(p.listener.url, p), d) for p, d in self._doors])
         self._authenticator.reload(fresh.configuration.login, fresh.users)
         self._send_settings(fresh)
-        waiting = needs_restart(self._prepared.configuration, fresh.configuration)
         if waiting:
             self._log.warning("needs a restart", keys=waiting)
         self._prepared = fresh
+        if measured:
+            self._log.info("measured", configuration_sha256=fresh.digest.hex())
         self._log.info(
             "reloaded",
             users=len(fresh.users) if fresh.users is not None else 0,
@@ -380,6 +445,9 @@ class Service:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
+        self._certificates.stop()
+        if self._attestation is not None:
+            self._attestation.stop()
         self._authenticator.stop()
         self._pump.stop()
         self._turning.join(STOP_TIMEOUT_S)
@@ -413,17 +481,32 @@ class Service:
             self._log.critical("the broker cannot go on", reason=str(error))
 
 
+def _described(door: Door) -> dict[str, object]:
+    """What the log says about a listener's attestation."""
+    attestation = door.attestation
+    if attestation is None:
+        return {}
+    return {
+        "evidence": attestation.identity is not None,
+        "client_evidence": attestation.settings.ask_clients.value,
+        "unattested_clients": attestation.unattested_clients,
+    }
+
+
 def needs_restart(old: Configuration, new: Configuration) -> list[str]:
     """The keys that have changed and are read at the start only."""
     keys = [
         name
-        for name in ("idle_timeout_s", "drain_timeout_s", "log", "metrics")
+        for name in ("idle_timeout_s", "drain_timeout_s", "log", "metrics", "attestation")
         if getattr(old, name) != getattr(new, name)
     ]
     if sorted(listener.url for listener in old.listeners) != sorted(
         listener.url for listener in new.listeners
     ):
         keys.append("listeners")
+    made = {listener.url: listener.ra_tls for listener in old.listeners}
+    if any(listener.ra_tls != made.get(listener.url, False) for listener in new.listeners):
+        keys.append("listeners.ra_tls")
     if old.login.workers != new.login.workers:
         keys.append("login.workers")
     return keys

@@ -1,15 +1,20 @@
-"""Accepts connections and finishes their TLS handshakes, then hands them over.
+"""Accepts connections, finishes their TLS handshakes and attestation exchanges, hands them over.
 
 One thread for one set of entrances, and nothing in it ever blocks on a peer: sockets are
 non-blocking, a handshake goes on when its socket is ready, and one that takes too long is closed.
-What it holds is bounded: with `handshakes_max` handshakes under way no further TLS connection is
-accepted (the kernel's queue waits), and slow ones get a shorter time, so that idle peers cannot
-keep the door shut.
+What it holds is bounded: with `handshakes_max` handshakes and exchanges under way no further TLS
+connection is accepted (the kernel's queue waits), and slow ones get a shorter time, so that idle
+peers cannot keep the door shut.
+
+Where attestation is configured, the first decrypted byte is awaited here (`avow.channel.opening`).
+Evidence for a peer comes from the issuer's threads: they leave it in a queue and wake this one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import queue
 import selectors
 import socket
 import threading
@@ -21,9 +26,13 @@ from dataclasses import dataclass, field
 from OpenSSL import SSL
 
 from avow.channel.address import Address, host_and_port
+from avow.channel.exchange import DEADLINE_S
 from avow.channel.identity import IdentitySource, identity_of
+from avow.channel.opening import AttestedPeer, DoorAttestation, Opened, Opening, Wants
+from avow.channel.psk import key_identity
 from avow.channel.tls import reason_of, session_reused
-from avow.errors import DeniedError, UnavailableError
+from avow.errors import AvowError, DeniedError, UnavailableError
+from avow.evidence.envelope import Evidence
 
 # Connections taken from one listener before the others get a look.
 ACCEPT_BATCH = 128
@@ -39,8 +48,9 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Door:
     """One listening socket and what is asked of those who come in.
 
-    `context` (None: no TLS), `identity_source` and `allow_anonymous` may be replaced at any time
-    by another thread; new connections follow the new ones.
+    `context` (None: no TLS), `identity_source`, `allow_anonymous` and `attestation` (None: nobody
+    looks at the first byte) may be replaced at any time by another thread; new connections follow
+    the new ones.
     """
 
     listening: socket.socket
@@ -48,6 +58,18 @@ class Door:
     context: SSL.Context | None = None
     identity_source: IdentitySource = "none"
     allow_anonymous: bool = False
+    attestation: DoorAttestation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A connection that does not come in. `check` is the number of the check that failed, empty
+    where it was none of attestation."""
+
+    door: Door
+    peer: str
+    reason: str
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +81,31 @@ class Arrival:
     peer: str
     tls: SSL.Connection | None = field(default=None, repr=False)
     identity: str | None = None
+    attested: AttestedPeer | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Handshake:
+    """A connection until it is ready for MQTT. `opening` is there when TLS is done and the first
+    byte matters; `started_s` counts anew then."""
+
     door: Door
     sock: socket.socket
     tls: SSL.Connection
     peer: str
     started_s: float
+    attestation: DoorAttestation | None
     events: int = 0
+    opening: Opening | None = None
+    identity: str | None = None
 
 
 class Acceptor:
     """Runs one thread from `start` to `stop`. The callbacks run in that thread and must not block.
 
-    `admit` receives every connection that is ready; `refused` is told of every one that is not,
-    with the peer and the reason; `exhausted` of the system's words when accepting has to pause.
+    `admit` receives every connection that is ready; `refused` is told of every one that is not;
+    `exhausted` of the system's words when accepting has to pause. `exchange_timeout_s` counts from
+    the end of the TLS handshake to the end of an exchange, or to the first byte of MQTT.
     """
 
     def __init__(
@@ -83,9 +113,10 @@ class Acceptor:
         doors: Sequence[Door],
         *,
         admit: Callable[[Arrival], None],
-        refused: Callable[[Door, str, str], None],
+        refused: Callable[[Refusal], None],
         exhausted: Callable[[str], None],
         handshake_timeout_s: float = 10.0,
+        exchange_timeout_s: float = DEADLINE_S,
         handshakes_max: int = 1024,
         name: str = "acceptor",
     ) -> None:
@@ -94,14 +125,21 @@ class Acceptor:
         self._refused = refused
         self._exhausted = exhausted
         self._handshake_timeout_s = handshake_timeout_s
+        self._exchange_timeout_s = exchange_timeout_s
         self._handshakes_max = handshakes_max
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        # Evidence for those who wait for it, put here by other threads.
+        self._quoted: queue.SimpleQueue[tuple[_Handshake, Evidence | AvowError]]
+        self._quoted = queue.SimpleQueue()
         self._stopping = False
         self._paused_until_s: float | None = None
         self._listening = False
         # In the order in which they began, which is the order in which they run out of time.
         self._handshakes: OrderedDict[_Handshake, None] = OrderedDict()
+        self._openings: OrderedDict[_Handshake, None] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -111,7 +149,7 @@ class Acceptor:
     def stop(self) -> None:
         """Closes the listening sockets, gives up unfinished handshakes and waits for the thread."""
         self._stopping = True
-        self._wake_writer.send(b"\0")
+        self._wake()
         self._thread.join()
 
     def set_handshake_timeout(self, timeout_s: float) -> None:
@@ -128,14 +166,24 @@ class Acceptor:
                         self._accept(key.data)
                     elif isinstance(key.data, _Handshake):
                         self._advance(key.data)
-                self._give_up_slow_handshakes()
+                    else:
+                        self._take_quoted()
+                self._give_up_slow(self._handshakes)
+                self._give_up_slow(self._openings)
         finally:
             self._close()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_writer.send(b"\0")
+        except OSError:
+            # Full: it is being woken already. Closed: nobody is left to wake.
+            return
 
     def _listen_or_pause(self) -> None:
         if self._paused_until_s is not None and time.monotonic() >= self._paused_until_s:
             self._paused_until_s = None
-        wanted = self._paused_until_s is None and len(self._handshakes) < self._handshakes_max
+        wanted = self._paused_until_s is None and not self._crowded
         if wanted == self._listening:
             return
         for door in self._doors:
@@ -149,16 +197,23 @@ class Acceptor:
         deadlines = []
         if self._paused_until_s is not None:
             deadlines.append(self._paused_until_s)
-        if self._handshakes:
-            oldest = next(iter(self._handshakes))
-            deadlines.append(oldest.started_s + self._allowed_s())
+        for waiting in (self._handshakes, self._openings):
+            if waiting:
+                oldest = next(iter(waiting))
+                deadlines.append(oldest.started_s + self._allowed_s(oldest))
         if not deadlines:
             return None
         return max(0.0, min(deadlines) - time.monotonic())
 
-    def _allowed_s(self) -> float:
-        crowded = len(self._handshakes) >= self._handshakes_max
-        return self._handshake_timeout_s * (CROWDED_SHARE if crowded else 1.0)
+    @property
+    def _crowded(self) -> bool:
+        return len(self._handshakes) + len(self._openings) >= self._handshakes_max
+
+    def _allowed_s(self, handshake: _Handshake) -> float:
+        whole_s = (
+            self._handshake_timeout_s if handshake.opening is None else self._exchange_timeout_s
+        )
+        return whole_s * (CROWDED_SHARE if self._crowded else 1.0)
 
     def _accept(self, door: Door) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -192,12 +247,15 @@ class Acceptor:
         """Starts a handshake; False when that was the last place."""
         tls = SSL.Connection(context, sock)
         tls.set_accept_state()
-        handshake = _Handshake(door, sock, tls, peer, time.monotonic())
+        handshake = _Handshake(door, sock, tls, peer, time.monotonic(), door.attestation)
         self._handshakes[handshake] = None
         self._advance(handshake)
-        return len(self._handshakes) < self._handshakes_max
+        return not self._crowded
 
     def _advance(self, handshake: _Handshake) -> None:
+        if handshake.opening is not None:
+            self._go_on(handshake, handshake.opening)
+            return
         try:
             handshake.tls.do_handshake()
         except SSL.WantReadError:
@@ -210,54 +268,125 @@ class Acceptor:
             self._finish(handshake)
 
     def _await(self, handshake: _Handshake, events: int) -> None:
+        if handshake.events == events:
+            return
         if handshake.events == 0:
             self._selector.register(handshake.sock, events, handshake)
-        elif handshake.events != events:
+        elif events == 0:
+            self._selector.unregister(handshake.sock)
+        else:
             self._selector.modify(handshake.sock, events, handshake)
         handshake.events = events
 
     def _finish(self, handshake: _Handshake) -> None:
-        if session_reused(handshake.tls):
+        """TLS is done."""
+        key_name = key_identity(handshake.tls)
+        if key_name is None and session_reused(handshake.tls):
             self._refuse(handshake, "a resumed session")
             return
         certificate = handshake.tls.get_peer_certificate(as_cryptography=True)
+        source = handshake.door.identity_source
         try:
-            identity = (
-                None
-                if certificate is None
-                else identity_of(certificate, handshake.door.identity_source)
-            )
+            if key_name is not None:
+                handshake.identity = None if source == "none" else key_name
+            elif certificate is not None:
+                handshake.identity = identity_of(certificate, source)
         except DeniedError as error:
             self._refuse(handshake, str(error))
             return
+        if handshake.attestation is None:
+            self._arrived(handshake, None)
+            return
+        handshake.opening = Opening(
+            handshake.tls,
+            handshake.attestation,
+            authorised=certificate is not None or key_name is not None,
+            external_psk=key_name is not None,
+        )
+        del self._handshakes[handshake]
+        self._openings[handshake] = None
+        handshake.started_s = time.monotonic()
+        self._go_on(handshake, handshake.opening)
+
+    def _go_on(self, handshake: _Handshake, opening: Opening) -> None:
+        """The first byte or an exchange, as far as it goes without waiting."""
+
+        def quoted(answer: Evidence | AvowError) -> None:
+            self._quoted.put((handshake, answer))
+            self._wake()
+
+        try:
+            step = opening.advance(quoted)
+        except SSL.Error as error:
+            self._refuse(handshake, reason_of(error))
+        except AvowError as error:
+            self._refuse_attestation(handshake, error)
+        else:
+            match step:
+                case Wants.READ:
+                    self._await(handshake, selectors.EVENT_READ)
+                case Wants.WRITE:
+                    self._await(handshake, selectors.EVENT_WRITE)
+                case Wants.QUOTE:
+                    self._await(handshake, 0)
+                case Opened():
+                    self._arrived(handshake, step.peer)
+
+    def _take_quoted(self) -> None:
+        try:
+            while self._wake_reader.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        while not self._quoted.empty():
+            handshake, answer = self._quoted.get()
+            # It may have run out of time meanwhile.
+            if handshake in self._openings and handshake.opening is not None:
+                handshake.opening.quoted(answer)
+                self._go_on(handshake, handshake.opening)
+
+    def _arrived(self, handshake: _Handshake, attested: AttestedPeer | None) -> None:
         self._leave(handshake)
         self._admit(
             Arrival(
-                handshake.sock.detach(), handshake.door, handshake.peer, handshake.tls, identity
+                handshake.sock.detach(),
+                handshake.door,
+                handshake.peer,
+                handshake.tls,
+                handshake.identity,
+                attested,
             )
         )
 
-    def _refuse(self, handshake: _Handshake, reason: str) -> None:
+    def _refuse_attestation(self, handshake: _Handshake, error: AvowError) -> None:
+        check = "" if error.finding is None else error.finding.check.number
+        # The alert that ends the stream, so that the peer reads our last words as complete.
+        with contextlib.suppress(SSL.Error):
+            handshake.tls.shutdown()
+        self._refuse(handshake, str(error), check)
+
+    def _refuse(self, handshake: _Handshake, reason: str, check: str = "") -> None:
         self._leave(handshake)
         handshake.sock.close()
-        self._refused(handshake.door, handshake.peer, reason)
+        self._refused(Refusal(handshake.door, handshake.peer, reason, check))
 
     def _leave(self, handshake: _Handshake) -> None:
-        if handshake.events:
-            self._selector.unregister(handshake.sock)
-            handshake.events = 0
-        del self._handshakes[handshake]
+        self._await(handshake, 0)
+        del (self._handshakes if handshake.opening is None else self._openings)[handshake]
 
-    def _give_up_slow_handshakes(self) -> None:
+    def _give_up_slow(self, waiting: OrderedDict[_Handshake, None]) -> None:
         now_s = time.monotonic()
-        while self._handshakes:
-            oldest = next(iter(self._handshakes))
-            if now_s < oldest.started_s + self._allowed_s():
+        while waiting:
+            oldest = next(iter(waiting))
+            if now_s < oldest.started_s + self._allowed_s(oldest):
                 return
-            self._refuse(oldest, "the TLS handshake took too long")
+            if oldest.opening is None:
+                self._refuse(oldest, "the TLS handshake took too long")
+            else:
+                self._refuse_attestation(oldest, oldest.opening.late())
 
     def _close(self) -> None:
-        for handshake in self._handshakes:
+        for handshake in (*self._handshakes, *self._openings):
             handshake.sock.close()
         for door in self._doors:
             door.listening.close()

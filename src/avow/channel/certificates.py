@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from avow.channel.named_files import read_named_file
+from avow.channel.named_files import Read, read_named_file
 from avow.errors import MalformedError, UntrustedError
 
 # The kinds that TLS can sign a handshake with.
@@ -33,19 +33,21 @@ ServerKey = (
 
 def load_chain(path: Path, now: datetime) -> list[x509.Certificate]:
     """A server's certificate followed by its intermediates; each has to be valid at `now`."""
-    chain = _load_certificates(path, "certificate")
+    chain = _load_certificates(path, "certificate", read_named_file)
     for certificate in chain:
         _check_validity(certificate, path, now)
     return chain
 
 
-def load_authorities(path: Path, now: datetime) -> list[x509.Certificate]:
+def load_authorities(
+    path: Path, now: datetime, *, read: Read = read_named_file
+) -> list[x509.Certificate]:
     """The authorities that client certificates may come from; at least one is valid at `now`.
 
     A bundle usually keeps an expired root beside its successor: OpenSSL refuses chains through it,
     so it does no harm, and only a bundle of nothing else is an error.
     """
-    authorities = _load_certificates(path, "client CA")
+    authorities = _load_certificates(path, "client CA", read)
     if all(not _valid(certificate, now) for certificate in authorities):
         _check_validity(authorities[0], path, now)
     return authorities
@@ -108,8 +110,8 @@ def load_revocation_lists(path: Path, now: datetime) -> list[x509.CertificateRev
     return lists
 
 
-def _load_certificates(path: Path, what: str) -> list[x509.Certificate]:
-    content = read_named_file(path, what)
+def _load_certificates(path: Path, what: str, read: Read) -> list[x509.Certificate]:
+    content = read(path, what)
     try:
         return x509.load_pem_x509_certificates(content)
     except ValueError as error:

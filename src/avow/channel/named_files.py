@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from avow.errors import MalformedError, UnavailableError
@@ -10,6 +11,28 @@ from avow.errors import MalformedError, UnavailableError
 # Certificates, keys, revocation lists, users and configurations are far smaller. A wrong path to a
 # device or a core dump must not fill the memory.
 FILE_BYTES_MAX = 64 * 1024 * 1024
+
+
+Read = Callable[[Path, str], bytes]
+"""What `read_named_file` does."""
+
+
+class FilesReadOnce:
+    """Gives every reader of one file the same bytes, whatever happens to the file meanwhile.
+
+    What a configuration names is measured and used: with two readings, who owns the disk could have
+    one thing measured and another used.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[Path, bytes] = {}
+
+    def __call__(self, path: Path, what: str) -> bytes:
+        """As `read_named_file`."""
+        content = self._contents.get(path)
+        if content is None:
+            content = self._contents[path] = read_named_file(path, what)
+        return content
 
 
 def read_named_file(path: Path, what: str) -> bytes:

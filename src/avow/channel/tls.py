@@ -9,12 +9,14 @@ OpenSSL accepts none unless a server asks for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
+from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
 from avow.channel.certificates import (
@@ -23,6 +25,7 @@ from avow.channel.certificates import (
     load_key,
     load_revocation_lists,
 )
+from avow.channel.named_files import Read, read_named_file
 from avow.errors import MalformedError
 
 TlsVersion = Literal["1.2", "1.3"]
@@ -35,20 +38,39 @@ _CHAIN_DEPTH_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """What one TLS listener is made of: paths of PEM files and what is asked of clients."""
+    """What one TLS listener is made of: paths of PEM files and what is asked of clients.
 
-    certificate: Path
-    key: Path
+    Without `certificate` and `key` the context has none, unless one is made for it (`Credential`).
+    """
+
+    certificate: Path | None
+    key: Path | None
     client_ca: Path | None = None
     crl: Path | None = None
     require_certificate: bool = True
     minimum: TlsVersion = "1.3"
 
 
-def server_context(tls: ServerTls, now: datetime) -> SSL.Context:
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A certificate that was made in this process, and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+
+def server_context(
+    tls: ServerTls,
+    now: datetime,
+    *,
+    credential: Credential | None = None,
+    read: Read = read_named_file,
+) -> SSL.Context:
     """Loads and checks every file, and returns the context for new connections.
 
-    Raises `UnavailableError`, `MalformedError` or `UntrustedError` that names the file.
+    `credential` takes the place of the files of the certificate and its key. `read` reads what the
+    configuration's digest covers. Raises `UnavailableError`, `MalformedError` or `UntrustedError`
+    that names the file.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(
@@ -63,17 +85,21 @@ def server_context(tls: ServerTls, now: datetime) -> SSL.Context:
     context.set_session_id(b"avow")
     # An idle connection then holds no record buffers.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    _use_certificate(context, tls, now)
+    if credential is not None:
+        context.use_certificate(credential.certificate)
+        context.use_privatekey(credential.key)
+    elif tls.certificate is not None and tls.key is not None:
+        _use_certificate(context, tls.certificate, tls.key, now)
     if tls.client_ca is None:
         context.set_verify(SSL.VERIFY_NONE)
     else:
-        _ask_for_client_certificates(context, tls.client_ca, tls, now)
+        _ask_for_client_certificates(context, tls.client_ca, tls, now, read)
     return context
 
 
-def _use_certificate(context: SSL.Context, tls: ServerTls, now: datetime) -> None:
-    chain = load_chain(tls.certificate, now)
-    key = load_key(tls.key, chain[0], tls.certificate)
+def _use_certificate(context: SSL.Context, path: Path, key_path: Path, now: datetime) -> None:
+    chain = load_chain(path, now)
+    key = load_key(key_path, chain[0], path)
     try:
         context.use_certificate(chain[0])
         for intermediate in chain[1:]:
@@ -82,17 +108,17 @@ def _use_certificate(context: SSL.Context, tls: ServerTls, now: datetime) -> Non
     except SSL.Error as error:
         raise MalformedError(
             f"expected a certificate that OpenSSL accepts, got {reason_of(error)!r} for "
-            f"{tls.certificate}; use an RSA key of at least 2048 bits or an EC key"
+            f"{path}; use an RSA key of at least 2048 bits or an EC key"
         ) from error
 
 
 def _ask_for_client_certificates(
-    context: SSL.Context, client_ca: Path, tls: ServerTls, now: datetime
+    context: SSL.Context, client_ca: Path, tls: ServerTls, now: datetime, read: Read
 ) -> None:
     store = context.get_cert_store()
     if store is None:
         raise MalformedError("expected an X.509 store in the TLS context, got none; report this")
-    for authority in load_authorities(client_ca, now):
+    for authority in load_authorities(client_ca, now, read=read):
         store.add_cert(crypto.X509.from_cryptography(authority))
         context.add_client_ca(authority)
     if tls.crl is not None:

@@ -7,7 +7,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +22,18 @@ from avow.broker.config_file import Overrides, load_configuration
 from avow.broker.logs import make_log
 from avow.broker.prepared import Prepared, prepare
 from avow.broker.service import Control, Controls, Failed, Service
+from avow.cli.broker_attestation import (
+    SIMULATED,
+    load_judge,
+    open_attestation,
+    printer,
+)
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.exit_codes import ExitCode
 from avow.errors import AvowError
 from avow.sandbox import artefacts
 from avow.sandbox.engine import LoadedCore, load
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 # What the core's heap may have is a limit of its own; stack, tables and fragmentation come on top.
 _MEMORY_BESIDE_BUDGET_BYTES = 512 << 20
@@ -64,6 +71,25 @@ OPEN_UP = (
     "--password-file", type=_FILE, metavar="FILE", help="The users' file; see `avow user`."
 )
 @click.option(
+    "--psk-file",
+    type=_FILE,
+    metavar="FILE",
+    help="Admit clients with one of these pre-shared keys: lines `identity:key`, the key in "
+    "hexadecimal digits. The identity becomes the user name.",
+)
+@click.option(
+    "--tee",
+    metavar="NAME",
+    help="The platform that vouches for the broker: auto, or a name that `avow tee` lists. "
+    "`simulated` protects nothing.",
+)
+@click.option(
+    "--client-policy",
+    type=_FILE,
+    metavar="FILE",
+    help="Judge the evidence of clients that have some by this policy; see `avow policy`.",
+)
+@click.option(
     "--allow-anonymous",
     is_flag=True,
     default=False,
@@ -83,6 +109,9 @@ def broker(
     key: Path | None,
     client_ca: Path | None,
     password_file: Path | None,
+    psk_file: Path | None,
+    tee: str | None,
+    client_policy: Path | None,
     allow_anonymous: bool,
     config: Path | None,
     check: bool,
@@ -100,40 +129,57 @@ def broker(
         cert=cert,
         key=key,
         client_ca=client_ca,
+        psk_file=psk_file,
+        client_policy=client_policy,
+        tee=tee,
         allow_anonymous=True if allow_anonymous else None,
         password_file=password_file,
     )
     reread = functools.partial(load_configuration, config, overrides)
     with configuration_errors():
         configuration = reread()
-        prepared = prepare(configuration, datetime.now(UTC))
+        prepared = prepare(configuration, datetime.now(UTC), load_judge=load_judge)
     if check:
-        _report_check(prepared)
+        _report_check(prepared, printer(configuration))
         return ExitCode.OK
     return _run(prepared, reread, by_default=config is None and not listen)
 
 
-def _report_check(prepared: Prepared) -> None:
+def _report_check(prepared: Prepared, say: Callable[[str], None]) -> None:
     for warning in prepared.warnings:
-        click.echo(f"warning: {warning}")
+        say(f"warning: {warning}")
     for entry in prepared.listeners:
         who = "anybody" if entry.allow_anonymous else "users"
-        click.echo(f"listener {entry.address}: {who}")
+        say(f"listener {entry.address}: {who}")
     if prepared.users is not None:
-        click.echo(f"users: {len(prepared.users)}")
+        say(f"users: {len(prepared.users)}")
     if prepared.acl is not None:
-        click.echo(f"access rules: {len(prepared.acl)}")
-    click.echo("configuration is valid")
+        say(f"access rules: {len(prepared.acl)}")
+    say("configuration is valid")
 
 
 def _run(prepared: Prepared, reread: functools.partial[Configuration], *, by_default: bool) -> int:
     log = make_log(prepared.configuration.log, sys.stderr)
+    if prepared.configuration.attestation.tee == SIMULATED:
+        log = log.bind(warning=NOTHING_IS_PROTECTED)
     controls: Controls = queue.SimpleQueue()
     with _signals(controls), _thread_failures(controls, log):
         with configuration_errors():
-            core = _load_core(prepared.configuration)
+            attested = open_attestation(prepared)
+            core = _load_core(prepared.configuration, attested.measure)
+            attestation = attested.attestation
             log.info("avow broker", version=__version__, module_sha256=core.sha256.hex())
-            service = Service(prepared, core, reread=reread, controls=controls, log=log)
+            if attestation is not None:
+                log.info("attested", **attested.described())
+            service = Service(
+                prepared,
+                core,
+                reread=reread,
+                controls=controls,
+                log=log,
+                attestation=attestation,
+                load_judge=load_judge,
+            )
             service.open()
         if by_default:
             log.info(OPEN_UP)
@@ -144,10 +190,10 @@ def _run(prepared: Prepared, reread: functools.partial[Configuration], *, by_def
     return ExitCode.OK
 
 
-def _load_core(configuration: Configuration) -> LoadedCore:
+def _load_core(configuration: Configuration, measure: Callable[[bytes], None]) -> LoadedCore:
     path = artefacts.core_path()
     wanted = configuration.limits.memory_budget_bytes + _MEMORY_BESIDE_BUDGET_BYTES
-    return load(path.read_bytes(), memory_max_bytes=min(wanted, _MEMORY_MAX_BYTES))
+    return load(path.read_bytes(), memory_max_bytes=min(wanted, _MEMORY_MAX_BYTES), measure=measure)
 
 
 @contextmanager

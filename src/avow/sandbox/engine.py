@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import mmap
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -97,11 +98,18 @@ class LoadedCore:
         self.memory.write(self.store, data, address)
 
 
-def load(wasm_bytes: bytes, *, memory_max_bytes: int = _MEMORY_MAX_BYTES) -> LoadedCore:
+def load(
+    wasm_bytes: bytes,
+    *,
+    memory_max_bytes: int = _MEMORY_MAX_BYTES,
+    measure: Callable[[bytes], None] | None = None,
+) -> LoadedCore:
     """Compile and instantiate a core, and check that it is one this version of avow can host.
 
-    ``memory_max_bytes`` bounds its linear memory. Raises MalformedError when the bytes are no
-    module, when it has imports, lacks an export, or has another layout.
+    ``memory_max_bytes`` bounds its linear memory. ``measure`` is called with the digest of exactly
+    the bytes that were compiled, before any of their code runs; what it raises ends the loading.
+    Raises MalformedError when the bytes are no module, when it has imports, lacks an export, or has
+    another layout.
     """
     # An immutable copy of our own: what is hashed is what is compiled, whoever holds the argument.
     module_bytes = bytes(wasm_bytes)
@@ -119,6 +127,8 @@ def load(wasm_bytes: bytes, *, memory_max_bytes: int = _MEMORY_MAX_BYTES) -> Loa
             f"a core must have no imports, this one wants {', '.join(imports)}: "
             "build it for wasm32-freestanding"
         )
+    if measure is not None:
+        measure(digest)
     store = Store(engine)
     store.set_limits(memory_size=memory_max_bytes, instances=1, memories=1, tables=4)
     try:

@@ -1,0 +1,122 @@
+"""What `avow broker` wires for attestation: a platform, its measurement, judges of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+from cryptography import x509
+
+from avow.broker.config import Configuration
+from avow.broker.prepared import Prepared
+from avow.channel.attestation import ServerAttestation
+from avow.channel.judge import Judge
+from avow.errors import MalformedError, UnavailableError
+from avow.evidence.roles import Attester
+from avow.sandbox.manifest import runtime_manifest
+from avow.tee.simulated import NOTHING_IS_PROTECTED
+
+SIMULATED: Final = "simulated"
+
+
+class StartingAttestation:
+    """The platform while the broker starts: it measures the module before that runs.
+
+    `attestation` is there after `measure`, unless there is no platform.
+    """
+
+    def __init__(self, attester: Attester | None, prepared: Prepared) -> None:
+        self._attester = attester
+        self._prepared = prepared
+        self.attestation: ServerAttestation | None = None
+
+    def measure(self, module: bytes) -> None:
+        """The digest (32 bytes) of the bytes that were compiled and are about to run."""
+        if self._attester is None:
+            return
+        settings = self._prepared.configuration.attestation
+        self.attestation = ServerAttestation(
+            self._attester,
+            module=module,
+            runtime=runtime_manifest().digest,
+            quotes_per_s=settings.quotes_per_s,
+            waiting_max=settings.waiting_max,
+            quote_timeout_s=settings.quote_timeout_s,
+        )
+        self.attestation.measure(self._prepared.digest, datetime.now(UTC))
+
+    def described(self) -> dict[str, str]:
+        """For the log: what clients will see."""
+        if self.attestation is None:
+            return {}
+        workload = self.attestation.identity.workload
+        return {
+            "tee": self.attestation.platform,
+            "runtime_sha256": workload.runtime.hex(),
+            "configuration_sha256": workload.configuration.hex(),
+        }
+
+
+def open_attestation(prepared: Prepared) -> StartingAttestation:
+    """Opens the platform that the configuration names.
+
+    Raises `UnavailableError` when it is not there, for `auto` with what was looked for.
+    """
+    name = prepared.configuration.attestation.tee
+    if name is None:
+        return StartingAttestation(None, prepared)
+    from avow.tee.platforms import detect, open_attester
+
+    if name != "auto":
+        return StartingAttestation(open_attester(name), prepared)
+    found = detect()
+    if not any(each.present for each in found if each.platform != SIMULATED):
+        absent = "; ".join(
+            f"{each.platform}: {each.reason}" for each in found if each.platform != SIMULATED
+        )
+        raise UnavailableError(
+            f"expected a platform that can vouch for the broker, got none ({absent}); `avow tee` "
+            f"lists them, `--tee simulated` goes on without any protection"
+        )
+    return StartingAttestation(open_attester(name, found=found), prepared)
+
+
+def load_judge(
+    policy: Path, content: bytes, *, endorsements: Path | None, anchors: Sequence[bytes]
+) -> Judge:
+    """See `avow.broker.prepared.LoadJudge`."""
+    from avow.policy.policy_file import parse_policy
+    from avow.tee.platforms import load_endorsements, verifiers
+
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedError(
+            f"expected UTF-8 in the policy {policy}, got other bytes at offset {error.start}; save "
+            f"it as UTF-8"
+        ) from error
+    known = None if endorsements is None else load_endorsements(endorsements)
+    if known is not None and not set(known.tpm_roots) <= set(_certificates(anchors)):
+        raise UnavailableError(
+            f"expected the roots in {endorsements} to stay while they are read, got others; stop "
+            f"whatever writes there and start again"
+        )
+    return Judge(verifiers(known), parse_policy(text, name=str(policy)))
+
+
+def _certificates(anchors: Sequence[bytes]) -> Iterator[x509.Certificate]:
+    for content in anchors:
+        try:
+            yield from x509.load_pem_x509_certificates(content)
+        except ValueError:
+            # No certificates: then no root can have come from it.
+            continue
+
+
+def printer(configuration: Configuration) -> Callable[[str], None]:
+    """Prints lines; on the simulated platform each says that nothing is protected."""
+    prefix = f"{NOTHING_IS_PROTECTED}: " if configuration.attestation.tee == SIMULATED else ""
+    return lambda line: click.echo(prefix + line)
