@@ -24,6 +24,7 @@ from avow.channel.attested_identity import AttestedIdentity, make_identity
 from avow.channel.exchange import Outcome, ServerExchange, ServerSettings
 from avow.channel.issuer import Issuer
 from avow.channel.messages import Answer, encode
+from avow.channel.psk import key_identity
 from avow.channel.session import facts_of
 from avow.client.relay import relay
 from avow.client.tls_socket import TlsSocket
@@ -197,7 +198,7 @@ class AttestedPeer:
 
     def _exchange(self, connection: TlsSocket, tls: SSL.Connection, conduct: Conduct) -> Outcome:
         exchange = ServerExchange(
-            facts_of(tls, "server"),
+            facts_of(tls, "server", external_psk=key_identity(tls) is not None),
             conduct.settings,
             authorised=conduct.authorised,
             context=os.urandom(32),
