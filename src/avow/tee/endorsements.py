@@ -4,6 +4,8 @@
     amd/*.crl       revocation lists of AMD's ARKs, DER
     tpm/*.pem       roots of the authorities that enrol attestation keys
     tpm/*.crl       revocation lists of these and of the authorities below them, DER
+    psa/*.pem       public keys of devices (IAK), named by the instance id: 66 hexadecimal digits
+    cca/*.pem       public keys of platforms (CPAK), named in the same way
 
 Other files, and folders that are not there, are ignored; a file of these that has another form is
 an error. docs/platforms/index.md says where to get each.
@@ -11,12 +13,16 @@ an error. docs/platforms/index.md says where to get each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from avow.errors import MalformedError, UnavailableError
 
@@ -25,17 +31,21 @@ if TYPE_CHECKING:
 
 _FILE_BYTES_MAX: Final = 16 * 1024 * 1024
 
+_INSTANCE_ID: Final = re.compile(r"[0-9a-f]{66}")
+
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Endorsements:
-    """All of it, read. Lists of AMD are in DER."""
+    """All of it, read. Lists of AMD are in DER; keys are by instance id (33 bytes)."""
 
     intel: tuple[Collateral, ...] = ()
     amd_crls: tuple[bytes, ...] = ()
     tpm_roots: tuple[x509.Certificate, ...] = ()
     tpm_crls: tuple[x509.CertificateRevocationList, ...] = ()
+    psa_keys: Mapping[bytes, ec.EllipticCurvePublicKey] = field(default_factory=dict)
+    cca_keys: Mapping[bytes, ec.EllipticCurvePublicKey] = field(default_factory=dict)
 
 
 def load_endorsements(folder: Path) -> Endorsements:
@@ -64,6 +74,8 @@ def load_endorsements(folder: Path) -> Endorsements:
             _parsed(path, content, x509.load_der_x509_crl, "a revocation list in DER")
             for path, content in _files(folder / "tpm", ".crl")
         ),
+        psa_keys=_device_keys(folder / "psa"),
+        cca_keys=_device_keys(folder / "cca"),
     )
 
 
@@ -104,6 +116,30 @@ def _parsed(path: Path, content: bytes, parse: Callable[[bytes], _T], expected: 
         raise MalformedError(
             f"expected {expected} in {path}, got something else; fetch it again"
         ) from error
+
+
+def _device_keys(folder: Path) -> Mapping[bytes, ec.EllipticCurvePublicKey]:
+    keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
+    for path, content in _files(folder, ".pem"):
+        if not _INSTANCE_ID.fullmatch(path.stem):
+            raise MalformedError(
+                f"expected the instance id, 66 hexadecimal digits, as the name of {path}, got "
+                f"something else; rename it"
+            )
+        key = _parsed(path, content, _load_key, "a public key as PEM")
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise MalformedError(
+                f"expected an elliptic-curve key in {path}, got another kind; see whose it is"
+            )
+        keys[bytes.fromhex(path.stem)] = key
+    return keys
+
+
+def _load_key(content: bytes) -> object:
+    try:
+        return load_pem_public_key(content)
+    except UnsupportedAlgorithm as error:
+        raise ValueError("another algorithm") from error
 
 
 def _intel(path: Path, content: bytes) -> Collateral:

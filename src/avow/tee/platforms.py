@@ -262,9 +262,15 @@ def _azure(environment: Environment) -> Attester:
     from avow.tee.tpm.device import TpmDevice
 
     settings = TpmSettings.from_environment(environment)
-    collateral, crl = _stapled(environment), _amd_crl(environment)
+    stapled, crl = _stapled(environment), _amd_crl(environment)
+    collateral = None if stapled is None else stapled()
     device = TpmDevice(settings.tcti, settings.timeout_s)
-    return AzureAttester(device, collateral=collateral, crl=crl)
+    try:
+        return AzureAttester(device, collateral=collateral, crl=crl)
+    except UnavailableError:
+        # `auto` goes on with the TPM, which takes one user at a time on some machines.
+        device.close()
+        raise
 
 
 def _azure_verifier(endorsements: Endorsements) -> Verifier:
@@ -274,12 +280,39 @@ def _azure_verifier(endorsements: Endorsements) -> Verifier:
     return AzureVerifier(hardware)
 
 
+def _cca(environment: Environment) -> Attester:
+    from avow.tee.cca.attester import CcaAttester
+    from avow.tee.configfs_tsm import TsmReports
+
+    return CcaAttester(TsmReports())
+
+
+def _cca_verifier(endorsements: Endorsements) -> Verifier:
+    from avow.tee.cca.verifier import CcaVerifier
+
+    return CcaVerifier(endorsements.cca_keys)
+
+
+def _psa(environment: Environment) -> Attester:
+    raise UnavailableError(
+        "expected a PSA attestation service, got none; `avow tee` lists what this machine has"
+    )
+
+
+def _psa_verifier(endorsements: Endorsements) -> Verifier:
+    from avow.tee.psa.verifier import PsaVerifier
+
+    return PsaVerifier(endorsements.psa_keys)
+
+
 _ATTESTERS: Final[Mapping[str, Callable[[Environment], Attester]]] = {
     "azure": _azure,
     "tdx": _tdx,
     "snp": _snp,
+    "cca": _cca,
     "nitro": _nitro,
     "sgx": _sgx,
+    "psa": _psa,
     "tpm": _tpm,
     "simulated": _simulated,
 }
@@ -287,9 +320,11 @@ _VERIFIERS: Final[Mapping[str, Callable[[Endorsements], Verifier]]] = {
     "azure": _azure_verifier,
     "tdx": _tdx_verifier,
     "snp": _snp_verifier,
+    "cca": _cca_verifier,
     "nitro": _nitro_verifier,
     "sgx": _sgx_verifier,
+    "psa": _psa_verifier,
     "tpm": _tpm_verifier,
     "simulated": _simulated_verifier,
 }
-PLATFORMS: Final = tuple(_ATTESTERS)
+PLATFORMS: Final = tuple(_VERIFIERS)

@@ -51,7 +51,10 @@ class SgxAttester:
         root: Path = ATTESTATION,
         collateral: Callable[[], Collateral] | None = None,
     ) -> None:
-        """`collateral` gives what goes with each report. Raises `UnavailableError` outside of an enclave."""
+        """`collateral` gives what goes with each report.
+
+        Raises `UnavailableError` outside of an enclave.
+        """
         self._files = files
         self._root = root
         self._collateral = collateral
