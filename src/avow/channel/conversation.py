@@ -113,6 +113,11 @@ def _read(connection: SSL.Connection, count: int, wait: _Wait) -> bytes:
             wait(to_read=False)
         except (SSL.SysCallError, SSL.ZeroReturnError):
             wait.closed()
+        except SSL.Error as error:
+            # After a write that failed OpenSSL gives no reason: the peer is gone.
+            if not any(entry[-1] for entry in (error.args[0] if error.args else ())):
+                wait.closed()
+            raise
 
 
 def _farewell(connection: SSL.Connection, content: bytes) -> None:

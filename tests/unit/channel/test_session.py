@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -261,9 +261,28 @@ class Peer:
         finally:
             self._far.close()
 
+    def join(self) -> None:
+        self._thread.join()
+
     def close(self) -> None:
         self.near.close()
-        self._thread.join()
+        self.join()
+
+
+@pytest.fixture
+def meet(server: Credential) -> Iterator[Callable[[ServerSettings | None], Peer]]:
+    peers: list[Peer] = []
+
+    def make(settings: ServerSettings | None) -> Peer:
+        peers.append(Peer(server, settings))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.close()
+
+
+Meet = Callable[[ServerSettings | None], Peer]
 
 
 @pytest.fixture
@@ -278,10 +297,8 @@ def start(connection: SSL.Connection, settings: ClientSettings) -> ClientExchang
     return ClientExchange(facts_of(connection, "client"), settings, context=CLIENT_CONTEXT, now=NOW)
 
 
-def test_blocking_client(server: Credential, issuer: Issuer) -> None:
-    peer = Peer(
-        server, ServerSettings(identity=identity(), ask_clients=AskClients.ALWAYS, judge=judge())
-    )
+def test_blocking_client(meet: Meet, issuer: Issuer) -> None:
+    peer = meet(ServerSettings(identity=identity(), ask_clients=AskClients.ALWAYS, judge=judge()))
     connection = peer.connect()
     exchange = start(connection, ClientSettings(judge=judge(), identity=identity()))
     outcome = run_client_exchange(connection, exchange, issuer=issuer)
@@ -292,8 +309,8 @@ def test_blocking_client(server: Credential, issuer: Issuer) -> None:
     assert peer.rest == b"mqtt"
 
 
-def test_blocking_client_tells_the_server_why(server: Credential) -> None:
-    peer = Peer(server, ServerSettings(identity=identity()))
+def test_blocking_client_tells_the_server_why(meet: Meet) -> None:
+    peer = meet(ServerSettings(identity=identity()))
     connection = peer.connect()
     exchange = start(connection, ClientSettings(judge=judge(Expect(bytes(32)))))
     with pytest.raises(DeniedError, match="P99"):
@@ -303,9 +320,13 @@ def test_blocking_client_tells_the_server_why(server: Credential) -> None:
     assert "P99" in str(peer.error)
 
 
-def test_blocking_client_whose_server_closes(server: Credential) -> None:
-    peer = Peer(server, None)
+@pytest.mark.parametrize("gone_before", [False, True])
+def test_blocking_client_whose_server_closes(meet: Meet, gone_before: bool) -> None:
+    """Before or after OPEN was written."""
+    peer = meet(None)
     connection = peer.connect()
+    if gone_before:
+        peer.join()
     with pytest.raises(UntrustedError) as caught:
         run_client_exchange(connection, start(connection, ClientSettings(judge=judge())))
     assert caught.value.finding is not None
@@ -327,14 +348,12 @@ def test_blocking_client_whose_time_is_over(server: Credential) -> None:
     assert caught.value.finding.check is checks.DEADLINE
 
 
-def test_blocking_client_whose_platform_does_not_answer(server: Credential) -> None:
+def test_blocking_client_whose_platform_does_not_answer(meet: Meet) -> None:
     class Silent(Issuer):
         def request(self, claims: object, binder: bytes, done: object) -> None:
             """Never."""
 
-    peer = Peer(
-        server, ServerSettings(identity=identity(), ask_clients=AskClients.ALWAYS, judge=judge())
-    )
+    peer = meet(ServerSettings(identity=identity(), ask_clients=AskClients.ALWAYS, judge=judge()))
     connection = peer.connect()
     exchange = start(connection, ClientSettings(judge=judge(), identity=identity()))
     with pytest.raises(UnavailableError) as caught:
@@ -346,8 +365,8 @@ def test_blocking_client_whose_platform_does_not_answer(server: Credential) -> N
     peer.close()
 
 
-def test_blocking_client_without_issuer(server: Credential) -> None:
-    peer = Peer(server, ServerSettings(ask_clients=AskClients.ALWAYS, judge=judge()))
+def test_blocking_client_without_issuer(meet: Meet) -> None:
+    peer = meet(ServerSettings(ask_clients=AskClients.ALWAYS, judge=judge()))
     connection = peer.connect()
     with pytest.raises(UnavailableError) as caught:
         run_client_exchange(connection, start(connection, ClientSettings(identity=identity())))
