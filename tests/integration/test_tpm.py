@@ -271,9 +271,28 @@ def test_a_tpm_cannot_enrol_for_another(machine: Machine, attester: TpmAttester)
         stranger.close()
 
 
-def test_somebody_else_at_the_register_is_noticed(machine: Machine, attester: TpmAttester) -> None:
+def test_another_program_used_the_register(attester: TpmAttester) -> None:
     attester.measure(WORKLOAD)
+    attester.measure(replace(WORKLOAD, configuration=b"C" * 32))
+    attester.measure(WORKLOAD)
+    attester.device.reset_pcr(event_log.PCR)
     attester.device.extend_pcr(event_log.PCR, b"\1" * 32)
+    claims, report = evidence(attester)
+    assert len(report.log) == 5
+    assert verify(claims, report, TpmVerifier()).claims["module_measured"] is True
+
+
+def test_another_program_keeps_using_the_register(
+    attester: TpmAttester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = attester.device.read_pcrs
+
+    def disturbed(pcrs: tuple[int, ...]) -> dict[int, bytes]:
+        attester.device.extend_pcr(event_log.PCR, b"\1" * 32)
+        return read(pcrs)
+
+    attester.measure(WORKLOAD)
+    monkeypatch.setattr(attester.device, "read_pcrs", disturbed)
     _, report_data = request()
     with pytest.raises(UnavailableError, match="PCR 23"):
         attester.quote(report_data)

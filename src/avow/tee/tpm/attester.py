@@ -71,7 +71,7 @@ class TpmSettings:
 
 
 class Measuring:
-    """PCR 23 of one TPM, and the log of what avow extended into it."""
+    """PCR 23 of one TPM, and the log of what this program extended into it."""
 
     def __init__(self, device: TpmDevice) -> None:
         self._device = device
@@ -92,6 +92,16 @@ class Measuring:
         self._device.reset_pcr(event_log.PCR)
         self.log = ()
         self._extend(wanted)
+
+    def holds(self, pcrs: Mapping[int, bytes]) -> bool:
+        """True when PCR 23 in `pcrs` is what the log says, or nothing was measured."""
+        return not self.log or hmac.compare_digest(pcrs[event_log.PCR], event_log.replay(self.log))
+
+    def again(self) -> None:
+        """Measures all of the log once more, after another program used the register."""
+        self._device.reset_pcr(event_log.PCR)
+        for event in self.log:
+            self._device.extend_pcr(event_log.PCR, event.extended)
 
     def _extend(self, events: Iterable[event_log.Event]) -> None:
         for event in events:
@@ -114,32 +124,27 @@ class QuotingKey:
     def quote(self, report_data: ReportData) -> SignedQuote:
         """A quote over the SHA-256 of `report_data`, with the values of the PCRs that it covers."""
         data = sha256(report_data.content).digest()
-        last: UntrustedError | None = None
         for _ in range(_ATTEMPTS):
             pcrs = self._device.read_pcrs(self._pcrs)
+            if not self._measuring.holds(pcrs):
+                # Several attested programs may share a TPM; each puts right what it quotes.
+                self._measuring.again()
+                continue
             quote, signature = self._device.quote(self._key, self._pcrs, data)
             signed = SignedQuote(quote, signature, pcrs, self._measuring.log)
-            self._check_own_pcr(pcrs)
             try:
                 check_quote(signed, self.public.key, self.public)
             except UntrustedError as error:
-                last = error
-                if error.finding is None or error.finding.check is not PCR_VALUES:
-                    break
-            else:
-                return signed
+                if error.finding is not None and error.finding.check is PCR_VALUES:
+                    continue
+                raise UnavailableError(
+                    f"this TPM makes quotes that do not hold: {error}"
+                ) from error
+            return signed
         raise UnavailableError(
-            f"expected a quote that verifies, got none in {_ATTEMPTS} attempts ({last}); quote "
-            f"fewer PCRs if these change all the time"
-        ) from last
-
-    def _check_own_pcr(self, pcrs: Mapping[int, bytes]) -> None:
-        log = self._measuring.log
-        if log and not hmac.compare_digest(pcrs[event_log.PCR], event_log.replay(log)):
-            raise UnavailableError(
-                f"expected nobody but this process to change PCR {event_log.PCR}, got another "
-                f"value in it; run one attested program on a TPM, and start it again"
-            )
+            f"expected PCRs that stay the same while they are quoted, got others in {_ATTEMPTS} "
+            f"attempts; quote fewer, or see what else uses PCR {event_log.PCR}"
+        )
 
 
 class TpmAttester:
