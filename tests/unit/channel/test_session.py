@@ -303,6 +303,7 @@ def test_blocking_client(meet: Meet, issuer: Issuer) -> None:
     exchange = start(connection, ClientSettings(judge=judge(), identity=identity()))
     outcome = run_client_exchange(connection, exchange, issuer=issuer)
     assert outcome.sent_evidence
+    peer.near.setblocking(True)
     connection.sendall(b"mqtt")
     assert connection.recv(4) == b"MQTT"
     peer.close()
