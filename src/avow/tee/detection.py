@@ -69,8 +69,8 @@ def detect(machine: Machine | None = None) -> list[Found]:
         _cca(machine),
         _nitro(machine),
         _sgx(machine),
-        _psa(machine),
         _tpm(machine),
+        _psa(machine),
         Found(
             "simulated",
             True,
@@ -171,7 +171,20 @@ def _sgx(machine: Machine) -> Found:
 
 
 def _psa(machine: Machine) -> Found:
-    return Found("psa", False, "no PSA attestation service found")
+    # Other makers' TEEs have the same device; OP-TEE's driver is on one of two buses.
+    buses = ("platform", "arm_ffa")
+    if not any(machine.has(f"sys/bus/{bus}/drivers/optee") for bus in buses):
+        return Found("psa", False, "no OP-TEE: no driver optee in /sys/bus")
+    if not machine.has("dev/tee0"):
+        return Found("psa", False, "OP-TEE without /dev/tee0: see the kernel's log")
+    found = _device(machine, "psa", "dev/tee0")
+    if not found.present:
+        return found
+    return Found(
+        "psa",
+        True,
+        "OP-TEE (/dev/tee0); whether it has the attestation application shows when it is asked",
+    )
 
 
 def _tpm(machine: Machine) -> Found:

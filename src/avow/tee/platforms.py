@@ -294,9 +294,9 @@ def _cca_verifier(endorsements: Endorsements) -> Verifier:
 
 
 def _psa(environment: Environment) -> Attester:
-    raise UnavailableError(
-        "expected a PSA attestation service, got none; `avow tee` lists what this machine has"
-    )
+    from avow.tee.psa.attester import PsaAttester
+
+    return PsaAttester()
 
 
 def _psa_verifier(endorsements: Endorsements) -> Verifier:
@@ -312,8 +312,8 @@ _ATTESTERS: Final[Mapping[str, Callable[[Environment], Attester]]] = {
     "cca": _cca,
     "nitro": _nitro,
     "sgx": _sgx,
-    "psa": _psa,
     "tpm": _tpm,
+    "psa": _psa,
     "simulated": _simulated,
 }
 _VERIFIERS: Final[Mapping[str, Callable[[Endorsements], Verifier]]] = {
@@ -323,8 +323,8 @@ _VERIFIERS: Final[Mapping[str, Callable[[Endorsements], Verifier]]] = {
     "cca": _cca_verifier,
     "nitro": _nitro_verifier,
     "sgx": _sgx_verifier,
-    "psa": _psa_verifier,
     "tpm": _tpm_verifier,
+    "psa": _psa_verifier,
     "simulated": _simulated_verifier,
 }
 PLATFORMS: Final = tuple(_VERIFIERS)

@@ -75,6 +75,9 @@ def test_an_ordinary_machine(tmp_path: Path) -> None:
         ("nitro", {"dev/nsm": ""}),
         ("sgx", {"dev/attestation/attestation_type": "dcap"}),
         ("tpm", {"dev/tpmrm0": ""}),
+        ("tpm", {"dev/tpmrm0": "", "dev/tee0": "", "sys/bus/platform/drivers/optee/": ""}),
+        ("psa", {"dev/tee0": "", "sys/bus/platform/drivers/optee/": ""}),
+        ("psa", {"dev/tee0": "", "sys/bus/arm_ffa/drivers/optee/": ""}),
         ("azure", {"sys/class/dmi/id/chassis_asset_tag": AZURE, "dev/tpmrm0": ""}),
     ],
 )
@@ -95,6 +98,8 @@ def test_present(tmp_path: Path, platform: str, files: dict[str, str]) -> None:
         ("cca", {"sys/devices/platform/arm-cca-dev/": ""}, "6.12", "mount -t configfs"),
         ("sgx", {"dev/attestation/attestation_type": "none"}, "6.16", "sgx.remote_attestation"),
         ("sgx", {"dev/sgx_enclave": ""}, "6.16", "gramine-sgx"),
+        ("psa", {"dev/tee0": ""}, "6.16", "no OP-TEE"),
+        ("psa", {"sys/bus/platform/drivers/optee/": ""}, "6.16", "without /dev/tee0"),
         ("tpm", {"sys/class/tpm/tpm0/tpm_version_major": "1\n"}, "6.16", "1.2"),
         ("azure", {"sys/class/dmi/id/chassis_asset_tag": AZURE}, "6.16", "no TPM 2.0"),
         ("azure", {"sys/class/dmi/id/chassis_asset_tag": "7783\n"}, "6.16", "no virtual machine"),
