@@ -6,6 +6,8 @@ is given up for good. Everything that goes wrong is an `UnavailableError`.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import queue
 import struct
@@ -53,11 +55,14 @@ class TpmDevice:
         thread = threading.Thread(target=_serve, args=(self._calls,), name="tpm", daemon=True)
         thread.start()
         self._esapi: Any = self._run(lambda: library.ESAPI(tcti))
+        # Without a resource manager (swtpm) nobody else would make room for the next program.
+        atexit.register(self._close_at_exit)
 
     def close(self) -> None:
         """Lets go of the TPM, and has it forget the keys that were made."""
         if self._given_up:
             return
+        atexit.unregister(self._close_at_exit)
         try:
             for key in list(self._made):
                 self.forget(key)
@@ -65,6 +70,11 @@ class TpmDevice:
         finally:
             self._given_up = "it was closed"
             self._calls.put(None)
+
+    def _close_at_exit(self) -> None:
+        # A TPM that does not answer must not keep the process from ending.
+        with contextlib.suppress(UnavailableError):
+            self.close()
 
     def make_primary(self, template: bytes) -> TpmKey:
         """The primary key of the endorsement hierarchy that belongs to `template`."""
