@@ -119,8 +119,7 @@ def _platform(content: bytes) -> PlatformToken:
     profile = fields.get(_PROFILE)
     if profile not in (PLATFORM_PROFILE, LEGACY_PROFILE) or not isinstance(profile, str):
         raise malformed(f"the profile {PLATFORM_PROFILE}", repr(profile)[:80])
-    if fields.get(_PLATFORM_HASH) not in HASHES:
-        raise malformed(f"a hash algorithm of {', '.join(HASHES)}", "none or another")
+    _hash_name(fields, _PLATFORM_HASH)
     return PlatformToken(
         profile=profile,
         nonce=sized(fields, _NONCE, "platform challenge", HASH_BYTES),
@@ -142,12 +141,8 @@ def _realm(content: bytes, *, legacy: bool) -> RealmToken:
             "no realm profile" if legacy else f"the profile {REALM_PROFILE}",
             repr(fields.get(_PROFILE))[:80],
         )
-    hash_algorithm = fields.get(_REALM_HASH)
-    key_hash_algorithm = fields.get(_KEY_HASH)
-    if not isinstance(hash_algorithm, str) or not isinstance(key_hash_algorithm, str):
-        raise malformed("names of hash algorithms", "others")
-    if hash_algorithm not in HASHES or key_hash_algorithm not in HASHES:
-        raise malformed(f"hash algorithms of {', '.join(HASHES)}", "others")
+    hash_algorithm = _hash_name(fields, _REALM_HASH)
+    key_hash_algorithm = _hash_name(fields, _KEY_HASH)
     measured = (HASHES[hash_algorithm]().digest_size,)
     rems = fields.get(_REMS)
     if not isinstance(rems, list) or len(rems) != _REM_COUNT:
@@ -173,6 +168,13 @@ def _claims(content: bytes, what: str) -> tuple[Sign1, dict[int | str, cbor.Valu
     if not isinstance(fields, dict):
         raise malformed("a map of claims", "something else")
     return signed, fields
+
+
+def _hash_name(fields: Mapping[int | str, cbor.Value], key: int) -> str:
+    name = fields.get(key)
+    if not isinstance(name, str) or name not in HASHES:
+        raise malformed(f"a hash algorithm of {', '.join(HASHES)}", "none or another")
+    return name
 
 
 def _point(signed: Sign1, content: bytes) -> ec.EllipticCurvePublicKey:

@@ -93,7 +93,7 @@ def parse_token(content: bytes) -> Token:
     if type(client_id) is not int or not -_CLIENT_ID_MAX <= client_id < _CLIENT_ID_MAX:
         raise malformed("a client id of 32 bits", "something else")
     components = fields.get(keys.components)
-    if keys.none is not None and (components is None) != (fields.get(keys.none) == 1):
+    if keys.none is not None and (components is None) != _says_none(fields.get(keys.none)):
         raise malformed("software components, or the claim that there are none", "neither or both")
     return Token(
         profile=profile,
@@ -121,6 +121,10 @@ def _profile(fields: Mapping[int | str, cbor.Value]) -> tuple[str, _Keys]:
     if profile != PROFILE_1:
         raise malformed(f"the profile {PROFILE_1}", repr(profile)[:80])
     return PROFILE_1, _KEYS_1
+
+
+def _says_none(value: cbor.Value) -> bool:
+    return type(value) is int and value == 1
 
 
 def _boot_seed(fields: Mapping[int | str, cbor.Value], keys: _Keys) -> bytes:
