@@ -16,8 +16,8 @@ import threading
 
 from OpenSSL import SSL
 
-from bench.loadgen.library import LoadgenError, address_of, build, load, tls_functions
-from bench.loadgen.worker import shake_hands
+from bench.loadgen.library import address_of, build, load, tls_functions
+from bench.tls_session import shake_hands
 
 # `Adopted` in reflector.zig.
 _ADOPTED = struct.Struct("=iIQQQ")
@@ -40,7 +40,7 @@ def _accept_tls(listener: socket.socket, context: SSL.Context, pipe: int) -> Non
         session.set_accept_state()
         try:
             shake_hands(session, sock)
-        except (LoadgenError, SSL.Error, OSError):
+        except (SSL.Error, OSError):
             sock.close()
             continue
         sock.setblocking(False)

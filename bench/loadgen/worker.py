@@ -5,7 +5,6 @@ python -m bench.loadgen.worker < job.json
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import processes
@@ -25,13 +25,15 @@ from bench.loadgen.library import Generator, LoadgenError, Role, build, load, pe
 class Job:
     """One load on one broker. Closed loop when `rate` is 0, else that many messages a second.
 
-    `connections` > 0: that many idle connections and nothing else.
+    `connections` > 0: that many idle connections and nothing else. `attested`: each TLS connection
+    asks a simulated broker for its evidence first.
     """
 
     port: int
     broker_pid: int
     host: str = "127.0.0.1"
     tls_ca: str = ""
+    attested: bool = False
     core: int | None = None
     groups: int = 1
     subscribers: int = 1
@@ -48,47 +50,25 @@ class Job:
     settle_s: float = 1.0
 
 
-def shake_hands(session: Any, sock: socket.socket) -> None:
-    """The TLS handshake of a pyOpenSSL connection on memory BIOs, over a blocking socket."""
-    from OpenSSL import SSL
-
-    while True:
-        try:
-            session.do_handshake()
-            done = True
-        except SSL.WantReadError:
-            done = False
-        with contextlib.suppress(SSL.WantReadError):  # nothing to send
-            sock.sendall(session.bio_read(65536))
-        if done:
-            return
-        records = sock.recv(65536)
-        if not records:
-            raise LoadgenError("the peer closed during the TLS handshake")
-        session.bio_write(records)
-
-
 class TlsDialer:
-    """Makes TLS 1.3 connections on memory BIOs, always with the same cipher suite."""
+    """Makes TLS 1.3 connections on memory BIOs, attested if the job says so."""
 
     def __init__(self, job: Job) -> None:
-        from OpenSSL import SSL
+        from bench.tls_session import client_context
 
-        self._ssl = SSL
         self._address = (job.host, job.port)
-        self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        self._context.set_tls13_ciphersuites(b"TLS_AES_256_GCM_SHA384")
-        self._context.load_verify_locations(job.tls_ca)
-        self._context.set_verify(SSL.VERIFY_PEER)
+        self._context = client_context(Path(job.tls_ca))
+        self._attested = job.attested
 
     def dial(self) -> tuple[Any, socket.socket]:
-        sock = socket.create_connection(self._address, timeout=20)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = self._ssl.Connection(self._context, None)
-        session.set_connect_state()
-        shake_hands(session, sock)
-        return session, sock
+        from bench.tls_session import Session
+
+        session = Session(self._context, *self._address)
+        if self._attested:
+            from bench.attestation.dialing import attest, settings
+
+            attest(session, settings("simulated"))
+        return session.tls, session.sock
 
 
 def _members(job: Job) -> Iterator[tuple[Role, int]]:

@@ -1,0 +1,1 @@
+"""What attestation costs: connecting, a slow TEE, verifying, and the connection afterwards."""
