@@ -49,6 +49,7 @@ from avow.channel.messages import (
     decode_body,
     decode_header,
     encode,
+    frame_bytes,
     refusal_of,
 )
 from avow.channel.session import TlsFacts
@@ -249,10 +250,14 @@ class _Exchange(ABC):
 
     @property
     def needed(self) -> int:
-        """How many bytes `receive` takes at most now; 0 while none are wanted."""
+        """How many bytes `receive` takes at most now; 0 while none are wanted.
+
+        Before the header is there it is the length of the shortest frame that is not a refusal:
+        after a refusal nothing is worth reading.
+        """
         if self._state not in _READS:
             return 0
-        length = HEADER_BYTES if self._frame is None else self._frame[1]
+        length = frame_bytes(_READS[self._state][0]) if self._frame is None else self._frame[1]
         return length - len(self._received)
 
     @property
@@ -284,15 +289,13 @@ class _Exchange(ABC):
                 f"expected 1 to {self.needed} bytes, got {len(content)}; report this"
             )
         self._received += content
-        if self.needed:
-            return
-        taken, self._received = bytes(self._received), bytearray()
         try:
-            if self._frame is None:
-                self._frame = self._header(taken)
-            else:
-                kind, self._frame = self._frame[0], None
-                self._take(decode_body(kind, taken))
+            if self._frame is None and len(self._received) >= HEADER_BYTES:
+                self._frame = self._header(bytes(self._received[:HEADER_BYTES]))
+            if self._frame is not None and len(self._received) >= self._frame[1]:
+                (kind, length), self._frame = self._frame, None
+                body, self._received = bytes(self._received[HEADER_BYTES:length]), bytearray()
+                self._take(decode_body(kind, body))
         except AvowError as error:
             self._fail(error)
 
@@ -334,11 +337,12 @@ class _Exchange(ABC):
         )
 
     def _header(self, header: bytes) -> tuple[FrameType, int]:
+        """Type and length of the whole frame that begins so."""
         kind, length = decode_header(header)
         expected = _READS[self._state]
         if kind not in expected:
             raise _malformed(checks.ORDER, " or ".join(each.name for each in expected), kind.name)
-        return kind, length
+        return kind, HEADER_BYTES + length
 
     @abstractmethod
     def _take(self, message: Message) -> None:
@@ -437,12 +441,10 @@ class _Exchange(ABC):
 
     def _finish(self, event: Event, judge: Judge | None) -> None:
         """The end. `judge` is the one that had to judge, if any: without its word, no success."""
-        if judge is not None and (
-            self._judged is None or (judge.has_policy and self._judged.result is None)
-        ):
+        if judge is not None and not _accepted(judge, self._judged):
             raise UntrustedError.at(
                 checks.PRESENT,
-                expected="judged evidence",
+                expected="judged and accepted evidence",
                 actual="none",
                 advice="report this",
             )
@@ -629,6 +631,13 @@ class ClientExchange(_Exchange):
     def _send_evidence(self, authenticator: bytes) -> None:
         self._go(Event.QUOTED, State.AWAITING_ACCEPTED)
         self._send(ClientEvidence(authenticator))
+
+
+def _accepted(judge: Judge, judged: Judged | None) -> bool:
+    """Asked once more at the end: a judge that forgets to raise must not let anybody in."""
+    if judged is None:
+        return False
+    return not judge.has_policy or (judged.result is not None and judged.result.accepted)
 
 
 def _no_quote(error: AvowError) -> UnavailableError:
