@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from avow.testing.mqtt import Connack, Connect, Packet, StreamDecoder, Suback, Subscribe, ToServer
 from avow.testing.mqtt import Filter as TopicFilter
@@ -148,7 +148,7 @@ class PlainClient:
         self._version = version
         self._packets: list[Packet] = []
 
-    def __enter__(self) -> PlainClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
