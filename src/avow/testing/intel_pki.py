@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -34,6 +34,7 @@ _QE_AUTH_DATA: Final = bytes(range(32))
 _QE_PRODUCT: Final = {"sgx": 1, "tdx": 2}
 _QE_SVN: Final = 8
 _PCE_SVN: Final = 11
+_PARTS: Final = ("tcb_info", "qe_identity", "pck_crl", "root_ca_crl")
 _FMSPC: Final = bytes.fromhex("00aabbccddee")
 
 
@@ -138,6 +139,10 @@ class CollateralSettings:
     qe_status: str = "UpToDate"
     qe_advisories: tuple[str, ...] = ()
     evaluation_number: int = 18
+    # Of the QE identity, where it is from another evaluation.
+    qe_evaluation_number: int | None = None
+    # Parts that are issued apart from the others: tcb_info, qe_identity, pck_crl, root_ca_crl.
+    issued_apart: Mapping[str, datetime] = field(default_factory=dict)
     valid_for: timedelta = timedelta(days=30)
     pck_revoked: bool = False
     pck_ca_revoked: bool = False
@@ -209,18 +214,19 @@ class IntelPki:
         """The collateral of "sgx" or "tdx" as the JSON of dcap-qvl, issued at `now` or `issued`."""
         settings = CollateralSettings() if settings is None else settings
         issued = self.now if issued is None else issued
-        until = issued + settings.valid_for
-        tcb_info = json.dumps(_tcb_info(tee, settings, issued, until))
-        qe_identity = json.dumps(_qe_identity(tee, settings, issued, until))
+        moments = {part: settings.issued_apart.get(part, issued) for part in _PARTS}
+        spans = {part: (start, start + settings.valid_for) for part, start in moments.items()}
+        tcb_info = json.dumps(_tcb_info(tee, settings, *spans["tcb_info"]))
+        qe_identity = json.dumps(_qe_identity(tee, settings, *spans["qe_identity"]))
         root_revoked = [self._pck_ca] * settings.pck_ca_revoked
         root_revoked += [self._tcb_signing] * settings.tcb_signing_revoked
         signing_chain = self._tcb_signing.pem + self._root.pem
         return json.dumps(
             {
                 "pck_crl_issuer_chain": self._pck_ca.pem + self._root.pem,
-                "root_ca_crl": _crl(self._root, root_revoked, issued, until).hex(),
+                "root_ca_crl": _crl(self._root, root_revoked, *spans["root_ca_crl"]).hex(),
                 "pck_crl": _crl(
-                    self._pck_ca, [self._pck] * settings.pck_revoked, issued, until
+                    self._pck_ca, [self._pck] * settings.pck_revoked, *spans["pck_crl"]
                 ).hex(),
                 "tcb_info_issuer_chain": signing_chain,
                 "tcb_info": tcb_info,
@@ -397,7 +403,11 @@ def _qe_identity(
         "version": 2,
         "issueDate": _iso(issued),
         "nextUpdate": _iso(until),
-        "tcbEvaluationDataNumber": settings.evaluation_number,
+        "tcbEvaluationDataNumber": (
+            settings.evaluation_number
+            if settings.qe_evaluation_number is None
+            else settings.qe_evaluation_number
+        ),
         "miscselect": "00000000",
         "miscselectMask": "FFFFFFFF",
         "attributes": "11" + "00" * 15,

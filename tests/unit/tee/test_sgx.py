@@ -22,7 +22,7 @@ from avow.tee.intel.stapling import StapledCollateral
 from avow.tee.intel.vouching import Roots
 from avow.tee.sgx import verifier as sgx
 from avow.tee.sgx.attester import SgxAttester
-from avow.tee.sgx.report import FORMAT, decode_report, encode_report
+from avow.tee.sgx.report import FORMAT, decode_enclave_report, decode_report, encode_report
 from avow.tee.sgx.verifier import SgxVerifier
 from avow.testing.gramine_directory import GramineDirectory
 from avow.testing.intel_pki import CollateralSettings, IntelPki, SgxBody, TcbLevel, TdxBody
@@ -163,6 +163,31 @@ def test_collateral_out_of_date() -> None:
     assert _verifier().authenticate(_report(), NOW + timedelta(days=30, seconds=-1))
     for now in (NOW + timedelta(days=30), NOW - timedelta(seconds=1)):
         assert "out of date" in _refused(_report(), UnavailableError, sgx.CURRENT, now)
+
+
+@pytest.mark.parametrize("part", ["tcb_info", "qe_identity", "pck_crl", "root_ca_crl"])
+def test_each_part_of_the_collateral_runs_out(part: str) -> None:
+    older = CollateralSettings(issued_apart={part: NOW - timedelta(days=20)})
+    claims = _verifier().authenticate(_report(settings=older), LATER).claims
+    # The root's list lives for a year, so its age says nothing.
+    assert claims["collateral.age_s"] == (1 if part == "root_ca_crl" else 21) * 86400
+    now = NOW + timedelta(days=10)
+    _refused(_report(settings=older), UnavailableError, sgx.CURRENT, now)
+    newer = CollateralSettings(issued_apart={part: LATER})
+    _refused(_report(settings=newer), UnavailableError, sgx.CURRENT, NOW)
+
+
+def test_the_older_evaluation_counts() -> None:
+    for platform, quoting in ((21, 20), (20, 21)):
+        settings = CollateralSettings(evaluation_number=platform, qe_evaluation_number=quoting)
+        claims = _verifier().authenticate(_report(settings=settings), LATER).claims
+        assert claims["tcb.evaluation_number"] == 20
+
+
+def test_the_debug_bit() -> None:
+    """What dcap-qvl would have to let through first."""
+    assert decode_enclave_report(BODY.debug().encoded()).debug
+    assert not decode_enclave_report(BODY.encoded()).debug
 
 
 def test_certificates_out_of_date() -> None:

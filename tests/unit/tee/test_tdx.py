@@ -22,7 +22,7 @@ from avow.tee.intel.vouching import Roots
 from avow.tee.tdx import rtmr
 from avow.tee.tdx import verifier as tdx
 from avow.tee.tdx.attester import RunTimeRegister, TdxAttester
-from avow.tee.tdx.report import FORMAT, decode_report, encode_report
+from avow.tee.tdx.report import FORMAT, decode_report, decode_td_report, encode_report
 from avow.tee.tdx.verifier import TdxVerifier
 from avow.testing.intel_pki import CollateralSettings, IntelPki, SgxBody, TcbLevel, TdxBody
 from avow.testing.tsm_directory import TsmDirectory
@@ -191,6 +191,21 @@ def test_other_formats(offset: int, content: bytes) -> None:
     quote = bytearray(intel().tdx_quote(BODY, version=5))
     quote[offset : offset + len(content)] = content
     _refused(encode_report(bytes(quote), None, None), MalformedError, FORMAT)
+
+
+def test_bytes_after_the_certification_data() -> None:
+    """Inside of the signature data, whose size is right."""
+    quote = bytearray(intel().tdx_quote(BODY) + b"\0")
+    place = 48 + 584
+    size = int.from_bytes(quote[place : place + 4], "little") + 1
+    quote[place : place + 4] = size.to_bytes(4, "little")
+    _refused(encode_report(bytes(quote), None, None), MalformedError, FORMAT)
+
+
+def test_the_debug_bit() -> None:
+    """What dcap-qvl would have to let through first."""
+    assert decode_td_report(BODY.debug().encoded()).debug
+    assert not decode_td_report(BODY.encoded()).debug
 
 
 def test_a_quote_of_sgx() -> None:
@@ -382,6 +397,15 @@ def test_another_program_measures_after_us(register: _Register) -> None:
     assert decode_report(report).log is None
     assert _verifier().authenticate(report, LATER)
     assert decode_report(theirs.quote(report_data())).log is not None
+
+
+def test_something_else_extends_after_us(register: _Register) -> None:
+    attester = _attester(register)
+    attester.measure(WORKLOAD)
+    register.extend(bytes(48))
+    report = attester.quote(report_data())
+    assert decode_report(report).log is None
+    assert not _verifier().authenticate(report, LATER).measured
 
 
 def test_a_run_that_ended_between_log_and_register(register: _Register) -> None:
