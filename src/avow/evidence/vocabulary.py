@@ -84,7 +84,8 @@ KINDS: tuple[ClaimKind, ...] = (
     _kind("snp.policy", int, "The guest policy, 64 bits.", *_SNP),
     _kind("snp.migration_agent", bool, "A migration agent is allowed.", *_SNP),
     _kind("snp.smt", bool, "The policy allows simultaneous multithreading.", *_SNP),
-    _kind("snp.chip_id", bytes, "The processor; zeros where it is masked.", *_SNP, size=64),
+    _kind("snp.chip_id", bytes, "The processor, by its VCEK; by the report under a VLEK.",
+          *_SNP, size=64),
     _kind("snp.csp_id", str, "Whose cloud the VLEK is for; empty for a VCEK.", *_SNP),
     _kind("snp.signer", str, "vcek or vlek.", *_SNP),
     _kind("snp.product", str, "milan, genoa or turin.", *_SNP),
@@ -124,17 +125,18 @@ KINDS: tuple[ClaimKind, ...] = (
     _kind("cca.platform_config", bytes, "Platform configuration.", "cca"),
 )  # fmt: skip
 
-_PATTERNS = [
-    (re.compile(re.escape(kind.name).replace(r"\{n\}", r"(0|[1-9]\d?)")), kind) for kind in KINDS
-]
+_NAMED = {kind.name: kind for kind in KINDS if not kind.name.endswith("{n}")}
+_NUMBERED = {kind.name.removesuffix("{n}"): kind for kind in KINDS if kind.name.endswith("{n}")}
+_NUMBER = re.compile(r"0|[1-9][0-9]?")
 
 
 def kind_of(name: str) -> ClaimKind | None:
     """What a claim's name means; None for a name that is none."""
-    for pattern, kind in _PATTERNS:
-        if pattern.fullmatch(name):
-            return kind
-    return None
+    kind = _NAMED.get(name)
+    if kind is not None:
+        return kind
+    family, dot, number = name.rpartition(".")
+    return _NUMBERED.get(family + dot) if _NUMBER.fullmatch(number) else None
 
 
 def is_value_of(kind: ClaimKind, value: object) -> bool:

@@ -434,6 +434,7 @@ def test_mutated_certificates(pki: AmdPki, data: st.DataObject) -> None:
         b"",
         b"\xff",
         cbor.encode([]),
+        cbor.encode(["report", "chain"]),
         cbor.encode({"report": b"", "chain": []}),
         cbor.encode({"report": b"", "chain": [b"", b"", b""], "more": b""}),
         cbor.encode({"report": "", "chain": [b"", b"", b""]}),
