@@ -201,11 +201,12 @@ def _check_possible(constraint: Constraint, branch: Branch, platform: str, key: 
 
 def _met(need: Need, branch: Branch) -> bool:
     claim, how = need
+    # All registers of a kind at once: only the word "any" can be said about them.
     family = claim.rpartition(".")[0]
     return any(
         _treats(constraint, how)
         for constraint in branch.constraints
-        if constraint.claim == claim or (constraint.claim == family and constraint.lenient)
+        if constraint.claim == claim or constraint.claim == family
     )
 
 

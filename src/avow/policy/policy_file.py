@@ -123,8 +123,7 @@ def _head(own: dict[str, Any], rest: dict[str, Any]) -> Head:
         if wanted.startswith(("less", "greater")):
             wanted = f"a value {wanted}"
         raise MalformedError(
-            f"expected {wanted} for `{key}`, got {first['input']!r:.60}; "
-            f"correct the value"
+            f"expected {wanted} for `{key}`, got {first['input']!r:.60}; correct the value"
         )
     near = difflib.get_close_matches(key, [k for k in rest if k not in KEYS], n=1, cutoff=0.7)
     advice = f"did you mean it by `{near[0]}`?" if near else "add it"

@@ -85,16 +85,13 @@ def read_rule(table: Mapping[str, Any], place: str = "", *, excluding: bool = Fa
         if not isinstance(table["not"], dict) or not table["not"]:
             raise _wrong(inner_place, "a rule", _shown(table["not"]), "write one in braces")
         excluded = read_rule(table["not"], inner_place, excluding=True)
-    rule = Rule(
+    return Rule(
         place,
         tuple(constraints.values()),
         _read_rules(table, "all", place, excluding),
         _read_rules(table, "any", place, excluding),
         excluded,
     )
-    if excluding and not list(rule.claims()):
-        raise _wrong(place, "a rule with a claim", "an empty one", "it would exclude everything")
-    return rule
 
 
 def _read_rules(
@@ -179,7 +176,7 @@ def _test(name: str, value: Any, place: str) -> Test:
     assert kind is not None  # `_flat` lets nothing else through
     if name == "debug" and value is not False:
         raise _wrong(where, "false", _shown(value), "to allow it, write `unsafe_debug = true`")
-    if value == ANY and name != "platform":
+    if value == ANY:
         return Anything()
     if isinstance(value, dict):
         return _table_test(kind, name, value, where)

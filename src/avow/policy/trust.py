@@ -50,6 +50,7 @@ CATEGORIES: Final[Mapping[str, Category]] = {
     "snp.id_key_digest": "executables",
     "snp.author_key_digest": "executables",
     "snp.chip_id": "instance_identity",
+    "snp.csp_id": "instance_identity",
     "snp.signer": "hardware",
     "snp.product": "hardware",
     "snp.tcb": "hardware",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from avow.evidence.appraisal import Tier, TrustVector
 from avow.evidence.origin import Verified
 from avow.evidence.vocabulary import KINDS, ClaimValue
 from avow.policy import CHECKS, Policy, parse_policy
-from avow.policy.trust import CATEGORIES, category_of
+from avow.policy.constraints import same
+from avow.policy.trust import CATEGORIES, Tally, category_of, tier
 from tests.unit.policy.examples import (
     NONCE,
     NOW,
@@ -82,6 +84,42 @@ def test_any_reports_the_rule_of_the_platform_that_came_nearest() -> None:
     assert "(rule `any[2].snp.vmpl`)" in finding.expected
     (finding,) = policy.appraise(evidence_for("snp", {"snp.measurement": b"\xd4" * 48})).findings
     assert "(rule `any[3].snp.measurement`)" in finding.expected
+
+
+def test_findings_are_never_those_of_another_platform() -> None:
+    rules = "".join(f"[[any]]\n{rule_text(name)}" for name in ("simulated", "snp"))
+    policy = parse_policy(f'version = 1\nname = "t"\nunsafe_simulated = true\n{rules}', name="x")
+    wrong: dict[str, ClaimValue | None] = {f"snp.tcb.{n}": 0 for n in ("bootloader", "snp", "tee")}
+    assert numbers(policy, evidence_for("snp", wrong)) == ["P5", "P5", "P5"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [
+        ("collateral.age_s", True),
+        ("collateral.age_s", 3.5),
+        ("collateral.age_s", "3"),
+        ("snp.vmpl", False),
+        ("snp.migration_agent", 0),
+        ("collateral.crl_checked", 1),
+        ("module", "a1" * 32),
+        ("module", bytearray(b"\xa1" * 32)),
+        ("tcb.advisories", ["INTEL-SA-00289"]),
+        ("tcb.status", b"UpToDate"),
+    ],
+)
+def test_values_of_another_type_are_refused(claim: str, value: Any) -> None:
+    name = "sgx" if claim.startswith("tcb") else "snp"
+    (finding,) = policy_for(name).appraise(evidence_for(name, {claim: value})).findings
+    assert f"`{claim}`" in finding.expected
+
+
+def test_true_is_not_one() -> None:
+    assert not same(True, 1)
+    assert not same(0, False)
+    assert not same("a", b"a")
+    assert same(b"a", b"a")
+    assert tier(Tally(), accepted=False) is Tier.CONTRAINDICATED
 
 
 def test_measurement_sets_do_not_mix() -> None:

@@ -262,8 +262,14 @@ def test_wrong_keys_and_values(changes: dict[str, str | None], words: list[str])
         ("tcb.status", '{ acept = ["UpToDate"] }', ["did you mean `accept`?"]),
         ("tcb.advisories", '{ subset_of = ["x", "x"] }', ["once"]),
         ("tcb.advisories", '{ subset_of = "x" }', ["a list of texts"]),
-        ("tcb.advisories", '{ grace = ["x"], grace_days = 3, none_of = ["y"] }', ["subset_of"]),
-        ("tcb.advisories", "{}", ["subset_of"]),
+        (
+            "tcb.advisories",
+            '{ grace = ["x"], grace_days = 3, none_of = ["y"] }',
+            ["a table without it"],
+        ),
+        ("tcb.advisories", "{}", ["a table without it"]),
+        ("tcb.advisories", '["any"]', ['the word "any" alone']),
+        ("tcb.advisories", '{ subset_of = ["any"] }', ['the word "any" alone']),
         ("tcb.advisories", '"INTEL-SA-1"', ["a list of texts"]),
         ("tcb.advisories", "[1]", ["a list of texts"]),
     ],
@@ -273,6 +279,19 @@ def test_wrong_grace_and_lists(claim: str, text: str, words: list[str]) -> None:
         policy_for("sgx", {claim: text})
     for word in (f"`{claim}", *words):
         assert word in str(caught.value)
+
+
+def test_a_digest_is_whole_where_the_size_is_open() -> None:
+    with pytest.raises(MalformedError, match=r"`cca\.rim`.*'1 bytes'"):
+        policy_for("cca", {"cca.rim": '"sha256:a1"'})
+    assert policy_for("cca", {"cca.rim": f'"sha256:{A32}"'}).appraise(evidence_for("cca")).accepted
+
+
+def test_what_only_grace_makes_acceptable_warns() -> None:
+    text = '{ accept = ["SWHardeningNeeded"], grace = ["UpToDate"], grace_days = 3 }'
+    evidence = evidence_for("sgx", {"tcb.status": "UpToDate", "tcb.date_age_s": 0})
+    result = policy_for("sgx", {"tcb.status": text}).appraise(evidence)
+    assert (result.accepted, result.tier) == (True, Tier.WARNING)
 
 
 def test_grace_is_no_way_to_exclude() -> None:
