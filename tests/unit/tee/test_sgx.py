@@ -19,7 +19,7 @@ from avow.evidence.roles import Authenticated
 from avow.tee.intel import vouching
 from avow.tee.intel.collateral import Collateral
 from avow.tee.intel.stapling import StapledCollateral
-from avow.tee.intel.vouching import Roots
+from avow.tee.intel.vouching import Roots, Voucher
 from avow.tee.sgx import verifier as sgx
 from avow.tee.sgx.attester import SgxAttester
 from avow.tee.sgx.report import FORMAT, decode_enclave_report, decode_report, encode_report
@@ -188,6 +188,12 @@ def test_the_debug_bit() -> None:
     """What dcap-qvl would have to let through first."""
     assert decode_enclave_report(BODY.debug().encoded()).debug
     assert not decode_enclave_report(BODY.encoded()).debug
+
+
+def test_the_debug_bit_is_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Voucher, "vouch", lambda *_: {})
+    report = encode_report(intel().sgx_quote(BODY.debug()), None)
+    assert _verifier().authenticate(report, LATER).claims["debug"] is True
 
 
 def test_certificates_out_of_date() -> None:

@@ -18,7 +18,7 @@ from avow.evidence import cbor
 from avow.evidence.claims import Workload
 from avow.tee.configfs_tsm import TsmReports
 from avow.tee.intel.collateral import Collateral
-from avow.tee.intel.vouching import Roots
+from avow.tee.intel.vouching import Roots, Voucher
 from avow.tee.tdx import rtmr
 from avow.tee.tdx import verifier as tdx
 from avow.tee.tdx.attester import RunTimeRegister, TdxAttester
@@ -206,6 +206,12 @@ def test_the_debug_bit() -> None:
     """What dcap-qvl would have to let through first."""
     assert decode_td_report(BODY.debug().encoded()).debug
     assert not decode_td_report(BODY.encoded()).debug
+
+
+def test_the_debug_bit_is_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Voucher, "vouch", lambda *_: {})
+    report = encode_report(intel().tdx_quote(BODY.debug()), None, None)
+    assert _verifier().authenticate(report, LATER).claims["debug"] is True
 
 
 def test_a_quote_of_sgx() -> None:
