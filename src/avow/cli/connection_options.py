@@ -195,12 +195,13 @@ class AttestationArguments:
         click.echo(f"avow: {self.notice}{sentence}", err=True)
 
     @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Says so at the start, and in the sentence that a command ends with."""
+    def noticed(self, *, announce: bool = True) -> Iterator[None]:
+        """Says so in the sentence that a command ends with, and at the start, if `announce`."""
         if not self.notice:
             yield
             return
-        self.say("this client's evidence proves nothing")
+        if announce:
+            self.say("this client's evidence proves nothing")
         try:
             yield
         except CommandError as error:
@@ -309,7 +310,8 @@ def secure_options(*, tee: bool) -> Callable[[Callable[..., int]], Callable[...,
                 arguments |= {"tee": None, "module": None}
             security = take(TlsArguments, arguments)
             attested = take(AttestationArguments, arguments)
-            with attested.noticed():
+            # `avow proxy` says so in each line of its log.
+            with attested.noticed(announce=False):
                 return command(security=security, attested=attested, **arguments)
 
         return with_options(

@@ -1,0 +1,402 @@
+"""`avow proxy`: clients that know nothing of attestation, and a broker that has to prove itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from paho.mqtt import publish as paho_publish
+from paho.mqtt import subscribe as paho_subscribe
+
+from avow.channel.exchange import AskClients, Outcome
+from avow.channel.judge import Judge
+from avow.cli.reports import NOTHING_PROTECTED
+from avow.policy import parse_policy
+from avow.sandbox.manifest import runtime_manifest
+from avow.tee.platforms import verifiers
+from avow.testing.attested_peer import (
+    MODULE,
+    echo,
+    forward_to,
+    policy_text,
+    stripped_answer,
+)
+from tests.integration.attested_endpoint import AttestedEndpoint, attested_endpoint
+from tests.integration.service_process import ServiceProcess, avow, service
+
+PATIENCE_S = 20.0
+OTHER_MODULE = bytes(32)
+
+
+class ProxyProcess:
+    """A running proxy. Its log is read all the time and can be waited for."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "avow", "proxy", *arguments], stderr=subprocess.PIPE
+        )
+        self.entries: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self._over = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def event(self, name: str, count: int = 1) -> dict[str, Any]:
+        """Waits for the `count`-th line with this event."""
+
+        def found() -> list[dict[str, Any]]:
+            return [entry for entry in self.entries if entry["event"] == name]
+
+        with self._changed:
+            self._changed.wait_for(lambda: len(found()) >= count or self._over, PATIENCE_S)
+            assert len(found()) >= count, (name, self.entries)
+            return found()[count - 1]
+
+    @property
+    def port(self) -> int:
+        return int(self.event("listening")["url"].rpartition(":")[2])
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            entry = {"event": line} if not line.startswith(b"{") else json.loads(line)
+            with self._changed:
+                self.entries.append(entry)
+                self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+
+@contextmanager
+def proxy(endpoint: AttestedEndpoint, *more: str, scheme: str = "mqtt") -> Iterator[ProxyProcess]:
+    """A proxy that has to end with 0 when it is asked to, unless the test has ended it."""
+    encrypted = {"mqtt": "mqtts", "ws": "wss"}[scheme]
+    running = ProxyProcess(
+        [
+            *("--listen", f"{scheme}://127.0.0.1:0"),
+            *("--connect", f"{encrypted}://localhost:{endpoint.peer.port}"),
+            *endpoint.options,
+            *more,
+        ]
+    )
+    try:
+        running.event("listening")
+        yield running
+        if running.process.poll() is None:
+            assert running.stop() == 0, running.entries
+        assert running.entries[-1]["event"] == "stopped"
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[ServiceProcess]:
+    with service("--listen", "mqtt://127.0.0.1:0", "--listen", "ws://127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture
+def endpoint(broker: ServiceProcess, tmp_path: Path) -> Iterator[AttestedEndpoint]:
+    with attested_endpoint(tmp_path, forward_to(broker.port())) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def echoing(tmp_path: Path) -> Iterator[AttestedEndpoint]:
+    with attested_endpoint(tmp_path, echo) as endpoint:
+        yield endpoint
+
+
+def exchange(sock: socket.socket, data: bytes) -> bytes:
+    """Sends, says that it was all, and reads to the end."""
+
+    def send() -> None:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    got = bytearray()
+    while piece := sock.recv(65536):
+        got += piece
+    sender.join(PATIENCE_S)
+    return bytes(got)
+
+
+def test_paho_through_the_proxy(endpoint: AttestedEndpoint) -> None:
+    payload = bytes(range(256)) * 3000
+    with proxy(endpoint) as running:
+        paho_publish.single(
+            "proxy/paho", payload, qos=2, retain=True, hostname="127.0.0.1", port=running.port
+        )
+        simple: Any = paho_subscribe.simple
+        assert simple("proxy/paho", hostname="127.0.0.1", port=running.port).payload == payload
+        entry = running.event("connected")
+        assert (entry["platform"], entry["tier"]) == ("simulated", "warning")
+        assert running.event("disconnected", 2)["received_bytes"] > len(payload)
+
+
+def test_aiomqtt_through_the_proxy_by_websocket(
+    broker: ServiceProcess, endpoint: AttestedEndpoint
+) -> None:
+    endpoint.peer.change(serve=forward_to(broker.port("ws")))
+
+    async def run(port: int) -> object:
+        async with aiomqtt.Client(
+            "127.0.0.1", port, transport="websockets", websocket_path="/mqtt"
+        ) as client:
+            await client.subscribe("proxy/ws", 1)
+            await client.publish("proxy/ws", b"through", 1)
+            async for message in client.messages:
+                return message.payload
+        return None
+
+    with proxy(endpoint, scheme="ws") as running:
+        assert asyncio.run(asyncio.wait_for(run(running.port), PATIENCE_S)) == b"through"
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_through_the_proxy(endpoint: AttestedEndpoint) -> None:
+    with proxy(endpoint) as running:
+        where = ["-h", "127.0.0.1", "-p", str(running.port), "-t", "proxy/mosquitto", "-q", "1"]
+        for program, more in (
+            ("mosquitto_pub", ["-m", "from mosquitto", "-r"]),
+            ("mosquitto_sub", ["-C", "1", "-W", "20"]),
+        ):
+            path = shutil.which(program)
+            assert path is not None, f"{program}: apt-get install mosquitto-clients"
+            done = subprocess.run(
+                [path, *where, *more], capture_output=True, timeout=PATIENCE_S, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        assert done.stdout == b"from mosquitto\n"
+
+
+def test_many_clients_at_once(echoing: AttestedEndpoint) -> None:
+    data = os.urandom(300_000)
+    with proxy(echoing) as running:
+        connections = [running.connect() for _ in range(20)]
+        got: list[bytes] = []
+        threads = [
+            threading.Thread(target=lambda each=each: got.append(exchange(each, data)))
+            for each in connections
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        for each in connections:
+            each.close()
+        assert got == [data] * 20
+        assert running.event("disconnected", 20)["reason"] == "both sides ended"
+
+
+def test_half_a_connection_and_large_amounts(echoing: AttestedEndpoint) -> None:
+    data = os.urandom(30_000_000)
+    with proxy(echoing) as running, running.connect() as client:
+        assert exchange(client, data) == data
+
+
+def test_a_client_that_does_not_read_is_not_buffered(echoing: AttestedEndpoint) -> None:
+    """The proxy reads no further: what was written stays with the writer."""
+    with proxy(echoing) as running, running.connect() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        client.setblocking(False)
+        written = 0
+        while select.select([], [client], [], 0.5)[1]:
+            with contextlib.suppress(BlockingIOError):
+                written += client.send(bytes(256 * 1024))
+        assert written < 64 * 1024 * 1024
+        memory = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
+        assert int(memory) * os.sysconf("SC_PAGE_SIZE") < 256 * 1024 * 1024
+
+
+def test_evidence_is_refused(echoing: AttestedEndpoint) -> None:
+    echoing.peer.run(OTHER_MODULE)
+    with proxy(echoing) as running:
+        with running.connect() as client:
+            assert gone(client)
+        entry = running.event("refused")
+        assert (entry["check"], entry["level"]) == ("P4", "warning")
+        assert MODULE.hex() in entry["expected"]
+        assert OTHER_MODULE.hex() in entry["actual"]
+        assert entry["advice"]
+        assert entry["title"]
+        # The next client is let through when the broker is the right one again.
+        echoing.peer.run(MODULE)
+        with running.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        echoing.peer.change(first_word=stripped_answer())
+        with running.connect() as client:
+            client.sendall(b"secret")
+            assert gone(client)
+        assert running.event("refused", 2)["check"] == "C11"
+
+
+def gone(client: socket.socket) -> bool:
+    """Whether the proxy has closed the connection, without a byte."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        # It had something unread, which was not sent on.
+        return True
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with attested_endpoint(tmp_path) as endpoint:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
+        running = ProxyProcess(
+            [
+                *("--listen", "mqtt://127.0.0.1:0", "--connect", f"mqtts://localhost:{port}"),
+                *endpoint.options,
+            ]
+        )
+        try:
+            with running.connect() as client:
+                assert gone(client)
+            assert "refused connection" in running.event("not connected")["reason"]
+            assert running.stop() == 0
+        finally:
+            running.close()
+
+
+def test_a_client_in_a_tee(echoing: AttestedEndpoint) -> None:
+    """The proxy shows its evidence for each of its clients; each line says what that is worth."""
+    runtime = runtime_manifest().digest.hex()
+    text = policy_text(
+        bytes.fromhex(runtime),
+        runtime=runtime,
+        configuration=sha256(echoing.policy.read_bytes()).hexdigest(),
+    )
+    echoing.peer.change(
+        settings=replace(
+            echoing.peer.conduct.settings,
+            ask_clients=AskClients.ALWAYS,
+            judge=Judge(verifiers(), parse_policy(text, name="clients")),
+        )
+    )
+    with proxy(echoing, "--tee", "simulated") as running:
+        with running.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        outcome = echoing.peer.outcome()
+        assert isinstance(outcome, Outcome)
+        assert outcome.peer is not None
+        assert running.event("connected")["attested_to_server"] is True
+    assert {entry.get("warning") for entry in running.entries} == {NOTHING_PROTECTED}
+
+
+def test_connections_are_bounded(echoing: AttestedEndpoint) -> None:
+    """With one place, the second client waits until the first has left."""
+    with proxy(echoing, "--connections-max", "1") as running:
+        with running.connect() as first:
+            first.sendall(b"1")
+            assert first.recv(1) == b"1"
+            second = running.connect()
+            second.sendall(b"2")
+            second.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                second.recv(1)
+        second.settimeout(PATIENCE_S)
+        with second:
+            assert second.recv(1) == b"2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_with_clients_connected(echoing: AttestedEndpoint, number: signal.Signals) -> None:
+    with proxy(echoing) as running, running.connect() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert running.stop(number) == 0
+        assert gone(client)
+        assert running.event("stopped")
+        assert running.event("disconnected")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--connect", "mqtts://h"], "'--policy'"),
+        (["--connect", "mqtt://h", "--policy", "P"], "mqtts:// for --connect"),
+        (["--connect", "wss://h", "--policy", "P"], "mqtts:// for --connect"),
+        (["--listen", "ws://127.0.0.1:0", "--connect", "mqtts://h", "--policy", "P"], "wss://"),
+        (["--listen", "mqtts://127.0.0.1:0", "--connect", "mqtts://h"], "mqtt:// or ws://"),
+        (["--connect", "mqtts://me@h", "--policy", "P"], "user name"),
+        (["--listen", "ws://127.0.0.1:0", "--connect", "wss://h/mqtt"], "path"),
+        (["--listen", "mqtt://0.0.0.0:0", "--connect", "mqtts://h"], "--unsafe-listen-anywhere"),
+        (["--listen", "mqtt://[::]:0", "--connect", "mqtts://h"], "--unsafe-listen-anywhere"),
+        (["--connect", "mqtts://h", "--policy", "absent"], "no such file"),
+        (["--policy", "P"], "'--connect'"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, arguments: list[str], words: str) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(policy_text())
+    done = avow("proxy", *(str(policy) if each == "P" else each for each in arguments))
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr.decode()
+
+
+def test_an_occupied_port(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(policy_text())
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        listen = f"mqtt://127.0.0.1:{occupied.getsockname()[1]}"
+        done = avow(
+            *("proxy", "--listen", listen, "--connect", "mqtts://h", "--policy", str(policy))
+        )
+    assert done.returncode == 2
+    assert b"another program" in done.stderr
+
+
+def test_listening_anywhere_has_to_be_said(echoing: AttestedEndpoint) -> None:
+    running = ProxyProcess(
+        [
+            *("--listen", "mqtt://0.0.0.0:0", "--unsafe-listen-anywhere"),
+            *("--connect", f"mqtts://localhost:{echoing.peer.port}", *echoing.options),
+        ]
+    )
+    try:
+        with running.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        assert running.stop() == 0
+    finally:
+        running.close()
