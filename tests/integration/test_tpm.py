@@ -41,7 +41,7 @@ from avow.testing.tpm_maker import (
 
 pytestmark = pytest.mark.tpm
 
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 WORKLOAD = Workload(b"m" * 32, b"r" * 32, b"c" * 32, b"b" * 32)
 NONCE = b"n" * 32
 EXPECTATION = Expectation(NONCE, Role.DOCUMENT, b"", DOCUMENT_BINDER)
@@ -56,9 +56,10 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    maker = TpmAuthority("mock maker")
+    maker = TpmAuthority("mock maker", now=NOW)
+    line = TpmAuthority("mock line", parent=maker, now=NOW)
     with SoftwareTpm() as tpm:
-        yield Machine(tpm, maker, provision(tpm, TpmAuthority("mock line", parent=maker)))
+        yield Machine(tpm, maker, provision(tpm, line))
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_a_tpm_cannot_enrol_for_another(machine: Machine, attester: TpmAttester)
         owner = Owner(machine.maker)
         genuine = attester.device.make_primary(EK_ECC.template)
         attester.device.forget(genuine)
-        challenge = owner.authority.challenge(
+        kept, credential = owner.challenger.challenge(
             Request(stranger.key.public, genuine.public, machine.chains[EK_ECC]),
             NOW,
             secrets.token_bytes(32),
@@ -265,9 +266,9 @@ def test_a_tpm_cannot_enrol_for_another(machine: Machine, attester: TpmAttester)
         # Neither TPM opens it: the one lacks the endorsement key, the other the attestation key.
         for machine_asked in (stranger, attester):
             with pytest.raises(UnavailableError):
-                machine_asked.device.activate(machine_asked.key, EK_ECC, challenge.credential)
+                machine_asked.device.activate(machine_asked.key, EK_ECC, credential)
         with pytest.raises(UntrustedError, match="TPM11"):
-            owner.authority.issue(challenge, bytes(32), NOW, timedelta(1), 1)
+            owner.issuer.issue(kept, bytes(32), NOW, timedelta(1), 1)
         stranger.close()
 
 

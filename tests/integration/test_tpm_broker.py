@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from avow.tee.tpm.attester import TpmAttester
 from avow.tee.tpm.templates import EK_ECC
 from avow.testing.pki import Authority
 from avow.testing.swtpm import SoftwareTpm
-from avow.testing.tpm_maker import Owner, TpmAuthority, provision, settings
+from avow.testing.tpm_maker import TpmAuthority, provision
 from tests.integration.service_process import ServiceProcess, avow
 
 pytestmark = pytest.mark.tpm
@@ -90,29 +89,56 @@ def test_attested_by_a_key_that_the_policy_names(
     assert b"module" in refused.stderr
 
 
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def enrol(folder: Path, root: TpmAuthority, line: TpmAuthority, owner: TpmAuthority) -> None:
+    """The four steps, on files."""
+    name = {key: str(folder / key) for key in ("request", "kept", "challenge", "answer", "ak.pem")}
+    (folder / "makers.pem").write_bytes(pem(root.certificate))
+    (folder / "line.pem").write_bytes(pem(line.certificate))
+    (folder / "owner.pem").write_bytes(pem(owner.certificate))
+    (folder / "owner.key").write_bytes(
+        owner.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    makers, chain = str(folder / "makers.pem"), str(folder / "line.pem")
+    ca, key = str(folder / "owner.pem"), str(folder / "owner.key")
+    done(avow("enrol", "request", "--chain", chain, "-o", name["request"]))
+    challenge = ("enrol", "challenge", name["request"], "--keep", name["kept"])
+    stranger = avow(*challenge, "--makers", ca, "-o", name["challenge"])
+    assert stranger.returncode == DENIED
+    assert b"TPM9" in stranger.stderr
+    done(avow(*challenge, "--makers", makers, "-o", name["challenge"]))
+    assert (folder / "kept").stat().st_mode & 0o777 == 0o600
+    done(avow("enrol", "answer", name["challenge"], "-o", name["answer"]))
+    issue = ("enrol", "issue", "--kept", name["kept"], "--ca", ca, "--ca-key", key)
+    (folder / "guess").write_bytes(bytes(32))
+    guessed = avow(*issue, str(folder / "guess"), "-o", name["ak.pem"])
+    assert guessed.returncode == DENIED
+    assert b"TPM11" in guessed.stderr
+    done(avow(*issue, name["answer"], "-o", name["ak.pem"]))
+
+
 def test_attested_by_a_key_that_was_enrolled(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maker = TpmAuthority("mock maker")
-    chains = provision(deployment.tpm, maker)
-    attester = TpmAttester(settings(deployment.tpm))
-    enrolled = Owner(maker).enrol(attester, EK_ECC, chains[EK_ECC])
-    attester.close()
+    root = TpmAuthority("mock maker")
+    line = TpmAuthority("mock line", parent=root)
+    chains = provision(deployment.tpm, line)
+    owner = TpmAuthority("mock enrolment")
+    enrol(deployment.folder, root, line, owner)
     endorsements = deployment.folder / "endorsements"
     (endorsements / "tpm").mkdir(parents=True)
-    (root,) = enrolled.anchors.roots
-    (endorsements / "tpm" / "enrolment.pem").write_bytes(root.public_bytes(Encoding.PEM))
-    issued = x509.load_der_x509_certificate(enrolled.certificates[0])
-    certificate = deployment.folder / "ak.pem"
-    certificate.write_bytes(issued.public_bytes(Encoding.PEM))
-    monkeypatch.setenv("AVOW_TPM_CERTIFICATES", str(certificate))
+    (endorsements / "tpm" / "enrolment.pem").write_bytes(pem(owner.certificate))
+    monkeypatch.setenv("AVOW_TPM_CERTIFICATES", str(deployment.folder / "ak.pem"))
     trusted = ("--endorsements", str(endorsements))
     text = deployment.policy("enrolled.cmw", *trusted).read_text()
     assert 'tpm.ak_origin = "ek"' in text
     # The owner trusts every attestation key of this TPM, and so names the TPM.
     policy = deployment.folder / "ek.toml"
     lines = [line for line in text.splitlines() if not line.startswith("tpm.ak = ")]
-    lines.append(f'tpm.ek = "{sha256(enrolled.ek_certificate).hexdigest()}"')
+    lines.append(f'tpm.ek = "{sha256(chains[EK_ECC][0]).hexdigest()}"')
     policy.write_text("\n".join(lines) + "\n")
     service = ServiceProcess([*deployment.options, "--tee", "tpm"])
     try:

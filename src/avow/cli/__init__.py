@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "measure": ("avow.cli.measure", "measure", "Print the SHA-256 of what would run."),
     "policy": ("avow.cli.policy", "policy", "Make, explain and check policies."),
     "tee": ("avow.cli.tee", "tee", "List the platforms that are here, and why others are not."),
+    "enrol": ("avow.cli.enrol", "enrol", "Certify the attestation key of a machine's TPM."),
     "attest": ("avow.cli.attest", "attest", "Write evidence to a file."),
     "verify": ("avow.cli.verify", "verify", "Judge evidence in a file by a policy."),
     "pub": ("avow.cli.pub", "pub", "Publish messages."),

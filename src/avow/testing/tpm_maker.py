@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from avow.tee.tpm.attester import TpmAttester, TpmSettings
 from avow.tee.tpm.chain import EK_USAGE, Anchors
 from avow.tee.tpm.device import TpmDevice
-from avow.tee.tpm.enrolment import Authority, Request
+from avow.tee.tpm.enrolment import Challenger, Issuer, Request
 from avow.tee.tpm.structures import PublicKey, parse_public
 from avow.tee.tpm.templates import EK_ECC, EK_RSA, EndorsementKey
 from avow.testing.swtpm import SoftwareTpm
@@ -131,7 +131,8 @@ class Owner:
 
     def __init__(self, maker: TpmAuthority) -> None:
         self.root = TpmAuthority("mock enrolment", now=maker.now)
-        self.authority = Authority(maker.anchors(), self.root.certificate, self.root.key)
+        self.challenger = Challenger(maker.anchors())
+        self.issuer = Issuer(self.root.certificate, self.root.key)
 
     def enrol(
         self, attester: TpmAttester, kind: EndorsementKey, chain: tuple[bytes, ...]
@@ -142,11 +143,11 @@ class Owner:
         device.forget(ek)
         request = Request(attester.key.public, ek.public, chain)
         now = self.root.now
-        challenge = self.authority.challenge(
+        kept, credential = self.challenger.challenge(
             request, now, secrets.token_bytes(32), secrets.token_bytes(32)
         )
-        answer = device.activate(attester.key, kind, challenge.credential)
-        issued = self.authority.issue(challenge, answer, now, DAY, x509.random_serial_number())
+        answer = device.activate(attester.key, kind, credential)
+        issued = self.issuer.issue(kept, answer, now, DAY, x509.random_serial_number())
         return Enrolled(self.root.anchors(), (issued.public_bytes(Encoding.DER),), chain[0])
 
 

@@ -21,11 +21,11 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from avow.errors import Check, MalformedError, UntrustedError
 from avow.evidence import cbor
+from avow.evidence.claims import DIGEST_BYTES
 from avow.tee.tpm import structures
 from avow.tee.tpm.chain import AK_USAGE, EK_USAGE, Anchors, check_chain
 from avow.tee.tpm.credential import Credential, make_credential
@@ -47,6 +47,8 @@ ACTIVATED: Final = Check(
 CHECKS: Final = (EK_CERTIFICATE, EK_PUBLIC, ACTIVATED)
 
 SECRET_BYTES: Final = 32
+# How far a verifier's clock may be behind when a certificate is new.
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _EK_MUST: Final = (
     structures.FIXED_TPM
     | structures.FIXED_PARENT
@@ -56,6 +58,7 @@ _EK_MUST: Final = (
 )
 _REQUEST_KEYS: Final = frozenset({"ak", "ek", "ek certificates"})
 _CREDENTIAL_KEYS: Final = frozenset({"id object", "encrypted secret"})
+_KEPT_KEYS: Final = frozenset({"ak", "ek digest", "secret"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +111,44 @@ def decode_credential(content: bytes) -> Credential:
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
-    """What the authority keeps until the answer comes, and what it sends (`credential`)."""
+class Kept:
+    """What the authority keeps until the answer comes: the attestation key, the SHA-256 of the EK's
+    certificate, and the secret (32 bytes each)."""
 
     ak: Public
     ek_digest: bytes
     secret: bytes
-    credential: Credential
+
+    def encoded(self) -> bytes:
+        """What the authority keeps, as bytes. Whoever reads it can have any key certified."""
+        return cbor.encode(
+            {"ak": self.ak.encoded, "ek digest": self.ek_digest, "secret": self.secret}
+        )
 
 
-class Authority:
-    """The owner's side. `makers` are the roots of TPM makers that the owner trusts."""
+def decode_kept(content: bytes) -> Kept:
+    """What `Kept.encoded` made. Raises `MalformedError`."""
+    fields = cbor.decode(content, "kept challenge")
+    if not isinstance(fields, dict) or fields.keys() != _KEPT_KEYS:
+        raise _malformed("a kept challenge of ak, ek digest and secret")
+    digest = bytes_of(fields["ek digest"], "ek digest")
+    secret = bytes_of(fields["secret"], "secret")
+    if len(digest) != DIGEST_BYTES or len(secret) != SECRET_BYTES:
+        raise _malformed("a digest and a secret of 32 bytes")
+    return Kept(parse_public(bytes_of(fields["ak"], "ak")), digest, secret)
 
-    def __init__(
-        self,
-        makers: Anchors,
-        certificate: x509.Certificate,
-        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
-    ) -> None:
+
+class Challenger:
+    """Finds out whether a key is in a TPM. `makers` are the roots of TPM makers that the owner
+    trusts, and their revocation lists."""
+
+    def __init__(self, makers: Anchors) -> None:
         self._makers = makers
-        self._certificate = certificate
-        self._key = key
 
-    def challenge(self, request: Request, now: datetime, secret: bytes, seed: bytes) -> Challenge:
-        """`secret` and `seed` are 32 fresh random bytes each.
+    def challenge(
+        self, request: Request, now: datetime, secret: bytes, seed: bytes
+    ) -> tuple[Kept, Credential]:
+        """What to keep and what to send. `secret` and `seed` are 32 fresh random bytes each.
 
         Raises `MalformedError` and `UntrustedError`, at TPM2, TPM9 and TPM10.
         """
@@ -152,36 +169,48 @@ class Authority:
                 advice="send the endorsement key by TCG's template L-1 or L-2",
             )
         digest = sha256(request.ek_certificates[0]).digest()
-        return Challenge(ak, digest, secret, make_credential(ek, ak.name, secret, seed))
+        return Kept(ak, digest, secret), make_credential(ek, ak.name, secret, seed)
+
+
+class Issuer:
+    """Issues certificates with the authority's own certificate and key."""
+
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    ) -> None:
+        self._certificate = certificate
+        self._key = key
 
     def issue(
-        self, challenge: Challenge, answer: bytes, now: datetime, valid_for: timedelta, serial: int
+        self, kept: Kept, answer: bytes, now: datetime, valid_for: timedelta, serial: int
     ) -> x509.Certificate:
         """The attestation key's certificate. `serial` is random, positive and of at most 159 bits.
 
         Raises `UntrustedError` at TPM11 when the TPM did not open the challenge.
         """
-        if not hmac.compare_digest(answer, challenge.secret):
+        if not hmac.compare_digest(answer, kept.secret):
             raise UntrustedError.at(
                 ACTIVATED,
                 expected="the secret that only the TPM can open",
                 actual="another",
                 advice="do not trust this machine: its attestation key is not in that TPM",
             )
-        name = f"avow attestation key {spki_digest(challenge.ak.key).hex()[:16]}"
+        name = f"avow attestation key {spki_digest(kept.ak.key).hex()[:16]}"
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(self._certificate.subject)
-            .public_key(challenge.ak.key)
+            .public_key(kept.ak.key)
             .serial_number(serial)
-            .not_valid_before(now)
+            .not_valid_before(now - _CLOCKS_DIFFER)
             .not_valid_after(now + valid_for)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_SIGNS_ONLY, critical=True)
             .add_extension(x509.ExtendedKeyUsage([AK_USAGE]), critical=True)
             .add_extension(
-                x509.UnrecognizedExtension(EK_DIGEST, EK_DIGEST_HEADER + challenge.ek_digest),
+                x509.UnrecognizedExtension(EK_DIGEST, EK_DIGEST_HEADER + kept.ek_digest),
                 critical=False,
             )
             .sign(self._key, hashes.SHA256())
@@ -199,11 +228,6 @@ _SIGNS_ONLY: Final = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
-
-
-def chain_as_pem(certificates: tuple[x509.Certificate, ...]) -> bytes:
-    """What the machine keeps: the issued certificate, and those between it and the root."""
-    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
 
 
 def _malformed(expected: str) -> MalformedError:

@@ -1,0 +1,212 @@
+"""`avow enrol`: a certificate for the attestation key of a machine's TPM, in four steps."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import click
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from avow.cli.command_error import (
+    CommandError,
+    configuration_errors,
+    judging_errors,
+    operation_errors,
+)
+from avow.cli.exit_codes import ExitCode
+from avow.errors import MalformedError, UnavailableError
+from avow.tee.tpm import enrolment
+from avow.tee.tpm.attester import TpmAttester, TpmSettings, load_certificates
+from avow.tee.tpm.chain import Anchors
+from avow.tee.tpm.templates import EK_ECC, EK_RSA
+
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_KINDS: Final = {"ecc": EK_ECC, "rsa": EK_RSA}
+_DAYS: Final = 365
+_SECRET_MODE: Final = 0o600
+
+_kind = click.option(
+    "--ek",
+    "kind",
+    type=click.Choice(sorted(_KINDS)),
+    default="ecc",
+    show_default=True,
+    help="Which of the TPM's endorsement keys.",
+)
+_output = click.option("-o", "--output", type=_FILE, required=True, metavar="FILE")
+
+
+@click.group()
+def enrol() -> None:
+    """Have an owner's authority certify the attestation key of a machine's TPM.
+
+    On the machine: `request`. Where the authority is: `challenge`. On the machine: `answer`. Where
+    the authority is: `issue`. Then the machine's broker finds the certificate by
+    AVOW_TPM_CERTIFICATES, and clients have the authority's root in their endorsements, folder tpm.
+    """
+
+
+@enrol.command()
+@_kind
+@click.option(
+    "--chain",
+    type=_FILE,
+    metavar="FILE",
+    help="Certificates between the endorsement key's and its maker's root, PEM.",
+)
+@_output
+def request(kind: str, chain: Path | None, output: Path) -> int:
+    """On the machine: write who the TPM and its attestation key are."""
+    with configuration_errors():
+        between = load_certificates(chain)
+        attester = TpmAttester(TpmSettings.from_environment(os.environ))
+    with operation_errors():
+        template = _KINDS[kind]
+        ek = attester.device.make_primary(template.template)
+        attester.device.forget(ek)
+        certificate = attester.device.read_nv(template.certificate_index)
+        attester.close()
+    asked = enrolment.Request(attester.key.public, ek.public, (certificate, *between))
+    _write(output, asked.encoded())
+    click.echo(f"wrote {output}; send it to the authority for `avow enrol challenge`")
+    return ExitCode.OK
+
+
+@enrol.command()
+@click.argument("request", type=_FILE)
+@click.option(
+    "--makers",
+    type=_FILE,
+    required=True,
+    metavar="FILE",
+    help="Roots of the TPM makers that you trust, PEM.",
+)
+@click.option(
+    "--keep",
+    type=_FILE,
+    required=True,
+    metavar="FILE",
+    help="What stays here until the answer comes; nobody else may read it.",
+)
+@_output
+def challenge(request: Path, makers: Path, keep: Path, output: Path) -> int:
+    """At the authority: write what only that TPM can open, if it has that key."""
+    with configuration_errors():
+        roots = tuple(map(x509.load_der_x509_certificate, load_certificates(makers)))
+        challenger = enrolment.Challenger(Anchors(roots))
+        asked = enrolment.decode_request(_read(request))
+    with judging_errors():
+        kept, credential = challenger.challenge(
+            asked, datetime.now(UTC), secrets.token_bytes(32), secrets.token_bytes(32)
+        )
+    _write(keep, kept.encoded(), secret=True)
+    _write(output, enrolment.encode_credential(credential))
+    click.echo(f"wrote {output}; send it to the machine for `avow enrol answer`, and keep {keep}")
+    return ExitCode.OK
+
+
+@enrol.command()
+@click.argument("challenge", type=_FILE)
+@_kind
+@_output
+def answer(challenge: Path, kind: str, output: Path) -> int:
+    """On the machine: have the TPM open the challenge."""
+    with configuration_errors():
+        credential = enrolment.decode_credential(_read(challenge))
+        attester = TpmAttester(TpmSettings.from_environment(os.environ))
+    with operation_errors():
+        secret = attester.device.activate(attester.key, _KINDS[kind], credential)
+        attester.close()
+    _write(output, secret, secret=True)
+    click.echo(f"wrote {output}; send it to the authority for `avow enrol issue`")
+    return ExitCode.OK
+
+
+@enrol.command()
+@click.argument("answer", type=_FILE)
+@click.option("--kept", type=_FILE, required=True, metavar="FILE", help="From `challenge --keep`.")
+@click.option(
+    "--ca", type=_FILE, required=True, metavar="FILE", help="The authority's certificate, PEM."
+)
+@click.option("--ca-key", type=_FILE, required=True, metavar="FILE", help="Its private key, PEM.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 10_000),
+    default=_DAYS,
+    show_default=True,
+    help="How long the certificate is valid.",
+)
+@_output
+def issue(answer: Path, kept: Path, ca: Path, ca_key: Path, days: int, output: Path) -> int:
+    """At the authority: write the attestation key's certificate, PEM."""
+    with configuration_errors():
+        authority, key = _authority(ca, ca_key)
+        expected = enrolment.decode_kept(_read(kept))
+        content = _read(answer)
+    with judging_errors():
+        certificate = enrolment.Issuer(authority, key).issue(
+            expected,
+            content,
+            datetime.now(UTC),
+            timedelta(days=days),
+            x509.random_serial_number(),
+        )
+    chain = [certificate] if authority.issuer == authority.subject else [certificate, authority]
+    _write(output, b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    click.echo(
+        f"wrote {output}, of the TPM with tpm.ek {expected.ek_digest.hex()}; on the machine, have "
+        f"AVOW_TPM_CERTIFICATES name it"
+    )
+    return ExitCode.OK
+
+
+def _authority(
+    ca: Path, ca_key: Path
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]:
+    certificates = load_certificates(ca)
+    if not certificates:
+        raise MalformedError(f"expected a certificate as PEM in {ca}, got none; name another file")
+    certificate = x509.load_der_x509_certificate(certificates[0])
+    try:
+        key = load_pem_private_key(_read(ca_key), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise MalformedError(
+            f"expected a private key as PEM without a passphrase in {ca_key}, got something else; "
+            f"name another file"
+        ) from error
+    if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) and (
+        key.public_key() == certificate.public_key()
+    ):
+        return certificate, key
+    raise MalformedError(
+        f"expected the key (ECDSA or RSA) of the certificate {ca} in {ca_key}, got another; "
+        f"name the two that belong together"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnavailableError(
+            f"expected to read {path}, got {error.strerror}; name another file"
+        ) from error
+
+
+def _write(path: Path, content: bytes, *, secret: bool = False) -> None:
+    try:
+        if secret:
+            path.touch(mode=_SECRET_MODE)
+            path.chmod(_SECRET_MODE)
+        path.write_bytes(content)
+    except OSError as error:
+        raise CommandError(
+            f"expected to write {path}, got {error.strerror}; name another file", ExitCode.FAILED
+        ) from error
