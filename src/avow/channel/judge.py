@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from avow.channel.authenticator import PLATFORMS_MAX
+from avow.errors import MalformedError
 from avow.evidence.appraisal import AttestationResult
 from avow.evidence.origin import Expectation, Verified, verify_evidence
 from avow.evidence.roles import Verifier
@@ -29,9 +31,17 @@ class Judged:
 
 
 class Judge:
-    """Verifiers by platform, and a policy or None. Immutable; may be shared by threads."""
+    """Verifiers by platform (1 to 16), and a policy or None. Immutable; may be shared by threads.
+
+    Raises `MalformedError` for no verifier at all, or too many.
+    """
 
     def __init__(self, verifiers: Mapping[str, Verifier], policy: Appraiser | None) -> None:
+        if not 0 < len(verifiers) <= PLATFORMS_MAX:
+            raise MalformedError(
+                f"expected verifiers for 1 to {PLATFORMS_MAX} platforms, got {len(verifiers)}; "
+                f"report this"
+            )
         self._verifiers = dict(verifiers)
         self._policy = policy
 

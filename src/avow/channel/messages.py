@@ -140,6 +140,11 @@ def encode(message: Message) -> bytes:
     )
 
 
+def frame_bytes(kind: FrameType) -> int:
+    """The length of the shortest frame of this type."""
+    return HEADER_BYTES + _BODY_BYTES[kind][0]
+
+
 def decode_header(header: bytes) -> tuple[FrameType, int]:
     """Type and body length of the frame that starts with these 4 bytes.
 

@@ -20,6 +20,7 @@ from avow.channel.exchange import (
     ServerSettings,
     State,
 )
+from avow.channel.judge import Judge
 from avow.channel.messages import (
     HEADER_BYTES,
     LARGE_BODY_BYTES,
@@ -266,6 +267,8 @@ def test_settings_that_cannot_be() -> None:
         ClientSettings()
     with pytest.raises(MalformedError):
         ServerSettings(ask_clients=AskClients.OFFERING)
+    with pytest.raises(MalformedError):
+        Judge({}, None)
     with pytest.raises(MalformedError):
         ClientExchange(facts_pair()[0], asking(), context=bytes(31), now=NOW)
 
@@ -605,10 +608,25 @@ def test_length_of_64_mib_is_refused_at_the_header() -> None:
     failed(caught.value, checks.FRAME, MalformedError)
 
 
+def test_refusal_ends_the_wait_for_a_longer_message() -> None:
+    """A client reads as much as ANSWER has, and a refusal is shorter: the header says so."""
+    client = conversation(asking(), answering()).client
+    assert client.needed == 32 * 1024
+    refusal = encode(Refused(Category.UNAVAILABLE, "C19", "expected more"))
+    client.receive(refusal[:100])
+    assert client.needed == len(refusal) - 100
+    with pytest.raises(UnavailableError) as caught:
+        client.receive(refusal[100:])
+    failed(caught.value, checks.ACCEPTED, UnavailableError)
+    other = conversation(asking(), answering()).client
+    with pytest.raises(UnavailableError):
+        other.receive(refusal + b"anything")
+
+
 def test_more_than_needed_is_a_mistake_of_the_shell() -> None:
     client = conversation(asking(), answering()).client
     with pytest.raises(MalformedError):
-        client.receive(bytes(5))
+        client.receive(bytes(32 * 1024 + 1))
     with pytest.raises(MalformedError):
         client.receive(b"")
 
