@@ -18,8 +18,8 @@ from avow.policy.rules import Branch
 
 
 class How(enum.Enum):
-    """What counts as saying how a claim is treated. The word "any" always does, but for `EXACT`
-    and `TRUE`, which are conditions of others."""
+    """What counts as saying how a claim is treated. The word "any" does, but for the last three,
+    which are conditions of others."""
 
     NAMED = "a value"
     AT_LEAST = "a lowest value (min)"
@@ -29,6 +29,12 @@ class How(enum.Enum):
     HELD = "the whole list, or all_of"
     EXACT = 'a value, not "any"'
     TRUE = "true"
+    BY_EK = '"ek"'
+
+    @property
+    def lenient(self) -> bool:
+        """True where the word "any" will do."""
+        return self not in (How.EXACT, How.TRUE, How.BY_EK)
 
 
 Need = tuple[str, How]
@@ -119,6 +125,14 @@ DEMANDS: Final[Mapping[str, tuple[Demand, ...]]] = {
         *_BOOT,
         *_each(How.NAMED, "tpm.ak_origin"),
         Demand(((("tpm.ak", How.NAMED),), (("tpm.ek", How.NAMED),))),
+        # A key that nobody vouches for could be software's: the policy has to name that very key.
+        Demand(
+            (
+                (("tpm.ak", How.EXACT),),
+                (("tpm.ek", How.EXACT),),
+                (("tpm.ak_origin", How.BY_EK),),
+            )
+        ),
         # Who names the very key needs no list of revoked ones.
         Demand(
             (
@@ -213,9 +227,10 @@ def _met(need: Need, branch: Branch) -> bool:
 def _treats(constraint: Constraint, how: How) -> bool:
     match constraint.test:
         case Anything():
-            return how not in (How.EXACT, How.TRUE)
+            return how.lenient
         case OneOf(values):
-            return how is not How.TRUE or values == (True,)
+            only = {How.TRUE: (True,), How.BY_EK: ("ek",)}
+            return how not in only or values == only[how]
         case Between(minimum, maximum):
             low, high = minimum is not None, maximum is not None
             return {
@@ -232,19 +247,19 @@ def _treats(constraint: Constraint, how: How) -> bool:
 
 
 def _silent(demand: Demand, branch: Branch, platform: str) -> MalformedError:
-    first = next(need for need in demand.ways[0] if not _met(need, branch))
-    instead = " or ".join(
-        " with ".join(f"`{claim}`" for claim, _ in way) for way in demand.ways[1:]
-    )
+    claim, how = next(need for need in demand.ways[0] if not _met(need, branch))
+    advice = ["name it"]
+    advice += [
+        " with ".join(f"`{other}` ({needed.value})" for other, needed in way)
+        for way in demand.ways[1:]
+    ]
+    if claim == "debug":
+        advice.append("write `unsafe_debug = true` if the operator may look inside")
+    elif how.lenient:
+        advice.append(f'write `{claim} = "any"` if it may be anything')
     return MalformedError(
-        f"expected the claim `{first[0]}` to be treated in {_named(branch)} (platform {platform}), "
-        f"got nothing that says {first[1].value}; name it, "
-        + (f"or {instead}, " if instead else "")
-        + (
-            "or write `unsafe_debug = true` if the operator may look inside"
-            if first[0] == "debug"
-            else f'or write `{first[0]} = "any"` if it may be anything'
-        )
+        f"expected the claim `{claim}` to be treated in {_named(branch)} (platform {platform}), "
+        f"got nothing that says {how.value}; {', or '.join(advice)}"
     )
 
 

@@ -103,6 +103,25 @@ def test_any_accepts_with_a_warning(name: str, claim: str) -> None:
             "sgx.mrenclave",
         ),
         ("tpm", {"tpm.ak": '"any"'}, "collateral.crl_checked"),
+        (
+            "tpm",
+            {"tpm.ak": '"any"', "tpm.ak_origin": '"owner"', "collateral.crl_checked": '"any"'},
+            "`tpm.ak`",
+        ),
+        (
+            "tpm",
+            {
+                "tpm.ak": '"any"',
+                "tpm.ak_origin": '["ek", "owner"]',
+                "collateral.crl_checked": "true",
+            },
+            "`tpm.ak`",
+        ),
+        (
+            "tpm",
+            {"tpm.ak": '"any"', "tpm.ak_origin": '"any"', "collateral.crl_checked": "true"},
+            "`tpm.ak`",
+        ),
         ("tdx", {"module_measured": '"any"'}, "tdx.rtmr.3"),
         ("tdx", {"module_measured": "false"}, "tdx.rtmr.3"),
         ("azure/snp", {"azure.confidential_type": None}, "azure.confidential_type"),
