@@ -377,8 +377,8 @@ def test_revoked_certificates() -> None:
 def test_verifying_takes_a_millisecond(report: Report) -> None:
     content, judge, took = report.encoded(), TpmVerifier(ENROLMENT.anchors()), []
     for _ in range(101):
-        begin = time.perf_counter()
+        begin = time.process_time()
         judge.authenticate(content, NOW)
-        took.append(time.perf_counter() - begin)
-    # The median, so that a busy machine does not fail it; the bench measures it properly.
+        took.append(time.process_time() - begin)
+    # Time of this process, and the median, so that a busy machine does not fail it.
     assert median(took) < 0.001

@@ -1,7 +1,7 @@
 """A chain of X.509 certificates up to a pinned root (RFC 5280, section 6.1, without policies).
 
 For keys of TPMs: endorsement keys certified by their makers (TCG "EK Credential Profile for TPM
-Family 2.0", version 2.5) and attestation keys certified by an enrolment authority.
+Family 2.0", version 2.4) and attestation keys certified by an enrolment authority.
 """
 
 from __future__ import annotations

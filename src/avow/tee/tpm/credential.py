@@ -1,9 +1,9 @@
 """TPM2_MakeCredential in software: a secret that only the TPM with a certain endorsement key (EK)
 opens, and only if it also holds the key with a certain name.
 
-Trusted Computing Group, "TPM 2.0 Library", Part 1: section 24 "Credential Protection", section
-11.4.10 "Key Derivation Function" (KDFa, KDFe), annex B.10.3 and C.6.3 "Secret Sharing". The answer
-is TPM2_ActivateCredential (Part 3, section 12.5).
+Trusted Computing Group, "TPM 2.0 Library", Part 1: section 24 "Credential Protection", "Key
+Derivation Function" (KDFa and KDFe) in section 11.4, "Secret Sharing" in annexes B (RSA) and C
+(ECC). The answer is TPM2_ActivateCredential (Part 3, section 12.5).
 """
 
 from __future__ import annotations

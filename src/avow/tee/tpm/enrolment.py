@@ -42,7 +42,7 @@ EK_PUBLIC: Final = Check("TPM10", "the endorsement key is the certified one, and
 ACTIVATED: Final = Check(
     "TPM11",
     "the TPM with the endorsement key has the attestation key",
-    "TPM 2.0 Library, Part 1, 24",
+    "TPM 2.0 Library, Part 1, section 24",
 )
 CHECKS: Final = (EK_CERTIFICATE, EK_PUBLIC, ACTIVATED)
 

@@ -1,10 +1,10 @@
 """What avow extends into PCR 23, and the log that says so.
 
 PCR 23 is for applications and can be reset without a password (TCG "PC Client Platform TPM Profile
-Specification for TPM 2.0", version 1.05, section 4.6, "PCR Initial and Reset Values"): a reset sets
+Specification for TPM 2.0", version 1.05, "PCR Initial and Reset Values"): a reset sets
 it to zeros. An event is a name and a digest of 32 bytes; its record is the deterministic CBOR of
 `["avow event v1", name, digest]`; the PCR's new value is `SHA-256(old value || SHA-256(record))`
-(TPM 2.0 Library, Part 1, section 17.3, "Extend of a PCR").
+(TPM 2.0 Library, Part 3, section 22.2, TPM2_PCR_Extend).
 
 A log begins with `runtime`, `configuration` and `module`, one each and in this order, before the
 module runs. After that only `configuration` may follow, once for each reloading; the last counts.

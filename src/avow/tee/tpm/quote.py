@@ -103,7 +103,7 @@ def _verify(key: PublicKey, signature: Signature, content: bytes) -> None:
     if isinstance(key, rsa.RSAPublicKey) and signature.algorithm == ALG_RSASSA:
         key.verify(signature.rsa, content, padding.PKCS1v15(), algorithm)
     elif isinstance(key, rsa.RSAPublicKey) and signature.algorithm == ALG_RSAPSS:
-        # Part 1, annex B.7: the salt is as long as fits, or as long as the digest.
+        # Part 1, annex B, RSASSA-PSS: the salt is as long as fits, or as long as the digest.
         pss = padding.PSS(padding.MGF1(algorithm), padding.PSS.AUTO)
         key.verify(signature.rsa, content, pss, algorithm)
     elif isinstance(key, ec.EllipticCurvePublicKey) and signature.algorithm == ALG_ECDSA:
@@ -122,7 +122,7 @@ def _bad_signature(actual: str) -> UntrustedError:
 
 
 def _check_pcrs(quote: Quote, pcrs: Mapping[int, bytes], hash_algorithm: int) -> None:
-    """TPM7. The digest is by the hash of the signature (Part 3, section 18.4.1)."""
+    """TPM7. The digest is by the hash of the signature (Part 3, section 18.4)."""
     context = hashes.Hash(HASHES[hash_algorithm])
     for number in sorted(pcrs):
         context.update(pcrs[number])

@@ -1,6 +1,6 @@
 """Public areas that avow asks a TPM to make keys from, as bytes of TPMT_PUBLIC.
 
-The endorsement keys are those of TCG "EK Credential Profile for TPM Family 2.0", version 2.5,
+The endorsement keys are those of TCG "EK Credential Profile for TPM Family 2.0", version 2.4,
 annex B: templates L-1 (RSA 2048) and L-2 (ECC NIST P-256), whose certificates are at fixed indices
 of the TPM's memory (section 2.2.1.4 there). A primary key comes from its hierarchy's seed and its
 template alone, so making it again gives the same key, and nothing has to be stored.

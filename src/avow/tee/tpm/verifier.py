@@ -21,13 +21,15 @@ from avow.tee.tpm.structures import ALG_NULL, Public, PublicKey, Quote, name_of,
 _SPEC: Final = "docs/platforms/tpm.md"
 REPORT: Final = Check("TPM1", "the TPM report is well-formed", _SPEC)
 ATTRIBUTES: Final = Check(
-    "TPM2", "the attestation key signs only what its TPM made", "TPM 2.0 Library, Part 1, 25.1"
+    "TPM2",
+    "the attestation key signs only what its TPM made",
+    'TPM 2.0 Library, Part 1, "Object Attributes"',
 )
 CERTIFICATE: Final = Check(
     "TPM3", "the attestation key's certificate leads to a pinned enrolment authority", _SPEC
 )
 SIGNER: Final = Check(
-    "TPM5", "the quote names the attestation key", "TPM 2.0 Library, Part 1, 26.5"
+    "TPM5", "the quote names the attestation key", 'TPM 2.0 Library, Part 1, "Qualified Name"'
 )
 CHECKS: Final = tuple(
     sorted((REPORT, ATTRIBUTES, CERTIFICATE, SIGNER, *quote.CHECKS), key=lambda each: each.number)
