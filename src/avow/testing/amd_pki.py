@@ -104,18 +104,18 @@ class AmdPki:
         )
         authority = authority_extensions()
         self.ark_template = Template(
-            f"ARK-{title}", f"ARK-{title}", _spki(self.ark_key), authority, 65536
+            f"ARK-{title}", f"ARK-{title}", public_key(self.ark_key), authority, 65536
         )
         self.ask_template = replace(
             self.ark_template,
             subject=f"SEV-{title}",
-            public_key=_spki(self.ask_key),
+            public_key=public_key(self.ask_key),
             serial_number=65537,
         )
         self.asvk_template = replace(
             self.ark_template,
             subject=f"SEV-VLEK-{title}",
-            public_key=_spki(self.asvk_key),
+            public_key=public_key(self.asvk_key),
             serial_number=65793,
         )
         self.ark = self.ark_template.signed_by(self.ark_key)
@@ -137,7 +137,7 @@ class AmdPki:
         template = Template(
             "SEV-VCEK",
             self.ask_template.subject,
-            _spki(key),
+            public_key(key),
             self.vek_extensions(chip_id=CHIP_ID[:8] if self.product.turin_order else CHIP_ID),
         )
         certificate = replace(template, **changes).signed_by(self.ask_key)
@@ -149,7 +149,7 @@ class AmdPki:
         template = Template(
             "SEV-VLEK",
             self.asvk_template.subject,
-            _spki(key),
+            public_key(key),
             self.vek_extensions(csp_id="CN=cloud.example"),
             not_after=VLEK_UNTIL,
         )
@@ -331,7 +331,8 @@ def _signed(content: bytes, key: rsa.RSAPrivateKey, algorithm: bytes) -> bytes:
     )
 
 
-def _spki(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+def public_key(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    """The SubjectPublicKeyInfo in DER."""
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

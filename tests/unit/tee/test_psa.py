@@ -132,6 +132,14 @@ def test_only_secured_is_not_debug(device: PsaDevice, state: int, debug: bool) -
     assert (claims["debug"], claims["psa.lifecycle"]) == (debug, state)
 
 
+def test_a_key_that_everybody_has_is_debug() -> None:
+    """OP-TEE's example key, as it stands in its source."""
+    private = int("f3bd0c07a81fb932781ed52752f60cc89a6be5e51934fe01938ddb55d8f77801", 16)
+    device = PsaDevice(ec.derive_private_key(private, ec.SECP256R1()))
+    token = device.token(device.claims(DATA))
+    assert device.verifier().authenticate(token, NOW).claims["debug"] is True
+
+
 BAD: tuple[dict[Any, Any], ...] = (
     {265: "http://arm.com/psa/3.0.0"},
     {265: None},

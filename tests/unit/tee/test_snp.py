@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +31,8 @@ from avow.testing.amd_pki import (
     VLEK_UNTIL,
     AmdPki,
     SnpSigner,
+    authority_extensions,
+    public_key,
 )
 
 DATA = bytes(range(64))
@@ -232,6 +234,9 @@ def test_lists_by_somebody_else(pki: AmdPki, chip: SnpSigner) -> None:
     # One by the signing key would let it clear itself.
     by_ask = pki.crl(issuer="SEV-Milan", key=pki.ask_key)
     refused(pki.verifier(), chip.evidence(DATA, crl=by_ask), snp.REVOCATION)
+    # Its own, under another's name.
+    renamed = chip.evidence(DATA, crl=pki.crl(issuer="ARK-Genoa"))
+    refused(pki.verifier(), renamed, snp.REVOCATION)
     # The user's lists of other generations say nothing about this one.
     claims = pki.verifier([pki.crl(issuer="ARK-Genoa")]).prove(chip.evidence(DATA), NOW).claims
     assert claims["collateral.crl_checked"] is False
@@ -312,6 +317,21 @@ def test_certificates_with_other_extensions(pki: AmdPki) -> None:
     ]
     for extensions in bad:
         signer = pki.chip(extensions=extensions)
+        refused(pki.verifier(), signer.evidence(DATA), snp.FORM, error=MalformedError)
+
+
+def test_a_root_that_may_not_sign_lists(pki: AmdPki, chip: SnpSigner) -> None:
+    extensions = authority_extensions() | {"2.5.29.15": (True, bytes.fromhex("03020204"))}
+    ark = dataclasses.replace(pki.ark_template, extensions=extensions).signed_by(pki.ark_key)
+    verifier = SnpVerifier({hashlib.sha256(ark).digest(): pki.product})
+    chain = (chip.chain[0], pki.ask, ark)
+    assert verifier.prove(SnpEvidence(chip.report(DATA), chain), NOW)
+    refused(verifier, SnpEvidence(chip.report(DATA), chain, pki.crl()), snp.REVOCATION)
+
+
+def test_a_signer_with_another_kind_of_key(pki: AmdPki) -> None:
+    for key in (ec.generate_private_key(ec.SECP256R1()), pki.ask_key):
+        signer = pki.chip(public_key=public_key(key))
         refused(pki.verifier(), signer.evidence(DATA), snp.FORM, error=MalformedError)
 
 
@@ -439,6 +459,9 @@ def test_mutated_certificates(pki: AmdPki, data: st.DataObject) -> None:
         cbor.encode({"report": b"", "chain": [b"", b"", b""], "more": b""}),
         cbor.encode({"report": "", "chain": [b"", b"", b""]}),
         cbor.encode({"report": b"", "chain": [b"", "", b""]}),
+        cbor.encode({"report": b"", "chain": ["", b"", b""]}),
+        cbor.encode({"report": b"", "chain": [b"", b"", ""]}),
+        cbor.encode({"report": b"", "chain": "abc"}),
         cbor.encode({"report": b"", "chain": [b"", b"", b""], "crl": None}),
         cbor.encode({"report": b"", "chain": [b"", b"", b""]}) + b"\0",
         cbor.encode({"chain": [b"", b"", b""]}),

@@ -18,7 +18,7 @@ from avow.evidence.roles import Authenticated
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.cca.report import Token, parse_token
 from avow.tee.psa.report import is_secured
-from avow.tee.psa.verifier import endorsed
+from avow.tee.psa.verifier import endorsed, is_published
 
 FORM: Final = Check("CCA1", "the token is well-formed", "DEN0137, A7.2.3")
 KEY: Final = Check("CCA2", "the platform's key is endorsed", "draft-ffm-rats-cca-token, 5")
@@ -52,7 +52,8 @@ class CcaVerifier:
                 advice="ask again",
             ) from error
         platform, realm = token.platform, token.realm
-        platform.signed.verify(endorsed(self._keys, platform.instance_id, KEY), PLATFORM)
+        key = endorsed(self._keys, platform.instance_id, KEY)
+        platform.signed.verify(key, PLATFORM)
         if not hmac.compare_digest(platform.nonce, realm.key_hash):
             raise UntrustedError.at(
                 BINDING,
@@ -61,13 +62,13 @@ class CcaVerifier:
                 advice="ask again; if it stays so, two tokens were put together",
             )
         realm.signed.verify(realm.key, REALM)
-        return Authenticated("cca", realm.challenge, "report data", _claims(token))
+        return Authenticated("cca", realm.challenge, "report data", _claims(token, key))
 
 
-def _claims(token: Token) -> dict[str, ClaimValue]:
+def _claims(token: Token, key: ec.EllipticCurvePublicKey) -> dict[str, ClaimValue]:
     platform, realm = token.platform, token.realm
     claims: dict[str, ClaimValue] = {
-        "debug": not is_secured(platform.lifecycle),
+        "debug": not is_secured(platform.lifecycle) or is_published(key),
         "psa.profile": platform.profile,
         "psa.implementation_id": platform.implementation_id,
         "psa.instance_id": platform.instance_id,

@@ -1,11 +1,10 @@
 """Asks OP-TEE for PSA tokens, through Linux's /dev/tee0.
 
-Linux, include/uapi/linux/tee.h. What answers is the trusted application of
-linaro-swg/optee_examples, veraison_attestation (command 0: nonce in, token out), which has OP-TEE's
-pseudo trusted application of the same name (core/pta/veraison_attestation, since OP-TEE 4.2) sign
-over the caller's measurement. A pseudo trusted application itself talks to trusted applications
-only. Linux has no other interface for PSA tokens: TF-M's is a call of a partition on the
-microcontroller it runs on.
+Linux, include/uapi/linux/tee.h. What answers is the trusted application veraison_attestation of
+linaro-swg/optee_examples (command 0: nonce in, token out), which has OP-TEE's pseudo trusted
+application of the same name (core/pta/veraison_attestation) sign over the caller's measurement. A
+pseudo trusted application itself talks to trusted applications only. Linux has no other interface
+for PSA tokens: TF-M's is a call of a partition on the microcontroller it runs on.
 
 OP-TEE calls its application a proof of concept: docs/platforms/psa.md says what it does not prove.
 """
