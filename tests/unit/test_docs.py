@@ -105,7 +105,7 @@ def run_page(page: str, folder: Path) -> list[str]:
     """Runs the blocks of a page in `folder` and returns what each printed; fails as they do."""
     port = _free_port()
     for number in PORTS:
-        page = page.replace(f":{number}", f":{_free_port()}")
+        page = re.sub(rf"\b{number}\b", str(_free_port()), page)
     steps = steps_of(page)
     logs = folder.parent / "logs"
     logs.mkdir()
@@ -136,6 +136,13 @@ def folder(tmp_path: Path) -> Path:
     place = tmp_path / "work"
     place.mkdir()
     return place
+
+
+@pytest.mark.openssl
+def test_attested_clients_work(folder: Path) -> None:
+    printed = run_page((DOCS / "how-to/attested-clients.md").read_text(), folder)
+    assert any("not judged" in output for output in printed)
+    assert any('"judged": true' in output for output in printed)
 
 
 @pytest.mark.openssl
