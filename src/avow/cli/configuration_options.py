@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +52,6 @@ def configuration_options(command: Command) -> Command:
 
 def configuration_of(arguments: dict[str, Any]) -> Configuration:
     """The configuration that `avow broker` would run with. Raises an `AvowError`."""
-    known = {each.name for each in fields(Overrides) if each.init}
-    given = {name: arguments[name] for name in NAMES if name in known}
+    given = {name: arguments[name] for name in NAMES if name != "config"}
     given["allow_anonymous"] = True if given["allow_anonymous"] else None
     return load_configuration(arguments["config"], Overrides(**given))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from avow import __version__
+from avow.broker.config import Configuration
 from avow.cli.command_error import configuration_errors
 from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
@@ -17,9 +18,22 @@ from avow.sandbox import artefacts
 from avow.sandbox.manifest import runtime_manifest
 
 
-@click.group()
-def measure() -> None:
+@click.group(invoke_without_command=True)
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="As `avow measure broker --reference`, for a broker that is started without options.",
+)
+@click.pass_context
+def measure(context: click.Context, reference: bool) -> int:
     """Print the SHA-256 of what would run."""
+    if context.invoked_subcommand is None:
+        if not reference:
+            raise click.UsageError("expected broker, runtime or --reference, got nothing")
+        _print_references(Configuration(), as_json=False)
+    elif reference:
+        raise click.UsageError("expected --reference after the name of the command")
+    return ExitCode.OK
 
 
 @measure.command("broker")
@@ -38,12 +52,8 @@ def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
     """
     if reference:
         with configuration_errors():
-            values = broker_references(configuration_of(configured)).printable()
-        if as_json:
-            click.echo(json.dumps({"version": __version__, **values}))
-        else:
-            for name, value in values.items():
-                click.echo(f"{name:<13}  {value}")
+            configuration = configuration_of(configured)
+        _print_references(configuration, as_json=as_json)
         return ExitCode.OK
     if any(configured.values()):
         raise click.UsageError("these options matter together with --reference only")
@@ -63,6 +73,16 @@ def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
     else:
         click.echo(digest)
     return ExitCode.OK
+
+
+def _print_references(configuration: Configuration, *, as_json: bool) -> None:
+    with configuration_errors():
+        values = broker_references(configuration).printable()
+    if as_json:
+        click.echo(json.dumps({"version": __version__, **values}))
+        return
+    for name, value in values.items():
+        click.echo(f"{name:<13}  {value}")
 
 
 @measure.command("runtime")

@@ -190,6 +190,8 @@ def test_what_cannot_be_judged(ready: Path, capsys: Captured) -> None:
         (["policy", "explain", "none.toml"], ["none.toml"]),
         (["policy", "check", "none.toml"], ["none.toml"]),
         (["measure", "broker", "--config", "policy.toml"], ["--reference"]),
+        (["measure"], ["--reference"]),
+        (["measure", "--reference", "broker"], ["after the name"]),
         (["measure", "broker", "--reference", "--config", "none.toml"], ["none.toml"]),
     ],
     ids=lambda value: " ".join(value)[:60],
@@ -204,6 +206,25 @@ def test_wrong_usage_is_one_sentence_and_2(
     assert captured.err.count("\n") == 1
     for word in words:
         assert word in captured.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["policy"],
+        ["policy", "init"],
+        ["policy", "explain"],
+        ["policy", "check"],
+        ["attest"],
+        ["verify"],
+        ["measure"],
+        ["measure", "runtime"],
+    ],
+    ids=" ".join,
+)
+def test_each_command_has_help(command: list[str], capsys: Captured) -> None:
+    assert run([*command, "--help"]) == 0
+    assert "Usage: avow " + " ".join(command) in capsys.readouterr().out
 
 
 def test_evidence_that_cannot_be_written(ready: Path, capsys: Captured) -> None:
@@ -242,6 +263,8 @@ def test_reference_values_are_those_of_the_policy(ready: Path, capsys: Captured)
     for name in ("module", "runtime", "configuration"):
         assert f'{name} = "{values[name]}"\n' in text
         assert f"{name:<13}  {values[name]}\n" in printed
+    assert run(["measure", "--reference"]) == 0
+    assert capsys.readouterr().out == printed
     assert run(["measure", "broker"]) == 0
     assert f"sha256:{capsys.readouterr().out.strip()}" == values["module"]
     assert run(["measure", "runtime"]) == 0
