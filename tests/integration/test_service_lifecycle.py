@@ -18,6 +18,7 @@ from avow.broker.config import schema_rows
 from avow.sandbox import artefacts
 from avow.testing.mqtt import Disconnect, Pingreq, Pingresp
 from avow.testing.pki import DAY, Authority
+from tests.integration.attested_clients import client_policy
 from tests.integration.service_process import PlainClient, avow, service, write
 
 LOOPBACK = ("--listen", "mqtt://127.0.0.1:0")
@@ -198,6 +199,8 @@ def test_example_is_valid(tmp_path: Path) -> None:
     authority.issue_server().write(tmp_path, "server")
     authority.write(tmp_path / "devices-ca.pem")
     (tmp_path / "devices.crl").write_bytes(authority.revocation_list())
+    write(tmp_path / "controllers.toml", client_policy())
+    write(tmp_path / "devices.psk", "thermometer:" + "5a" * 32).chmod(0o600)
     config = write(tmp_path / "avow.toml", example.read_text())
     added = avow("user", "add", "operator", "--config", str(config), "--password-stdin", stdin=b"x")
     assert added.returncode == 0
@@ -205,6 +208,7 @@ def test_example_is_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"warning" not in done.stdout
     assert b"listener mqtts://0.0.0.0:8884: users" in done.stdout
+    assert b"listener mqtts://0.0.0.0:8885: users" in done.stdout
     assert b"listener mqtt://127.0.0.1:1883: anybody" in done.stdout
 
 

@@ -110,6 +110,53 @@ def test_whole_file(tmp_path: Path) -> None:
             '[[acl]]\neffect = "allow"\naccess = "both"\npattern = "#"\nuser="a"\nanonymous=true',
             ["'user' or 'anonymous', got both"],
         ),
+        *(
+            (f'[[listeners]]\nurl = "mqtts://127.0.0.1"\n{keys}', words)
+            for keys, words in (
+                ('psk_file = "p"\ncert = "a"', ["'key'", "--key"]),
+                ('ra_tls = true\ncert = "a"', ["no 'cert' and 'key' beside 'ra_tls'"]),
+                ('ra_tls = true\ntls_minimum = "1.2"', ['tls_minimum = "1.3" beside']),
+                (
+                    'ra_tls = true\nclient_ca = "a"\nevidence_for = "authorised"',
+                    ['evidence_for = "anyone"', "'ra_tls'"],
+                ),
+                (
+                    'cert = "a"\nkey = "b"\nevidence_for = "authorised"',
+                    ["'client_ca' or 'psk_file'", "neither"],
+                ),
+                (
+                    'cert = "a"\nkey = "b"\nrequire_client_evidence = true',
+                    ["'client_policy' beside", "--client-policy"],
+                ),
+                (
+                    'cert = "a"\nkey = "b"\nclient_policy = "c"\nunattested_clients = true\n'
+                    "require_client_evidence = true",
+                    ["unattested_clients = false", "got true"],
+                ),
+            )
+        ),
+        *(
+            (f'[[listeners]]\nurl = "mqtt://127.0.0.1"\n{key}', ["only with mqtts:// or wss://"])
+            for key in (
+                'psk_file = "p"',
+                'client_policy = "p"',
+                "ra_tls = true",
+                "unattested_clients = false",
+                "require_client_evidence = true",
+                'evidence_for = "authorised"',
+            )
+        ),
+        *(
+            (f'[[acl]]\neffect = "allow"\naccess = "both"\npattern = "#"\n{key}', words)
+            for key, words in (
+                ('module = "sha256:00"', ["64 hexadecimal digits", "`acl[1].module`"]),
+                (f'module = "{"00" * 32}"', ["sha256:", "avow measure"]),
+                (f'module = "sha256:{"0A" * 32}"', ["64 hexadecimal digits"]),
+                ('tier = "contraindicated"', ["`acl[1].tier`", "'affirming', 'warning' or 'none'"]),
+            )
+        ),
+        ("[attestation]\nquotes_per_s = 0", ["`attestation.quotes_per_s`"]),
+        ('[attestation]\ntee = "TPM"', ["`attestation.tee`"]),
         ("[metrics]", ["`metrics.port`"]),
         ("[limits]\nconnect_timeout_ms = 3000", ["failure_delay_max_s below"]),
         ("a = = b", ["expected TOML", "line 1"]),

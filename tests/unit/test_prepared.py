@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from avow.broker.config import Configuration, Listener
+from avow.broker.config import Attestation, Configuration, Listener
+from avow.broker.measured_configuration import configuration_digest
 from avow.broker.prepared import prepare
 from avow.broker.users import add_user, new_user
+from avow.channel.judge import Judge
 from avow.errors import MalformedError, UnavailableError, UntrustedError
+from avow.testing.attested_channel import judge
 from avow.testing.pki import DAY, Authority
 
 NOW = datetime.now(UTC)
@@ -46,6 +50,70 @@ def test_loopback_is_anonymous_until_there_is_a_way_to_log_in(password_file: Pat
     assert admits(listen("mqtt://127.0.0.1")) is True
     assert admits(listen("mqtt://[::1]")) is True
     assert admits(listen("mqtt://127.0.0.1", password_file=password_file)) is False
+
+
+def test_a_pre_shared_key_is_a_way_to_log_in(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("device:" + "5a" * 32)
+    keys.chmod(0o600)
+    configuration = listen("mqtts://0.0.0.0", psk_file=keys)
+    prepared = prepare(configuration, NOW)
+    assert not prepared.warnings
+    assert not prepared.listeners[0].allow_anonymous
+    with pytest.raises(MalformedError, match="way to log in"):
+        prepare(listen("mqtts://0.0.0.0", psk_file=keys, use_identity_as="none"), NOW)
+    keys.chmod(0o644)
+    keys.write_text("")
+    readable, empty = prepare(configuration, NOW).warnings
+    assert "pre-shared keys" in readable
+    assert "holds no key" in empty
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"ra_tls": True}, {"evidence_for": "authorised"}, {"unattested_clients": False}],
+)
+def test_promises_that_need_a_platform_are_refused_without_one(
+    tls_keys: dict[str, Any], keys: dict[str, Any]
+) -> None:
+    if "ra_tls" in keys:
+        tls_keys = {"client_ca": tls_keys["client_ca"]}
+    configuration = listen("mqtts://127.0.0.1", **tls_keys, **keys)
+    with pytest.raises(MalformedError, match="--tee"):
+        prepare(configuration, NOW)
+    attested = configuration.model_copy(update={"attestation": Attestation(tee="simulated")})
+    (listener,) = prepare(attested, NOW).listeners
+    assert (listener.context is None) == (listener.context_with is not None)
+
+
+def test_a_platform_without_tls_is_worth_a_warning() -> None:
+    configuration = listen("mqtt://127.0.0.1").model_copy(
+        update={"attestation": Attestation(tee="simulated")}
+    )
+    assert ["nobody can ask" in each for each in prepare(configuration, NOW).warnings] == [True]
+
+
+def test_the_policy_that_is_judged_by_is_the_one_that_is_measured(
+    tls_keys: dict[str, Any], tmp_path: Path
+) -> None:
+    """A host that swaps the file between the two readings gains nothing."""
+    clients = tmp_path / "clients.toml"
+    clients.write_text("first")
+    configuration = listen("mqtts://127.0.0.1", **tls_keys, client_policy=clients)
+    measured = configuration_digest(configuration)
+    seen = []
+
+    def load_judge(
+        policy: Path, content: bytes, *, endorsements: Path | None, anchors: Sequence[bytes]
+    ) -> Judge:
+        seen.append(content)
+        policy.write_text("swapped")
+        return judge()
+
+    prepared = prepare(configuration, NOW, load_judge=load_judge)
+    assert seen == [b"first"]
+    assert prepared.digest == measured != configuration_digest(configuration)
+    assert prepared.listeners[0].judge is not None
 
 
 def test_other_addresses_have_to_ask_for_it(password_file: Path) -> None:

@@ -190,6 +190,13 @@ class Listener(Table):
                 "neither",
                 "say how clients are authorised",
             )
+        # A certificate is shown to all who connect, and with TLS 1.2 to all who listen.
+        if self.ra_tls and (self.evidence_for != "anyone" or self.tls_minimum != "1.3"):
+            raise self._wrong(
+                'evidence_for = "anyone" and tls_minimum = "1.3" beside \'ra_tls\'',
+                "another value",
+                "remove that key, or 'ra_tls'",
+            )
         if self.require_client_evidence and self.client_policy is None:
             raise self._wrong(
                 "'client_policy' beside 'require_client_evidence'",
