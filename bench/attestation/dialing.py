@@ -15,7 +15,7 @@ from typing import Protocol
 
 from OpenSSL import SSL
 
-from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings
+from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
 from avow.channel.judge import Judge
 from avow.channel.session import facts_of
 from avow.errors import AvowError
@@ -40,8 +40,7 @@ evidence_age_s = { min = -60, max = 60 }
 _POLICIES = {
     "simulated": 'unsafe_simulated = true\nplatform = "simulated"\n',
     "tpm": 'platform = "tpm"\ndebug = false\nmodule_measured = true\n'
-    'tpm = { ak = "any", ak_origin = "owner", pcr = "any" }\n'
-    "collateral = { crl_checked = false }\n",
+    'tpm = {{ ak = "{ak}", ak_origin = "owner", pcr = "any" }}\n',
 }
 
 
@@ -58,13 +57,28 @@ class Stream(Protocol):
 
 
 @functools.cache
-def settings(platform: str) -> ClientSettings:
-    """Every verifier, and a policy that accepts any broker on `platform`."""
-    policy = parse_policy(_POLICY + _POLICIES[platform], name="bench")
+def settings(platform: str, ak: str = "") -> ClientSettings:
+    """Every verifier, and a policy that accepts any broker on `platform`; on a TPM only the one
+    with the attestation key `ak` (see `attestation_key`)."""
+    policy = parse_policy(_POLICY + _POLICIES[platform].format(ak=ak), name="bench")
     return ClientSettings(Judge(verifiers(), policy))
 
 
-def attest(session: Session, settings: ClientSettings) -> None:
+def attestation_key(authority: Path, port: int) -> str:
+    """What the broker's TPM signs with, in hexadecimal digits; empty if it has none.
+
+    Errors: AvowError, and those of Session.
+    """
+    session = Session(client_context(authority), HOST, port)
+    try:
+        outcome = attest(session, ClientSettings(Judge(verifiers(), policy=None)))
+    finally:
+        session.close()
+    key = b"" if outcome.verified is None else outcome.verified.claims.get("tpm.ak", b"")
+    return key.hex() if isinstance(key, bytes) else ""
+
+
+def attest(session: Session, settings: ClientSettings) -> Outcome:
     """The exchange, to its end. Errors: AvowError, and those of Session."""
     exchange = ClientExchange(
         facts_of(session.tls, "client"),
@@ -73,10 +87,11 @@ def attest(session: Session, settings: ClientSettings) -> None:
         now=datetime.now(UTC),
     )
     session.write(exchange.to_send())
-    while exchange.outcome is None:
+    while (outcome := exchange.outcome) is None:
         exchange.receive(session.read(exchange.needed))
         if content := exchange.to_send():
             session.write(content)
+    return outcome
 
 
 def greet(stream: Stream) -> None:
