@@ -199,6 +199,7 @@ def test_runnable_blocks_are_found() -> None:
     assert {page for page, steps in files.items() if steps} == {
         "quick-start.md",
         "how-to/measurement.md",
+        "how-to/attested-clients.md",
         "how-to/policy.md",
         "how-to/tpm.md",
     }
