@@ -21,7 +21,7 @@ from avow.cli.reports import NOTHING_PROTECTED
 from avow.cli.verify import verify_document
 from avow.evidence.origin import Verified
 from avow.evidence.vocabulary import ClaimValue
-from avow.policy import explain, load_policy, parse_policy
+from avow.policy import Policy, explain, load_policy, parse_policy
 from avow.policy.reading import PLATFORMS
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -112,12 +112,13 @@ def init(
         references = broker_references(configuration_of(configured))
     verified = None if evidence is None else _trusted(evidence, endorsements)
     claims = {} if verified is None else dict(verified.claims)
-    _warn_of_others(claims, references.printable())
     made = draft(references, _templates(platforms, verified), claims)
     if not made.gaps:
         # What is complete has to load; what has gaps must not.
         with configuration_errors():
-            parse_policy(made.text, name=output)
+            loaded = parse_policy(made.text, name=output)
+        if verified is not None:
+            _warn_of_refusals(loaded, verified)
     if output == "-":
         click.echo(made.text, nl=False)
     else:
@@ -147,13 +148,13 @@ def _templates(platforms: tuple[str, ...], verified: Verified | None) -> list[st
     return [name for name in (template_of(each, claims) for each in chosen) if name in TEMPLATES]
 
 
-def _warn_of_others(claims: Mapping[str, ClaimValue], expected: Mapping[str, str]) -> None:
-    for name, value in expected.items():
-        said = claims.get(name)
-        if isinstance(said, bytes) and f"sha256:{said.hex()}" != value:
+def _warn_of_refusals(loaded: Policy, verified: Verified) -> None:
+    """What the new policy has against the evidence that it was made from, but for its age."""
+    for finding in loaded.appraise(verified).findings:
+        if "`evidence_age_s`" not in finding.expected:
             click.echo(
-                f"avow: the evidence names another {name} than this installation has, so the "
-                f"policy will refuse it: sha256:{said.hex()}",
+                f"avow: the policy refuses the evidence that it was made from: expected "
+                f"{finding.expected}, got {finding.actual}; {finding.advice}",
                 err=True,
             )
 
