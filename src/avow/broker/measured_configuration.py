@@ -7,12 +7,11 @@ by the SHA-256 of what is in it, wherever it lies. Not covered, but for whether 
 
 - `cert`, `key`: renewed all the time; the evidence names the key of its connection itself.
 - `password_file`, `psk_file`: secrets, at which a public digest would let anybody guess.
-- `crl`: signed by an authority of `client_ca`, and a new one comes out every few days. In the
-  folder `endorsements` likewise, what is signed by others: `*.crl` and `*.json`. Its other files
-  are roots of trust, and covered.
+- `crl`: signed by an authority of `client_ca`, and a new one comes out every few days.
 
-Of the folder `attestation.endorsements` the digest covers every *.pem file, which are the roots
-that are trusted; what vendors sign (collateral, revocation lists) is renewed all the time.
+Of the folder `attestation.endorsements` the digest covers every *.pem file, by its name in there:
+these are the roots and keys that are trusted. What vendors sign (collateral, revocation lists) is
+renewed all the time.
 
 `attestation.tee` is left out: the evidence proves the platform, however it was chosen.
 """
@@ -31,7 +30,6 @@ from avow.channel.named_files import Read, read_named_file
 _PREFIX: Final = b"avow configuration v1\n"
 
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
-_SIGNED_BY_OTHERS: Final = frozenset({".crl", ".json"})
 _LEFT_OUT: Final = frozenset({("attestation", "tee")})
 
 
@@ -50,8 +48,8 @@ def measured_text(configuration: Configuration, read: Read = read_named_file) ->
 
 
 def anchor_files(folder: Path) -> list[Path]:
-    """The files of a folder of endorsements that hold roots."""
-    return sorted(folder.rglob("*.pem"))
+    """The files of a folder of endorsements that hold roots and keys."""
+    return sorted(path for path in folder.rglob("*.pem") if path.is_file())
 
 
 def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
@@ -67,24 +65,10 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
         if place[-1] in UNCOVERED_FILES:
             return "present"
         if value.is_dir():
-            return _measured_folder(value, read)
-        if value.is_dir():
             return {
-                str(path.relative_to(value)): _measured(path, ("root",), read)
+                path.relative_to(value).as_posix(): _measured(path, ("root",), read)
                 for path in anchor_files(value)
             }
         content = read(value, place[-1].replace("_", " "))
         return "sha256:" + hashlib.sha256(content).hexdigest()
     return value
-
-
-def _measured_folder(folder: Path, read: Read) -> dict[str, str]:
-    """The files of a folder that nobody else has signed, by their names in it."""
-    measured: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in _SIGNED_BY_OTHERS:
-            content = read(path, "endorsement")
-            measured[path.relative_to(folder).as_posix()] = (
-                "sha256:" + hashlib.sha256(content).hexdigest()
-            )
-    return measured
