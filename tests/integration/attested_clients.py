@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class AttestedClient(PlainClient):
     ) -> None:
         super().__init__(port, version=version)
         self._socket.settimeout(None)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tls = SSL.Connection(context or tls_context(), self._socket)
         self.tls.set_connect_state()
         if session is not None:

@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from avow.broker.limits import Limits
 from avow.channel.address import Address, parse_listen_address
+from avow.channel.issuer import QUOTE_TIMEOUT_S, QUOTES_PER_S, WAITING_MAX
 from avow.errors import AvowError
 
 DEFAULT_URL = "mqtt://127.0.0.1:1883"
@@ -279,19 +280,19 @@ class Attestation(Table):
         "lists. Without it the broker has no evidence.",
     )
     quotes_per_s: float = Field(
-        default=50.0,
+        default=QUOTES_PER_S,
         gt=0,
         le=10_000,
         description="How often at most the platform is asked; one quote serves all who wait.",
     )
     waiting_max: int = Field(
-        default=4096,
+        default=WAITING_MAX,
         ge=1,
         le=65_536,
         description="Clients that may wait for evidence; more are refused.",
     )
     quote_timeout_s: float = Field(
-        default=8.0,
+        default=QUOTE_TIMEOUT_S,
         gt=0,
         le=10,
         description="How long a quote may take before those who wait for it are refused.",
