@@ -64,7 +64,7 @@ class AttestedAvow(Avow):
     ) -> list[str]:
         command = super().command(folder, port, tls_port, certificate)
         with Path(command[-1]).open("a") as config:
-            config.write(f'\n[attestation]\ntee = "{self.tee.name}"\nquotes_per_s = 1000\n')
+            config.write(f'\n[attestation]\ntee = "{self.tee.name}"\n')
         if not self.tee.quote_s:
             return command
         slow = [sys.executable, "-m", "bench.attestation.slow_tee", self.tee.name]
