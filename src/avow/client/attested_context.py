@@ -86,6 +86,12 @@ class AttestedContext(_Shape):
         self._context = client_context(tls, datetime.now(UTC))
         self._latest: AttestedSocket | None = None
 
+    def close(self) -> None:
+        """Ends what makes this program's own evidence, if it shows any; no connection is made
+        after that. For programs that go on without."""
+        if self._attestation.issuer is not None:
+            self._attestation.issuer.stop()
+
     @property
     def outcome(self) -> Outcome | None:
         """What the server of the latest connection has shown; None if it was not accepted."""
