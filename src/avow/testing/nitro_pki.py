@@ -20,7 +20,7 @@ from typing import Any, Final
 import cbor2
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -69,8 +69,9 @@ def issue(
     hash_: hashes.SHA256 | hashes.SHA384 | None = None,
     valid: tuple[datetime, datetime] = (NOW - HOURS, NOW + 3 * HOURS),
     issuer_name: str | None = None,
+    public_key: rsa.RSAPublicKey | None = None,
 ) -> Issued:
-    """A certificate; without an issuer it signs itself."""
+    """A certificate; without an issuer it signs itself. `public_key` replaces that of its key."""
     key = ec.generate_private_key(curve or ec.SECP384R1())
     subject = _name(name)
     above = subject if issuer is None else issuer.certificate.subject
@@ -78,7 +79,7 @@ def issue(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(above if issuer_name is None else _name(issuer_name))
-        .public_key(key.public_key())
+        .public_key(public_key or key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(valid[0])
         .not_valid_after(valid[1])

@@ -13,7 +13,7 @@ from typing import Any
 import cbor2
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,10 +124,14 @@ def test_weaker_signatures_and_keys(pki: NitroPki) -> None:
     use = Use(False, cert_sign=False)
     leaf = issue("enclave", pki.instance, use, hash_=hashes.SHA256())
     refused(pki.verifier(), pki.document(DATA, chain=[*pki.chain[:-1], leaf]), nitro.CHAIN)
-    small = issue("enclave", pki.instance, use, curve=ec.SECP256R1())
-    payload = payload_of(DATA, [*(each.der for each in pki.chain[:-1]), small.der], PCRS)
-    document = pki.sign(payload, pki.enclave.key)
-    refused(pki.verifier(), document, nitro.FORM, MalformedError)
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
+    for weak in (
+        issue("enclave", pki.instance, use, curve=ec.SECP256R1()),
+        issue("enclave", pki.instance, use, public_key=other),
+    ):
+        payload = payload_of(DATA, [*(each.der for each in pki.chain[:-1]), weak.der], PCRS)
+        document = pki.sign(payload, pki.enclave.key)
+        refused(pki.verifier(), document, nitro.FORM, MalformedError)
 
 
 def chains_of_wrong_use(pki: NitroPki) -> dict[str, list[Issued]]:
@@ -198,12 +202,15 @@ BAD_FIELDS: tuple[dict[Any, Any], ...] = (
     {"timestamp": "now"},
     {"pcrs": {}},
     {"pcrs": []},
+    {"pcrs": [bytes(48)] * 3},
+    {"module_id": "i" * 16384},
     {"pcrs": PCRS | {32: bytes(48)}},
     {"pcrs": PCRS | {-1: bytes(48)}},
     {"pcrs": PCRS | {"3": bytes(48)}},
     {"pcrs": PCRS | {3: bytes(32)}},
     {"pcrs": PCRS | {3: bytes(64)}},
     {"pcrs": PCRS | {3: "0"}},
+    {"pcrs": PCRS | {3: "0" * 48}},
     {"pcrs": {index: pcr for index, pcr in PCRS.items() if index != 2}},
     {"certificate": b""},
     {"certificate": bytes(1025)},
@@ -236,6 +243,14 @@ def test_fields_of_other_types_and_sizes(pki: NitroPki, fields: dict[Any, Any]) 
 def test_fields_that_are_missing(pki: NitroPki, name: str) -> None:
     payload = payload_of(DATA, [each.der for each in pki.chain], PCRS)
     del payload[name]
+    refused(pki.verifier(), pki.sign(payload, pki.enclave.key), nitro.FORM, MalformedError)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [[], ["module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"], "text", None],
+)
+def test_payloads_that_are_no_map(pki: NitroPki, payload: Any) -> None:
     refused(pki.verifier(), pki.sign(payload, pki.enclave.key), nitro.FORM, MalformedError)
 
 

@@ -10,13 +10,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from avow.errors import AvowError, Check, MalformedError, UnavailableError, UntrustedError
 from avow.evidence import cbor
 from avow.evidence.vocabulary import is_value_of, kind_of
+from avow.tee import der
 from avow.tee.snp import verifier as snp
 from avow.tee.snp.certificates import parse_certificate, parse_crl
 from avow.tee.snp.report import SnpEvidence, Tcb, decode_evidence, decode_tcb, parse_report
@@ -31,6 +35,7 @@ from avow.testing.amd_pki import (
     VLEK_UNTIL,
     AmdPki,
     SnpSigner,
+    amd_name,
     authority_extensions,
     public_key,
 )
@@ -246,6 +251,7 @@ def test_lists_that_cannot_be_followed(pki: AmdPki) -> None:
     for crl in (
         pki.crl(next_update=None),
         pki.crl(extensions={"2.5.29.27": (True, b"\2\1\0")}),
+        pki.crl(extensions={"2.5.29.27": (False, b"\2\1\0")}),
         pki.crl(extensions={"1.2.3": (True, b"\2\1\0")}),
     ):
         with pytest.raises(MalformedError):
@@ -296,6 +302,106 @@ def test_another_chip(chip: SnpSigner) -> None:
     assert claims["snp.chip_id"] == CHIP_ID
 
 
+def test_a_vlek_on_a_chip_that_is_named(cloud: SnpSigner) -> None:
+    claims = cloud.pki.verifier().prove(cloud.evidence(DATA, chip_id=CHIP_ID), NOW).claims
+    assert claims["snp.chip_id"] == CHIP_ID
+
+
+def test_names_have_to_fit(pki: AmdPki) -> None:
+    signer = pki.chip(issuer="SEV-Genoa")
+    refused(pki.verifier(), signer.evidence(DATA), snp.CHAIN)
+
+
+def test_a_signing_key_that_is_not_rsa(pki: AmdPki, chip: SnpSigner) -> None:
+    key = public_key(ec.generate_private_key(ec.SECP384R1()))
+    ask = dataclasses.replace(pki.ask_template, public_key=key).signed_by(pki.ark_key)
+    evidence = SnpEvidence(chip.report(DATA), (chip.chain[0], ask, pki.ark))
+    refused(pki.verifier(), evidence, snp.CHAIN)
+
+
+def reopened(content: bytes) -> tuple[der.Signed, der.Certificate]:
+    outer = asn1.decode_der(der.Signed, content)
+    return outer, outer.content.parse(der.Certificate)
+
+
+def closed(outer: der.Signed, body: der.Certificate | der.RevocationList) -> bytes:
+    outer.content = asn1.decode_der(asn1.TLV, asn1.encode_der(body))
+    return asn1.encode_der(outer)
+
+
+def test_forms_of_certificates(pki: AmdPki) -> None:
+    """What is signed by nobody any more, but refused for its form before that matters."""
+    other = asn1.decode_der(asn1.TLV, bytes.fromhex("300d06092a864886f70d01010c0500"))
+    assert parse_certificate(closed(*reopened(pki.ask)), "ASK").common_name == "SEV-Milan"
+    bad: list[bytes] = []
+    outer, body = reopened(pki.ask)
+    body.version = 1
+    bad.append(closed(outer, body))
+    outer, body = reopened(pki.ask)
+    body.algorithm = other
+    bad.append(closed(outer, body))
+    outer, body = reopened(pki.ask)
+    outer.algorithm = other
+    bad.append(closed(outer, body))
+    outer, body = reopened(pki.ask)
+    body.algorithm = outer.algorithm = other
+    bad.append(closed(outer, body))
+    outer, body = reopened(pki.ask)
+    outer.signature = asn1.BitString(bytes(512), 1)
+    bad.append(closed(outer, body))
+    outer, body = reopened(pki.ask)
+    body.extensions = [*body.extensions, body.extensions[0]]
+    bad.append(closed(outer, body))
+    for names in ([], ["SEV-Milan", "SEV-VCEK"]):
+        outer, body = reopened(pki.ask)
+        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names]
+        body.subject = asn1.decode_der(asn1.TLV, x509.Name(attributes).public_bytes())
+        bad.append(closed(outer, body))
+    for content in bad:
+        with pytest.raises(MalformedError):
+            parse_certificate(content, "ASK")
+
+
+def test_forms_of_lists(pki: AmdPki) -> None:
+    def parts() -> tuple[der.Signed, der.RevocationList]:
+        outer = asn1.decode_der(der.Signed, pki.crl([("SEV-Milan", 5)]))
+        return outer, outer.content.parse(der.RevocationList)
+
+    def entry(oid: str, critical: bool, value: bytes) -> list[der.Extension]:
+        return [der.Extension(oid=x509.ObjectIdentifier(oid), critical=critical, value=value)]
+
+    assert len(parse_crl(closed(*parts())).revoked) == 1
+    other = asn1.decode_der(asn1.TLV, bytes.fromhex("300d06092a864886f70d01010c0500"))
+    bad: list[bytes] = []
+    for version in (None, 0, 2):
+        outer, body = parts()
+        body.version = version
+        bad.append(closed(outer, body))
+    outer, body = parts()
+    body.algorithm = other
+    bad.append(closed(outer, body))
+    name = amd_name("SEV-Milan")
+    for extensions in (
+        entry("1.2.3", True, b"\5\0"),
+        entry("2.5.29.29", True, b"\x30\0"),
+        entry("2.5.29.29", True, b"\x30\2\x82\0"),
+        entry("2.5.29.29", True, b"\x30\x81" + bytes((len(name),)) + name),
+        entry("2.5.29.29", True, b"\x30\4\xa4\0\xa4\0"),
+        entry("2.5.29.21", False, b"\x0a\1\1") * 2,
+    ):
+        outer, body = parts()
+        assert body.revoked
+        body.revoked[0].extensions = extensions
+        bad.append(closed(outer, body))
+    for content in bad:
+        with pytest.raises(MalformedError):
+            parse_crl(content)
+    outer, body = parts()
+    assert body.revoked
+    body.revoked[0].extensions = entry("2.5.29.21", False, b"\x0a\1\1")
+    assert len(parse_crl(closed(outer, body)).revoked) == 1
+
+
 def test_a_hardware_id_as_octet_string(pki: AmdPki) -> None:
     signer = pki.chip(extensions=pki.vek_extensions(chip_id=b"\x04\x40" + CHIP_ID))
     assert pki.verifier().prove(signer.evidence(DATA), NOW).claims["snp.chip_id"] == CHIP_ID
@@ -308,6 +414,7 @@ def test_certificates_with_other_extensions(pki: AmdPki) -> None:
         pki.vek_extensions(),
         pki.vek_extensions(chip_id=CHIP_ID, csp_id="CN=both"),
         pki.vek_extensions(chip_id=CHIP_ID[:-1]),
+        pki.vek_extensions(chip_id=b"\x04\x3f" + CHIP_ID[:-1]),
         good | {f"{arc}.3.5": (False, b"\2\1\1")},
         good | {f"{arc}.3.8": (False, b"\2\2\1\0")},
         good | {f"{arc}.3.8": (False, b"\2\1\1\0")},

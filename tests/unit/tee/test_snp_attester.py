@@ -20,7 +20,7 @@ from avow.evidence.report_data import ReportData, batch
 from avow.tee.configfs_tsm import REPORTS, TsmReports
 from avow.tee.snp.attester import DeviceSource, SnpAttester, TsmSource, parse_certificate_table
 from avow.tee.snp.report import decode_evidence
-from avow.testing.amd_pki import NOW, AmdPki, SnpSigner
+from avow.testing.amd_pki import NOW, AmdPki, SnpSigner, public_key
 from avow.testing.tsm_directory import TsmDirectory
 
 # GHCB (AMD 56421), section 4.1.8.1.
@@ -73,6 +73,7 @@ class SevGuest:
 
     def __init__(self, signer: SnpSigner, certificates: bytes, status: int = 0) -> None:
         self.signer, self.certificates, self.status = signer, certificates, status
+        self.size: int | None = None
         self.vmpls: list[int] = []
 
     def ioctl(self, descriptor: int, request: int, argument: bytearray) -> int:
@@ -90,7 +91,7 @@ class SevGuest:
         self.vmpls.append(vmpl)
         report = self.signer.report(data, vmpl=vmpl)
         ctypes.memmove(address, self.certificates, len(self.certificates))
-        answer = struct.pack("<II24x", self.status, len(report)) + report
+        answer = struct.pack("<II24x", self.status, self.size or len(report)) + report
         ctypes.memmove(into, answer, len(answer))
         return 0
 
@@ -125,7 +126,8 @@ def test_through_the_device(
 def test_certificates_from_files(pki: AmdPki, report_data: ReportData) -> None:
     """What the host leaves out, among others that are not for this chip."""
     chip, other = pki.chip(), pki.chip()
-    files = [b"no certificate", pki.asvk, other.chain[0], pki.ark, chip.chain[0], pki.ask]
+    weak = pki.chip(public_key=public_key(pki.ask_key)).chain[0]
+    files = [b"no certificate", weak, pki.asvk, other.chain[0], pki.ark, chip.chain[0], pki.ask]
     for given_by_host in (b"", bytes(0x4000), table((VCEK, chip.chain[0]))):
         source = tsm(answering(chip, given_by_host))
         quote = SnpAttester(source, certificates=files).quote(report_data)
@@ -169,12 +171,15 @@ def test_a_device_that_fails(pki: AmdPki, report_data: ReportData, tmp_path: Pat
     with pytest.raises(UnavailableError, match="run as root in a SEV-SNP guest"):
         SnpAttester(DeviceSource(device)).quote(report_data)
     device.touch()
-    for guest in (
-        SevGuest(pki.chip(), bytes(0x5000)),
-        SevGuest(pki.chip(), b"", status=0x16),
-    ):
+    chip = pki.chip()
+    guests = [SevGuest(chip, bytes(0x5000)), SevGuest(chip, b"", status=0x16)]
+    for size in (1183, 1185, 4000):
+        guests.append(SevGuest(chip, b""))
+        guests[-1].size = size
+    for guest in guests:
+        attester = SnpAttester(DeviceSource(device, guest.ioctl), certificates=chip.chain)
         with pytest.raises(UnavailableError):
-            SnpAttester(DeviceSource(device, guest.ioctl)).quote(report_data)
+            attester.quote(report_data)
     with pytest.raises(UnavailableError):
         SnpAttester(DeviceSource(device)).quote(report_data)
 
@@ -192,6 +197,7 @@ def test_tables() -> None:
         head,
         head + bytes(24) + b"abc",
         head + head + bytes(24) + bytes(8),
+        2 * struct.pack("<16sII", uuid.UUID(VCEK).bytes, 72, 4) + bytes(100),
         struct.pack("<16sII", uuid.UUID(VCEK).bytes, 0, 4) + bytes(100),
         struct.pack("<16sII", uuid.UUID(VCEK).bytes, 47, 4) + bytes(100),
         struct.pack("<16sII", uuid.UUID(VCEK).bytes, 2**32 - 1, 2**32 - 1) + bytes(100),

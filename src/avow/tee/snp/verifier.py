@@ -442,8 +442,6 @@ def _claims(report: Report, chain: Chain) -> dict[str, ClaimValue]:
 
 
 def _malformed(error: MalformedError) -> MalformedError:
-    if error.finding is not None:
-        return error
     return MalformedError.at(
         FORM, expected="well-formed evidence", actual=f"other bytes ({error})", advice=_AGAIN
     )
