@@ -272,6 +272,24 @@ def test_a_tpm_cannot_enrol_for_another(machine: Machine, attester: TpmAttester)
         stranger.close()
 
 
+def test_a_failure_while_measuring_leaves_the_log(
+    attester: TpmAttester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attester.measure(WORKLOAD)
+    extend = attester.device.extend_pcr
+
+    def fail_at_the_module(number: int, digest: bytes) -> None:
+        if digest == event_log.Event("module", b"M" * 32).extended:
+            raise UnavailableError("expected a TPM that works, got none; mend it")
+        extend(number, digest)
+
+    monkeypatch.setattr(attester.device, "extend_pcr", fail_at_the_module)
+    with pytest.raises(UnavailableError):
+        attester.measure(replace(WORKLOAD, module=b"M" * 32))
+    claims, report = evidence(attester)
+    assert verify(claims, report, TpmVerifier()).claims["module_measured"] is True
+
+
 def test_another_program_used_the_register(attester: TpmAttester) -> None:
     attester.measure(WORKLOAD)
     attester.measure(replace(WORKLOAD, configuration=b"C" * 32))

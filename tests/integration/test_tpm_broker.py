@@ -151,6 +151,34 @@ def test_attested_by_a_key_that_was_enrolled(
         service.close()
 
 
+def test_a_reloaded_configuration_is_measured(deployment: Deployment) -> None:
+    """Claims and register move together: the log gains an event, and both stay in agreement."""
+    config = deployment.folder / "avow.toml"
+    text = (
+        'allow_anonymous = true\n[[listeners]]\nurl = "mqtts://localhost:0"\n'
+        'cert = "server.pem"\nkey = "server.key"\n'
+    )
+    config.write_text(text)
+    from_file = Deployment(deployment.folder, deployment.tpm, ["--config", str(config)])
+    service = ServiceProcess([*from_file.options, "--tee", "tpm"])
+    try:
+        url = service.url("mqtts")
+        before = from_file.policy()
+        done(from_file.publish(url, before))
+        first = before.read_text()
+        rule = '[[acl]]\naccess = "both"\neffect = "allow"\npattern = "#"\n'
+        config.write_text(text + rule)
+        after = from_file.policy()
+        assert after.read_text() != first
+        assert from_file.publish(url, after).returncode == DENIED
+        service.reload()
+        service.event("reloaded")
+        done(from_file.publish(url, after))
+    finally:
+        service.stop()
+        service.close()
+
+
 def test_another_tpm_is_refused(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = deployment.policy()
     with SoftwareTpm() as other:

@@ -78,20 +78,23 @@ class Measuring:
         self.log: event_log.Log = ()
 
     def measure(self, workload: Workload) -> None:
-        """A reset and three events at the start; one event for another configuration later."""
+        """A reset and three events at the start; one event for another configuration later.
+
+        When the TPM fails, the log stays as it was, and the next quote measures it again.
+        """
         wanted = event_log.start(workload)
         known = event_log.measured(self.log)
         changed = tuple(event for event in wanted if known.get(event.name) != event.digest)
-        names = {event.name for event in changed}
         if not changed:
             return
-        room = len(self.log) < event_log.EVENTS_MAX
-        if self.log and names == {event_log.AGAIN} and room:
+        only_again = {event.name for event in changed} == {event_log.AGAIN}
+        if only_again and self.log and len(self.log) < event_log.EVENTS_MAX:
             self._extend(changed)
+            self.log = (*self.log, *changed)
             return
         self._device.reset_pcr(event_log.PCR)
-        self.log = ()
         self._extend(wanted)
+        self.log = wanted
 
     def holds(self, pcrs: Mapping[int, bytes]) -> bool:
         """True when PCR 23 in `pcrs` is what the log says, or nothing was measured."""
@@ -100,13 +103,11 @@ class Measuring:
     def again(self) -> None:
         """Measures all of the log once more, after another program used the register."""
         self._device.reset_pcr(event_log.PCR)
-        for event in self.log:
-            self._device.extend_pcr(event_log.PCR, event.extended)
+        self._extend(self.log)
 
     def _extend(self, events: Iterable[event_log.Event]) -> None:
         for event in events:
             self._device.extend_pcr(event_log.PCR, event.extended)
-            self.log = (*self.log, event)
 
 
 class QuotingKey:
@@ -220,7 +221,7 @@ def load_certificates(path: Path | None) -> tuple[bytes, ...]:
         raise UnavailableError(
             f"expected certificates in {path}, got {error.strerror}; have them issued by enrolment"
         ) from error
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedError(
             f"expected certificates as PEM in {path}, got something else; have them issued again"
         ) from error
