@@ -146,13 +146,13 @@ def test_evidence_for_the_authorised_alone(endpoint: AttestedEndpoint) -> None:
 
 def test_a_certificate_of_another_authority(endpoint: AttestedEndpoint) -> None:
     endpoint.peer.change(context=server_context(Authority().issue_server()))
-    assert "trusted authority" in str(refused(endpoint, UntrustedPeerError, None))
+    assert "trusted authority" in str(refused(endpoint, UntrustedPeerError, "C23"))
 
 
 def test_an_expired_certificate(endpoint: AttestedEndpoint) -> None:
     old = endpoint.authority.issue_server(valid_until=datetime.now(UTC) - timedelta(minutes=1))
     endpoint.peer.change(context=server_context(old))
-    assert "expired" in str(refused(endpoint, UntrustedPeerError, None))
+    assert "expired" in str(refused(endpoint, UntrustedPeerError, "C23"))
 
 
 @pytest.mark.parametrize("host", ["elsewhere.example", "127.0.0.2", "host.localhost"])
@@ -166,7 +166,7 @@ def test_a_certificate_for_another_host(endpoint: AttestedEndpoint, host: str) -
 def test_a_clients_certificate_is_none_for_servers(endpoint: AttestedEndpoint) -> None:
     client = endpoint.authority.issue("localhost", names=[x509.DNSName("localhost")])
     endpoint.peer.change(context=server_context(client))
-    refused(endpoint, UntrustedPeerError, None)
+    refused(endpoint, UntrustedPeerError, "C23")
 
 
 def test_a_certificate_that_nobody_verifies(endpoint: AttestedEndpoint) -> None:

@@ -1,4 +1,4 @@
-"""What the attested channel checks, C1 to C22; the numbers are those of the specification."""
+"""What the attested channel checks, C1 to C23; the numbers are those of the specification."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ QUOTE: Final = Check("C19", "the platform makes evidence in time", _SPEC)
 DEADLINE: Final = Check("C20", "the exchange ends in time", _SPEC)
 ACCEPTED: Final = Check("C21", "the peer accepts", _SPEC)
 STAYED: Final = Check("C22", "the peer stays until the exchange has ended", _SPEC)
+SERVER: Final = Check("C23", "TLS authenticates the server", _SPEC)
 
 CHECKS: Final = (
     TLS_1_3, NOT_RESUMED, FRAME, ORDER, VERSION, REQUEST, CONTEXT, OFFERED, AUTHORISED, PLATFORM,
     PRESENT, AUTHENTICATOR, ANSWERS, KEY, FINISHED, SIGNATURE, REQUIRED, ASKED, QUOTE, DEADLINE,
-    ACCEPTED, STAYED,
+    ACCEPTED, STAYED, SERVER,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL, crypto
 
 from avow.channel.certificates import load_chain, load_key
+from avow.channel.checks import SERVER
 from avow.channel.named_files import read_named_file
 from avow.channel.psk import load_pre_shared_keys, offer_key
 from avow.channel.tls import reason_of
@@ -89,9 +90,11 @@ def certificate_error(connection: SSL.Connection, host: str) -> UntrustedError |
         advice = "connect by the name that the certificate has"
     else:
         advice = "name the authority's file (cafile=, --cafile)"
-    return UntrustedError(
-        f"expected a certificate for {host} from a trusted authority, got one that fails with "
-        f"{said!r}; {advice}"
+    return UntrustedError.at(
+        SERVER,
+        expected=f"a certificate for {host} from a trusted authority",
+        actual=f"one that fails with {said!r}",
+        advice=advice,
     )
 
 
