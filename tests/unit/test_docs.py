@@ -12,9 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
 import hatch_build
+from avow.cli import cli
 from docs import generate, zig_source
 
 ROOT = Path(generate.__file__).resolve().parents[1]
@@ -301,6 +303,47 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def _mentioned_commands(text: str) -> list[str]:
+    """Command lines of avow in shell blocks and between backticks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shell = re.sub(r"\$\(.*?\)", "", "\n".join(blocks).replace("\\\n", " "))
+    found = re.findall(r"(?:^|[|&;(] ?)(avow [^|&;#)\n]*)", shell, re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return found + [" ".join(code.split()) for code in re.findall(r"`(avow [^`]+)`", prose)]
+
+
+def _unknown(line: str) -> list[str]:
+    """What of a command line does not exist."""
+    words = line.split()[1:]
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and re.fullmatch(r"[a-z]+", words[0]):
+        name = words.pop(0)
+        inner = command.get_command(click.Context(command), name)
+        if inner is None:
+            return [name]
+        command = inner
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    known |= {"--help", "-h", "--version"}
+    options = [re.split("[=.,]", word)[0] for word in words if re.match("--?[a-zA-Z]", word)]
+    return [option for option in options if option not in known]
+
+
+def test_commands_that_are_mentioned_exist() -> None:
+    pages = [ROOT / "README.md", *(DOCS / page for page in PAGES)]
+    mentioned = [line for page in pages for line in _mentioned_commands(page.read_text())]
+    assert len(mentioned) > 50
+    assert {line: unknown for line in mentioned if (unknown := _unknown(line))} == {}
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    page = "Say `avow measure\nbrker --all`.\n```sh\nx | avow sub \\\n  --wrong -t a # --no\n```\n"
+    lines = _mentioned_commands(page)
+    assert lines == ["avow sub    --wrong -t a ", "avow measure brker --all"]
+    assert [_unknown(line) for line in lines] == [["--wrong"], ["brker"]]
+    assert _unknown("avow brker") == ["brker"]
+    assert _unknown("avow policy init --brker") == ["--brker"]
 
 
 def test_make_targets_are_those_that_are_described() -> None:
