@@ -110,6 +110,8 @@ GOOD = cbor2.loads(sign1(b"payload", KEY, ES256, tagged=False))
         cbor2.dumps({0: 1}),
         cbor2.dumps([GOOD[0], {}, None, GOOD[3]]),
         cbor2.dumps([GOOD[0], {}, "payload", GOOD[3]]),
+        cbor2.dumps([GOOD[0], {}, b"payload", "s" * 64]),
+        cbor2.dumps([GOOD[0], {}, b"payload", [1] * 64]),
         cbor2.dumps([{1: -7}, {}, b"payload", GOOD[3]]),
         cbor2.dumps([GOOD[0], [], b"payload", GOOD[3]]),
         cbor2.dumps([GOOD[0], {}, b"payload", GOOD[3] + b"\0"]),

@@ -314,6 +314,9 @@ def _fails(request: dict[Any, Any]) -> Any:
         lambda request: {"Attestation": {"document": bytes(20000)}},
         lambda request: {"Attestation": {"document": NitroPki().document(bytes(64))}},
         lambda request: [],
+        lambda request: ["Error"],
+        lambda request: ["Attestation"],
+        lambda request: {"Attestation": ["document"]},
         _fails,
     ],
 )
@@ -324,6 +327,14 @@ def test_answers_that_are_none(
     device.touch()
     with pytest.raises(UnavailableError):
         NitroAttester(device, NsmDevice(answer).ioctl).quote(report_data)
+
+
+def test_the_modules_error_is_named(report_data: ReportData, tmp_path: Path) -> None:
+    device = tmp_path / "nsm"
+    device.touch()
+    module = NsmDevice(lambda request: {"Error": "BufferTooSmall"})
+    with pytest.raises(UnavailableError, match="BufferTooSmall"):
+        NitroAttester(device, module.ioctl).quote(report_data)
 
 
 def test_no_device(report_data: ReportData, tmp_path: Path) -> None:
