@@ -87,9 +87,6 @@ class _Direction:
             self.writer_waits = select.POLLIN
         except (BlockingIOError, ssl.SSLWantWriteError):
             self.writer_waits = select.POLLOUT
-        if self._waiting:
-            # Nothing more is taken from this end until the other has what there is.
-            self.reader_waits = 0
 
     def _read(self) -> None:
         pieces: list[bytes] = []
