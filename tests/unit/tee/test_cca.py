@@ -159,6 +159,8 @@ BAD_REALM: tuple[dict[Any, Any], ...] = (
     {44236: "sha-512"},
     {44237: b""},
     {44237: "key"},
+    {44237: cbor2.dumps([1, 2])},
+    {44237: cbor2.dumps(2)},
     {44237: b"\4" + bytes(96)},
     {44237: cbor2.dumps(POINT | {1: 1})},
     {44237: cbor2.dumps(POINT | {-1: 6})},
@@ -206,6 +208,15 @@ def test_realm_claims_that_are_missing(platform: CcaPlatform, key: int) -> None:
     del claims[key]
     token = platform.token(platform.platform_claims(), claims)
     refused(platform.verifier(), token, cca.FORM, MalformedError)
+
+
+@pytest.mark.parametrize("payload", [[], [265, 10], "text", None, 1])
+def test_payloads_that_are_no_map(platform: CcaPlatform, payload: object) -> None:
+    for token in (
+        platform.token(payload, platform.realm_claims(DATA)),
+        platform.token(platform.platform_claims(), payload),
+    ):
+        refused(platform.verifier(), token, cca.FORM, MalformedError)
 
 
 def test_profiles_go_together(platform: CcaPlatform) -> None:
