@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -32,16 +32,22 @@ class TpmAuthority:
     """A root, or an intermediate when it has a parent. Valid for a day around `now`."""
 
     def __init__(
-        self, name: str, *, parent: TpmAuthority | None = None, now: datetime | None = None
+        self,
+        name: str,
+        *,
+        parent: TpmAuthority | None = None,
+        now: datetime | None = None,
+        path_length: int | None = None,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     ) -> None:
         self.now = now if now is not None else datetime.now(UTC)
         self.parent = parent
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = ec.generate_private_key(ec.SECP256R1()) if key is None else key
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         issuer = self if parent is None else parent
         self.certificate = (
             issuer.begin(self.name, self.key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
             .add_extension(_ISSUES, critical=True)
             .sign(issuer.key, hashes.SHA256())
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from avow.errors import AvowError, MalformedError, UnavailableError, UntrustedError
 from avow.evidence.claims import Workload
-from avow.evidence.roles import Verifier
+from avow.evidence.roles import Authenticated, Verifier
 from avow.evidence.vocabulary import is_value_of, kind_of
 from avow.tee.azure import verifier
 from avow.tee.azure.hcl import decode_base64url, parse_hcl_report, parse_runtime_data
@@ -153,6 +155,23 @@ def test_refuses_report_data_beyond_the_digest(vm: Vm, judge: AzureVerifier) -> 
     assert refusal(judge, vm.around("snp", hardware, runtime)) == "AZ3"
 
 
+class _SignsDigests:
+    """A verifier whose hardware signs a digest of the report data in place of them."""
+
+    platform = "snp"
+
+    def __init__(self, bound: bytes) -> None:
+        self._bound = bound
+
+    def authenticate(self, report: bytes, now: datetime) -> Authenticated:
+        return Authenticated("snp", self._bound, "sha256", {"snp.vmpl": 0})
+
+
+def test_refuses_hardware_that_signs_something_else(vm: Vm) -> None:
+    judge = AzureVerifier({"snp": _SignsDigests(report_data(vm.runtime()))})
+    assert refusal(judge, vm.snp()) == "AZ3"
+
+
 def test_refuses_quotes_by_another_key(vm: Vm, judge: AzureVerifier) -> None:
     other = ForgedKey("rsassa").report(DATA, log=LOG)
     report = vm.snp()
@@ -199,6 +218,7 @@ def test_quote_and_log_are_checked_as_on_any_tpm(vm: Vm, judge: AzureVerifier) -
         {"n": "AQAB"},
         {"n": "=" * 342},
         {"n": 5},
+        {"n": base64.urlsafe_b64encode(b"\xc1" * 384).decode()},
     ],
 )
 def test_refuses_other_keys_in_the_runtime_data(

@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
@@ -337,6 +337,47 @@ def test_refuses_certificates_that_do_not_hold() -> None:
     }
     for why, report in refused.items():
         assert refusal(report, pinned) == "TPM3", why
+
+
+def test_refuses_chains_that_break_in_the_middle() -> None:
+    pinned = ENROLMENT.anchors()
+    branch = TpmAuthority("mock branch", parent=ENROLMENT, now=NOW)
+    impostor = TpmAuthority("mock branch", now=NOW)
+    genuine = branch.certificate.public_bytes(Encoding.DER)
+    assert refusal(certified_by(impostor, genuine), pinned) == "TPM3"
+
+
+def test_refuses_more_authorities_than_one_allows() -> None:
+    last = TpmAuthority("mock branch", parent=ENROLMENT, now=NOW, path_length=0)
+    beyond = TpmAuthority("mock twig", parent=last, now=NOW)
+    between = [each.certificate.public_bytes(Encoding.DER) for each in (beyond, last)]
+    assert refusal(certified_by(beyond, *between), ENROLMENT.anchors()) == "TPM3"
+    certified = certified_by(last, between[1]).encoded()
+    said = TpmVerifier(ENROLMENT.anchors()).authenticate(certified, NOW).claims
+    assert said["tpm.ak_origin"] == "ek"
+
+
+def test_refuses_sha1_in_certificates() -> None:
+    """Written by hand, since nothing here signs with SHA-1 any more."""
+    sha256_with_rsa, sha1_with_rsa = (bytes.fromhex(f"2a864886f70d0101{n}") for n in ("0b", "05"))
+    key = rsa.generate_private_key(65537, 2048)
+    root = TpmAuthority("mock old authority", now=NOW, key=key)
+    leaf = x509.load_der_x509_certificate(certificate(root))
+    body = leaf.tbs_certificate_bytes.replace(sha256_with_rsa, sha1_with_rsa)
+    signature = key.sign(body, padding.PKCS1v15(), hashes.SHA1())
+    old = leaf.public_bytes(Encoding.DER).replace(sha256_with_rsa, sha1_with_rsa)
+    old = old.replace(leaf.tbs_certificate_bytes, body)[: -len(signature)] + signature
+    assert x509.load_der_x509_certificate(old).subject == leaf.subject
+    assert refusal(KEY.report(DATA, certificates=(old,)), root.anchors()) == "TPM3"
+
+
+def test_refuses_keys_with_unknown_attributes_or_small_exponents() -> None:
+    assert refusal(ForgedKey(attributes=ATTRIBUTES | 1).report(DATA)) == "TPM1"
+    at = len(RSA_KEY.public) - 2 - 256 - 4
+    small = RSA_KEY.public[:at] + (3).to_bytes(4, "big") + RSA_KEY.public[at + 4 :]
+    assert refusal(replace(RSA_KEY.report(DATA), ak=small)) == "TPM1"
+    said = RSA_KEY.public[:at] + (65537).to_bytes(4, "big") + RSA_KEY.public[at + 4 :]
+    assert parse_public(said).key == parse_public(RSA_KEY.public).key
 
 
 def test_refuses_a_leaf_that_issues() -> None:

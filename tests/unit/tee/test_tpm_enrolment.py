@@ -104,8 +104,9 @@ def test_endorsement_keys_that_are_not_the_certified_one() -> None:
         with_attributes(clear=0x10000),
         with_attributes(clear=0x20000),
         with_attributes(set_=0x40000),
+        EK_ECC.template.replace(b"\x00\x06\x00\x80", b"\x00\x06\x01\x00"),
     ],
-    ids=["not fixed", "imported", "not restricted", "no storage key", "signs"],
+    ids=["not fixed", "imported", "not restricted", "no storage key", "signs", "AES-256"],
 )
 def test_keys_that_are_no_endorsement_keys(template: bytes) -> None:
     assert refusal(replace(REQUEST, ek=ek_public(template=template))) == "TPM10"

@@ -78,7 +78,7 @@ def check_order(log: Log) -> None:
     if names[: len(START)] != START or any(name != AGAIN for name in names[len(START) :]):
         raise MalformedError(
             f"expected the events {', '.join(START)} and then only {AGAIN} in the event log, got "
-            f"{', '.join(names)[:200]}; start the program by avow"
+            f"{', '.join(map(ascii, names))[:200]}; start the program by avow"
         )
 
 
