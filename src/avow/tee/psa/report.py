@@ -141,7 +141,12 @@ def sized(
     """The bytes of a claim, which has to be there and to have one of `sizes`."""
     value = fields.get(key)
     if not isinstance(value, bytes) or len(value) not in sizes:
-        raise malformed(f"a {name} of {' or '.join(map(str, sizes))} bytes", "none or another")
+        lengths = (
+            f"{sizes[0]} to {sizes[-1]}"
+            if isinstance(sizes, range)
+            else " or ".join(map(str, sizes))
+        )
+        raise malformed(f"a {name} of {lengths} bytes", "none or another")
     return value
 
 
