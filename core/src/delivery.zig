@@ -240,8 +240,9 @@ pub fn pump(session: *Session) void {
     }
 }
 
-/// Forgets what was kept for a session that may no longer have it. An exchange whose message the
-/// client has acknowledged with PUBREC goes on: it carries no message any more.
+/// Forgets what was kept for a session that may no longer have it. An exchange of QoS 2 goes on
+/// without its message, with PUBREL: the client may have the message, and would take another one
+/// with the same identifier for its repetition [MQTT-4.3.3-10].
 pub fn withdraw(session: *Session) void {
     var item = session.waiting.first;
     while (item) |delivery| {
@@ -255,7 +256,13 @@ pub fn withdraw(session: *Session) void {
         stats.count(.publish_dropped, 1);
         const slot = session.slot(delivery.packet_identifier).?;
         slot.counted = false; // on a connection that is gone
-        complete(session, slot);
+        if (delivery.qos == 1) {
+            complete(session, slot);
+            continue;
+        }
+        slot.state = transitions.outboundStep(slot.state, .pubrec).next;
+        delivery.released = true;
+        journal.released(session, delivery.packet_identifier);
     }
 }
 

@@ -313,7 +313,6 @@ fn finish() heap.Error!void {
 
 /// At the first step, when the time is known. Everybody was just disconnected.
 pub fn settle() void {
-    const connect = @import("connect.zig");
     var list: heap.List(*Session) = .{};
     defer list.deinit();
     for (session_room.table.slots) |slot| {
@@ -322,7 +321,9 @@ pub fn settle() void {
     }
     for (list.items) |session| {
         if (!session.durable()) {
-            connect.endSession(session);
+            // It ends in this step, but after the step's commands: its will is checked by rules
+            // that the host gives with the first step.
+            timers.set(&session.expiry_timer, state.now_ms) catch @panic("no memory to restore");
             continue;
         }
         if (session.expiry_s != 0xFFFF_FFFF) {

@@ -136,6 +136,7 @@ class CoreDriver:
         seed: int = 1,
         now_ms: int = START_MS,
         settings: Mapping[Setting, int] | None = None,
+        rules: Iterable[Rule] | None = None,
         journal: Iterable[bytes] | None = None,
         wasm: str | None = None,
         auto_commit: bool = True,
@@ -165,7 +166,10 @@ class CoreDriver:
         if journal is not None:
             self._restore(list(journal))
         chosen = {Setting.SYS_INTERVAL_MS: 0, **(settings or {})}
-        self.command(abi.settings_command(chosen.items()))
+        with self.batch():
+            self.command(abi.settings_command(chosen.items()))
+            if rules is not None:
+                self.acl(rules)
 
     # -- the instance -----------------------------------------------------------------------
 

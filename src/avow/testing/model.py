@@ -23,6 +23,8 @@ from avow.testing.mqtt import (
 from avow.testing.mqtt_properties import Properties, Property
 
 FOREVER_S = 0xFFFFFFFF
+PROTECTED = "p/"
+"""Topics that begin so are for attested connections only."""
 
 
 def matches(wanted: str, topic: str) -> bool:
@@ -81,9 +83,16 @@ class Session:
     deliveries: list[Delivery] = field(default_factory=list)
     connection: int | None = None
     ended: bool = False
+    attested: bool = False
+    """What the connection that it has, or had last, has proven."""
     kept_shared: bool = True
     """It never left a shared subscription."""
     ends_at_ms: int | None = None
+
+
+def may_have(session: Session, topic: str) -> bool:
+    """The access rules of the simulation."""
+    return session.attested or not topic.startswith(PROTECTED)
 
 
 @dataclass(slots=True)
@@ -111,6 +120,7 @@ class _Wire:
     session: Session | None = None
     will: Will | None = None
     finished: bool = False
+    attested: bool = False
 
 
 @dataclass(slots=True)
@@ -138,9 +148,9 @@ class ModelBroker:
 
     # -- inputs -----------------------------------------------------------------------------
 
-    def opened(self, connection: int) -> None:
+    def opened(self, connection: int, *, attested: bool = False) -> None:
         """A new network connection."""
-        self._wires[connection] = _Wire()
+        self._wires[connection] = _Wire(attested=attested)
         self.session_present.pop(connection, None)
 
     def packet(self, connection: int, packet: Connect | ToServer) -> None:
@@ -254,6 +264,11 @@ class ModelBroker:
         self._delayed = [d for d in self._delayed if d.session is not session]
         session.expiry_s = expiry_s
         session.connection = connection
+        session.attested = wire.attested
+        if not wire.attested:
+            for delivery in session.deliveries:
+                if delivery.message.topic.startswith(PROTECTED):
+                    delivery.needed = False
         session.ends_at_ms = None
         wire.session = session
         wire.will = packet.will
@@ -334,7 +349,7 @@ class ModelBroker:
                     continue
                 if subscription.no_local and session.client_id == message.publisher:
                     continue
-                if matches(wanted, message.topic):
+                if matches(wanted, message.topic) and may_have(session, message.topic):
                     granted = max(granted, subscription.qos)
             if granted >= 0:
                 qos = min(granted, message.qos)
@@ -353,7 +368,7 @@ class ModelBroker:
         if one.retain_handling == 1 and existed:
             return
         for topic, message in self.retained.items():
-            if matches(wanted, topic):
+            if matches(wanted, topic) and may_have(session, topic):
                 qos = min(one.qos, message.qos)
                 # Whether No Local is about retained messages too, the text leaves open.
                 own = one.no_local and message.publisher == session.client_id

@@ -57,6 +57,7 @@ class Link:
     gone: bool = False
     """The core will say nothing more: it closed, or it crashed."""
     websocket: WebSocketClient | None = None
+    attested: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +70,8 @@ class Received:
     qos: int
     retain: bool
     at_ms: int
+    attested: bool
+    """The connection that it came on was attested."""
 
 
 class SimulatedClient:
@@ -270,6 +273,7 @@ class SimulatedClient:
                 packet.qos,
                 packet.retain,
                 now_ms,
+                link.attested,
             )
         )
 

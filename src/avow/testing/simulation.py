@@ -6,7 +6,8 @@
 Clients connect, subscribe, publish, lose their connection and come back; the core is killed and
 restored from its journal. In the end the network heals, everything comes to rest, and what each
 client received is compared with the model: QoS 1 at least once, QoS 2 exactly once, order per
-topic and publisher, retained messages, wills.
+topic and publisher, retained messages, wills. Some connections of a client are attested and some
+are not: what is below p/ reaches the former only.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from avow.errors import AvowError
-from avow.testing.core_abi import ClosedBy, Input
+from avow.testing.core_abi import Access, Attestation, ClosedBy, Input, Rule
 from avow.testing.core_driver import CoreDriver
 from avow.testing.fake_client import connected
-from avow.testing.model import FOREVER_S, ModelBroker, Session
+from avow.testing.model import FOREVER_S, PROTECTED, ModelBroker, Session
 from avow.testing.mqtt import (
     Disconnect,
     Filter,
@@ -39,8 +40,14 @@ from avow.testing.network import Pipe
 from avow.testing.simulated_client import Link, Received, SimulatedClient
 
 STEPS = 1500
-TOPICS = ("t/0", "t/1", "t/2", "t/3", "t/4", "s/0", "s/1")
-FILTERS = ("t/0", "t/1", "t/2", "t/3", "t/+", "t/#", "+/3", "t/4/#")
+TOPICS = ("t/0", "t/1", "t/2", "t/3", "t/4", "s/0", "s/1", "p/5")
+FILTERS = ("t/0", "t/1", "t/2", "t/3", "t/+", "t/#", "+/3", "t/4/#", "+/5")
+PROVEN = Attestation(2, bytes(range(32)))
+RULES = (
+    Rule(True, PROTECTED + "#", Access.SUBSCRIBE, module=PROVEN.module),
+    Rule(False, PROTECTED + "#", Access.SUBSCRIBE),
+    Rule(True, "#"),
+)
 SHARED = ("$share/g/s/+", "$share/h/s/0")
 
 
@@ -67,7 +74,7 @@ class Simulation:
         self.steps = steps
         self.totals = Totals()
         self.chance = random.Random(seed)
-        self.core = CoreDriver(seed=seed)
+        self.core = CoreDriver(seed=seed, rules=RULES)
         self.core.observer = self._observe
         self.model = ModelBroker(self.core.now_ms)
         self.links: dict[int, Link] = {}
@@ -95,7 +102,7 @@ class Simulation:
     def _observe(self, kind: int, number: int, data: bytes) -> None:
         """Tells the model what the core gets, packet by packet, in the same order."""
         if kind == Input.OPEN:
-            self.model.opened(number)
+            self.model.opened(number, attested=bool(data[1] & 4))
         elif kind == Input.CLOSED:
             self.model.closed(number)
         elif kind == Input.DATA:
@@ -116,13 +123,15 @@ class Simulation:
         if client.link is not None:
             client.link.up.queue.clear()
             client.lost()
-        connection = self.core.open(client.transport)
+        attested = client is not self.watcher and self.chance.random() < 0.6
+        connection = self.core.open(client.transport, attestation=PROVEN if attested else None)
         link = Link(
             client,
             connection,
             Pipe(self.chance, delay_max_ms),
             Pipe(self.chance, delay_max_ms),
             StreamDecoder(client.version),
+            attested=attested,
         )
         self.links[connection.number] = link
         client.attach(link, self.now_ms, clean_start=clean_start, will=will)
@@ -307,7 +316,9 @@ class Simulation:
     def _restart(self, journal: list[bytes]) -> None:
         pieces = list(journal)
         now_ms = self.now_ms + self.chance.choice([0, 1, 1000])
-        self.core = CoreDriver(seed=self.chance.randrange(1 << 30), now_ms=now_ms, journal=pieces)
+        self.core = CoreDriver(
+            seed=self.chance.randrange(1 << 30), now_ms=now_ms, journal=pieces, rules=RULES
+        )
         self.core.journal[:0] = pieces  # the first step may have written more already
         self.core.observer = self._observe
         for client in (*self.clients, self.watcher):
@@ -366,6 +377,10 @@ class Simulation:
     def _check(self) -> None:
         for client in self.clients:
             self.totals.received += len(client.log)
+            for received in client.log:
+                assert received.attested or not received.topic.startswith(PROTECTED), (
+                    f"{client.name}: {received} came on a connection that had proven nothing"
+                )
             by_session: dict[int, list[Received]] = {}
             for received in client.log:
                 by_session.setdefault(received.session_number, []).append(received)
@@ -409,12 +424,13 @@ class Simulation:
             if will.certain:
                 assert payload in got, f"the will {payload!r} never came"
                 late_ms = got[payload] - will.from_ms
-                assert 0 <= late_ms <= 7000, f"the will {payload!r} came {late_ms} ms late"
+                # A long tick, and another one before the watcher has room for the next message.
+                assert 0 <= late_ms <= 13_000, f"the will {payload!r} came {late_ms} ms late"
 
     def _check_retained(self) -> None:
         self.core.observer = None
-        auditor = connected(self.core, "auditor")
-        auditor.subscribe("t/#", "s/#", qos=2)
+        auditor = connected(self.core, "auditor", attestation=PROVEN)
+        auditor.subscribe("t/#", "s/#", "p/#", qos=2)
         got = {p.text: (p.payload, p.qos) for p in auditor.received()}
         wanted = {t: (m.payload, m.qos) for t, m in self.model.retained.items()}
         assert got == wanted, f"retained: {got}, the model has {wanted}"
