@@ -33,7 +33,7 @@ from bench.attestation.dialing import (
 )
 from bench.attestation.measured_brokers import SIMULATED, AttestedAvow, Tee, slow_tees
 from bench.attestation.verifying import cases, time_ms, vectors
-from bench.brokers import BrokerError, make_certificate, pinned, started, tail
+from bench.brokers import BrokerError, make_certificate, pinned, started
 from bench.loadgen.library import LoadgenError, build
 from bench.report import Row, Sample, median
 from bench.run import RESULTS, Bench, write_json
@@ -110,7 +110,7 @@ class Suite:
             PLAIN: PyOpenSsl(authority),
             ATTESTED: PyOpenSsl(authority, settings("simulated")),
         }
-        with self._broker(SIMULATED, "connect") as port:
+        with self._broken_is_noted("connect"), self._broker(SIMULATED) as port:
             for number in range(self.size.rounds):
                 found = connect_in_turns(ways, port, self.size.connections)
                 for name, ms in found.items():
@@ -127,7 +127,7 @@ class Suite:
 
     def _flood(self, title: str, tee: Tee) -> None:
         name, authority = f"slow_{tee.name}", self.bench.certificate.ca
-        with self._broker(tee, name) as port:
+        with self._broken_is_noted(name), self._broker(tee) as port:
             way = PyOpenSsl(authority, settings(tee.name, attestation_key(authority, port)))
             for number in range(min(2, self.size.rounds)):
                 found = flood(
@@ -177,19 +177,26 @@ class Suite:
             self._add(_COST, name, title, ATTESTED, PLAIN)
 
     @contextlib.contextmanager
-    def _broker(self, tee: Tee, what: str) -> Iterator[int]:
-        """A broker on its core, and this thread, and those that it starts, on the other one."""
+    def _broken_is_noted(self, what: str) -> Iterator[None]:
+        """Whatever breaks is remembered, and the other measurements go on."""
         print(f"== {what}", file=sys.stderr)
-        bench, broker = self.bench, AttestedAvow(tee)
         try:
-            with (
-                started(broker, bench.folder, bench.certificate, bench.broker_core) as running,
-                pinned(bench.generator_core),
-            ):
-                yield running.tls_port
+            yield
         except (AvowError, BrokerError, DialError, OSError, SSL.Error) as error:
-            bench.failures.append(f"{what}: {error}; it wrote: {tail(bench.folder, broker)}")
+            self.bench.failures.append(f"{what}: {error}")
             print(f"  broken: {error}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _broker(self, tee: Tee) -> Iterator[int]:
+        """A broker on its core, and this thread, and those that it starts, on the other one."""
+        bench = self.bench
+        with (
+            started(
+                AttestedAvow(tee), bench.folder, bench.certificate, bench.broker_core
+            ) as running,
+            pinned(bench.generator_core),
+        ):
+            yield running.tls_port
 
     def _sample(self, scenario: str, kind: str, number: int, values: dict[str, Any]) -> None:
         self.bench.samples.append(Sample(scenario, kind, "", number, values))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.attestation import run
 from bench.attestation.connecting import connect_in_turns, flood
 from bench.attestation.dialing import DialError, PyOpenSsl, greet, settings
+from bench.attestation.measured_brokers import Tee
 from bench.attestation.verifying import MOCK, cases, time_ms
 from bench.brokers import make_certificate
 
@@ -47,6 +50,21 @@ def test_a_short_run_measures_everything(tmp_path: Path) -> None:
     assert all(row["verdict"] for row in content["rows"] if row["bound"] is not None)
     for title in ("a connection, to CONNACK", "simulated, 5 quotes a second", "verify nitro"):
         assert title in done.stdout
+
+
+def test_a_broker_that_does_not_start_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SIMULATED", Tee("nonsense"))
+    # Not for the other tests of this process.
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    path = tmp_path / "results.json"
+    assert run.main(["--quick", "--only", "connect", "--json", str(path)]) == 1
+    content = json.loads(path.read_text())
+    assert content["rows"] == []
+    (failure,) = content["failures"]
+    assert "avow ended at once" in failure
+    assert "nonsense" in failure
 
 
 def test_mocks_stand_in_for_absent_evidence() -> None:
