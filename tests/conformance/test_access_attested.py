@@ -337,3 +337,16 @@ def test_open_information_of_another_form_is_never_misread(
 ) -> None:
     with pytest.raises(CoreTrapError, match="the open information is malformed"):
         core.open_with(information)
+
+
+@pytest.mark.parametrize("proof", [PROVEN, None])
+def test_a_will_that_a_restart_publishes_is_checked_by_the_rules_of_the_first_step(
+    core: CoreDriver, proof: Attestation | None
+) -> None:
+    """The sessions that end with the restart: before the rules there is nothing but a yes."""
+    watcher = attested(core, "w", PROVEN)
+    watcher.subscribe("#", qos=1)
+    connected(core, "gone", attestation=proof, will=Will("secret", b"will", 1))
+    restored = CoreDriver(now_ms=core.now_ms, journal=core.journal, rules=SECRET_FOR_THE_CONTROLLER)
+    got = [packet.payload for packet in again(restored, "w", PROVEN).received()]
+    assert got == ([b"will"] if proof is PROVEN else [])

@@ -238,9 +238,10 @@ class Pump:
         The caller has detached ``fd`` and must not touch it or ``tls`` again. ``identity`` was
         proven by TLS and becomes the user name; ``attested`` was proven by evidence. The context of
         ``tls`` has no information, message or key log callback: OpenSSL would call it from the
-        pump's thread, perhaps after Python has freed it. When this raises, both still belong to the
-        caller: UnavailableError when the pump has stopped or is overrun, MalformedError when
-        ``identity`` is too long.
+        pump's thread, perhaps after Python has freed it. Those of `avow.channel.psk` may be there:
+        OpenSSL calls them for a ClientHello only, and there is none after the handshake. When this
+        raises, both still belong to the caller: UnavailableError when the pump has stopped or is
+        overrun, MalformedError when ``identity`` is too long.
         """
         name = b"" if identity is None else identity.encode()
         if len(name) > _IDENTITY_MAX_BYTES:
