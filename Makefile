@@ -53,7 +53,7 @@ lint: build ## style and types
 bench: build ## speed against an installed mosquitto, as a table and JSON
 	$(BIN)/python -m bench $(BENCH)
 
-fuzz: build ## mutated packets against the core, FUZZ_S seconds
+fuzz: build ## mutated packets against the core and mutated evidence, FUZZ_S seconds
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
 docs: build ## the documentation, into site/

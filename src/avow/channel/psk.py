@@ -68,27 +68,32 @@ def load_pre_shared_keys(path: Path) -> PreSharedKeys:
     Empty lines and those that begin with # mean nothing. Raises `UnavailableError` or
     `MalformedError`; no message holds a key.
     """
+    return parse_pre_shared_keys(read_named_text(path, "pre-shared keys"), name=str(path))
+
+
+def parse_pre_shared_keys(text: str, *, name: str) -> PreSharedKeys:
+    """The keys in the text of a file; `name` names it in the error, a `MalformedError`."""
     found: dict[bytes, PreSharedKey] = {}
-    for number, line in enumerate(read_named_text(path, "pre-shared keys").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        key = _parse(line.strip(), path, number)
+        key = _parse(line.strip(), name, number)
         if key.identity.encode() in found:
-            raise _malformed(path, number, "each identity once", "one again", "keep one of them")
+            raise _malformed(name, number, "each identity once", "one again", "keep one of them")
         found[key.identity.encode()] = key
     return PreSharedKeys(found)
 
 
-def _parse(line: str, path: Path, number: int) -> PreSharedKey:
+def _parse(line: str, name: str, number: int) -> PreSharedKey:
     match = _LINE.fullmatch(line)
     if match is None or len(match[2]) % 2:
         raise _malformed(
-            path, number, "identity:key with hexadecimal digits", "something else", "correct it"
+            name, number, "identity:key with hexadecimal digits", "something else", "correct it"
         )
     identity, key = match[1], bytes.fromhex(match[2])
     if not identity.isprintable() or len(identity.encode()) > IDENTITY_BYTES_MAX:
         raise _malformed(
-            path,
+            name,
             number,
             f"a printable identity of at most {IDENTITY_BYTES_MAX} bytes",
             "another",
@@ -96,7 +101,7 @@ def _parse(line: str, path: Path, number: int) -> PreSharedKey:
         )
     if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
         raise _malformed(
-            path,
+            name,
             number,
             f"a key of {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes",
             f"{len(key)} bytes",
@@ -105,8 +110,8 @@ def _parse(line: str, path: Path, number: int) -> PreSharedKey:
     return PreSharedKey(identity, key)
 
 
-def _malformed(path: Path, number: int, expected: str, actual: str, advice: str) -> MalformedError:
-    return MalformedError(f"expected {expected} in line {number} of {path}, got {actual}; {advice}")
+def _malformed(name: str, number: int, expected: str, actual: str, advice: str) -> MalformedError:
+    return MalformedError(f"expected {expected} in line {number} of {name}, got {actual}; {advice}")
 
 
 def serve_keys(context: SSL.Context, keys: PreSharedKeys) -> None:

@@ -128,6 +128,14 @@ def test_only_secured_is_not_debug(platform: CcaPlatform, state: int, debug: boo
     assert platform.verifier().authenticate(token, NOW).claims["debug"] is debug
 
 
+def test_a_message_about_a_size_is_short(platform: CcaPlatform) -> None:
+    """It once listed every length that a platform configuration may have."""
+    token = platform.token(platform.platform_claims() | {2401: None}, platform.realm_claims(DATA))
+    with pytest.raises(MalformedError, match="platform configuration of 0 to 1024 bytes") as caught:
+        platform.verifier().authenticate(token, NOW)
+    assert len(str(caught.value)) < 400
+
+
 POINT = cbor2.loads(cose_key(ec.generate_private_key(ec.SECP384R1()).public_key()))
 
 BAD_PLATFORM: tuple[dict[Any, Any], ...] = (

@@ -280,6 +280,14 @@ def test_refuses_logs_that_avow_never_writes(log: event_log.Log) -> None:
     assert refusal(KEY.report(DATA, log=log)) == "TPM1"
 
 
+def test_a_stranger_writes_nothing_to_the_terminal() -> None:
+    """Names in a log are the sender's; the message quotes them."""
+    log = (Event("\x1b[2J\r\nall is well", b"m" * 32), *LOG)
+    with pytest.raises(MalformedError) as caught:
+        TpmVerifier().authenticate(KEY.report(DATA, log=log).encoded(), NOW)
+    assert str(caught.value).isprintable()
+
+
 def test_the_last_configuration_counts() -> None:
     log = (*LOG, Event("configuration", b"C" * 32), Event("configuration", b"D" * 32))
     authenticated = TpmVerifier().authenticate(KEY.report(DATA, log=log).encoded(), NOW)
