@@ -20,7 +20,7 @@ from avow.errors import AvowError, UnavailableError
 from avow.evidence.claims import BOOT_ID_BYTES, Workload
 from avow.evidence.envelope import Evidence
 from avow.evidence.report_data import ReportData
-from avow.evidence.roles import Attester
+from avow.evidence.roles import Attester, answers_at_once
 
 # How long a measurement waits for a quote that is under way.
 MEASURE_PATIENCE_S: Final = 15.0
@@ -32,6 +32,7 @@ class _OneAtATime:
     def __init__(self, attester: Attester) -> None:
         self._attester = attester
         self._lock = threading.Lock()
+        self.answers_at_once = answers_at_once(attester)
         self.platform = attester.platform
 
     @contextmanager

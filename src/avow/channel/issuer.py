@@ -6,7 +6,8 @@ a second still serves as many connections as come.
 
 `Batches` decides, without threads or clock; `Issuer` runs it. Two threads: one blocks in the
 attester, the other keeps the time, so that a platform that hangs costs those who wait for it their
-evidence, and nobody more.
+evidence, and nobody more. A platform that never waits for anything, as the simulation, is asked by
+whoever wants its evidence: to hand a request from thread to thread costs more than its quote.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.evidence.claims import Claims
 from avow.evidence.envelope import Evidence
 from avow.evidence.report_data import Path, ReportData, batch
-from avow.evidence.roles import Attester
+from avow.evidence.roles import Attester, answers_at_once
 
 WAITING_MAX: Final = 4096
 QUOTE_TIMEOUT_S: Final = 8.0
@@ -151,6 +152,7 @@ class Issuer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._attester = attester
+        self._at_once = answers_at_once(attester)
         self._quote_timeout_s = quote_timeout_s
         self._clock = clock
         self._batches = Batches(
@@ -216,41 +218,54 @@ class Issuer:
         """Has `claims` quoted for a channel with this `binder` (64 bytes).
 
         `done` is called exactly once, with the evidence or an `UnavailableError`: from a thread of
-        the issuer, or before this returns when there is no place. It must not block, and must not
-        call the issuer.
+        the issuer, or before this returns when there is no place or the platform answers at once.
+        It must not block, and must not call the issuer.
         """
         refusal: AvowError | None
+        at_once: list[Waiting] = []
         with self._changed:
             self._requests += 1
             if self._running and not self._stopping:
-                refusal = self._batches.add(Waiting(claims, binder, done, self._clock()))
+                now_s = self._clock()
+                refusal = self._batches.add(Waiting(claims, binder, done, now_s))
+                if self._at_once and refusal is None:
+                    at_once = self._batches.start(now_s)
             else:
                 refusal = _stopped()
-            if refusal is None:
-                self._changed.notify()
-            else:
+            if refusal is not None:
                 self._busy += 1
+            elif not at_once:
+                self._changed.notify()
         if refusal is not None:
             done(refusal)
+        elif at_once:
+            self._serve(at_once)
 
     def _quote_all(self) -> None:
         while (requests := self._next_batch()) is not None:
-            started_s = self._clock()
-            answer = self._quote(requests)
-            with self._changed:
-                still_waiting = self._batches.end()
-                self._quotes += 1
-                self._quote_seconds += self._clock() - started_s
-                if isinstance(answer, AvowError):
-                    self._failures += len(still_waiting)
-                else:
-                    self._served += len(still_waiting)
+            self._serve(requests)
+
+    def _serve(self, requests: list[Waiting]) -> None:
+        """One quote for all of them, whose start is noted already."""
+        started_s = self._clock()
+        answer = self._quote(requests)
+        with self._changed:
+            still_waiting = self._batches.end()
+            self._quotes += 1
+            self._quote_seconds += self._clock() - started_s
             if isinstance(answer, AvowError):
-                _tell(still_waiting, answer)
-            elif still_waiting:
-                # All of them or, after a timeout, nobody: the order is that of the batch.
-                for request, evidence in zip(still_waiting, answer, strict=True):
-                    request.done(evidence)
+                self._failures += len(still_waiting)
+            else:
+                self._served += len(still_waiting)
+            if self._batches.waiting:
+                # They came while this one was under way, and wait for the quoting thread.
+                self._changed.notify()
+        if isinstance(answer, AvowError):
+            _tell(still_waiting, answer)
+        elif still_waiting:
+            # All of them or, after a timeout, nobody: the order is that of the batch.
+            for request, evidence in zip(still_waiting, answer, strict=True):
+                request.done(evidence)
 
     def _next_batch(self) -> list[Waiting] | None:
         """Blocks until a quote may start; None at the end."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import secrets
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -222,6 +223,8 @@ class Opening:
             if not self._quote_asked:
                 self._quote_asked = True
                 self._ask(wanted, quoted)
+                if exchange.quote_wanted is None or self._refusal is not None:
+                    return None
             return Wants.QUOTE
         try:
             content = self._tls.recv(exchange.needed)
@@ -253,10 +256,24 @@ class Opening:
             _refuse_plain(checks.ASKED, "asks for evidence", "give the client a policy (--policy)")
 
     def _ask(self, wanted: QuoteWanted, quoted: Callable[[Evidence | AvowError], None]) -> None:
+        """Asks for evidence. What is there before the issuer returns needs no other thread."""
+        caller = threading.get_ident()
+        at_once: list[Evidence | AvowError] = []
+        asking = True
+
+        def answered(answer: Evidence | AvowError) -> None:
+            if asking and threading.get_ident() == caller:
+                at_once.append(answer)
+            else:
+                quoted(answer)
+
         if self._attestation.quote is None:
-            quoted(UnavailableError("expected an issuer of evidence, got none; report this"))
+            answered(UnavailableError("expected an issuer of evidence, got none; report this"))
         else:
-            self._attestation.quote(wanted, quoted)
+            self._attestation.quote(wanted, answered)
+        asking = False
+        for answer in at_once:
+            self.quoted(answer)
 
     def _refuse(self, error: AvowError) -> None:
         self._refusal = error

@@ -7,9 +7,11 @@ refusal the socket is closed and stays so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from avow.channel.session import facts_of
 from avow.channel.tls import reason_of
 from avow.client.connection_errors import peer_error
 from avow.client.openssl_context import certificate_error
-from avow.client.tls_socket import Bytes, TlsSocket
+from avow.client.tls_socket import RECORD_BYTES, Bytes, TlsSocket
 from avow.errors import AvowError, UnavailableError
 
 
@@ -62,6 +64,9 @@ class AttestedSocket(TlsSocket):
         self._negotiated = False
         self._outcome: Outcome | None = None
         self._failure: AvowError | None = None
+        # The exchange's last frame: it waits for the first bytes of MQTT, to go out with them.
+        self._unsent = b""
+        self._sending_first = threading.Lock()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -113,12 +118,43 @@ class AttestedSocket(TlsSocket):
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """See `TlsSocket`; makes the handshake first."""
         self.do_handshake()
+        # Whoever reads before writing must not wait for a peer that waits for us.
+        self._send_kept()
         return super().recv(bufsize, flags)
 
     def send(self, data: Bytes, flags: int = 0) -> int:
         """See `TlsSocket`; makes the handshake first."""
         self.do_handshake()
+        if self._unsent and len(data):
+            with self._sending_first:
+                if kept := self._unsent:
+                    piece = memoryview(data).cast("B")[: RECORD_BYTES - len(kept)]
+                    # All in one record, which is taken whole or not at all.
+                    sent = super().send(kept + piece.tobytes(), flags) - len(kept)
+                    self._unsent = b""
+                    return sent
         return super().send(data, flags)
+
+    def shutdown(self, how: int) -> None:
+        """See `TlsSocket`."""
+        self._send_kept()
+        super().shutdown(how)
+
+    def close(self) -> None:
+        """See `TlsSocket`."""
+        with contextlib.suppress(OSError):
+            self._send_kept()
+        super().close()
+
+    def _send_kept(self) -> None:
+        if self._unsent and self.fileno() >= 0:
+            with self._sending_first:
+                if kept := self._unsent:
+                    super().send(kept)
+                    self._unsent = b""
+
+    def _keep(self, frame: bytes) -> None:
+        self._unsent = frame
 
     def _negotiate(self) -> None:
         try:
@@ -141,7 +177,9 @@ class AttestedSocket(TlsSocket):
             now=datetime.now(UTC),
         )
         try:
-            return run_client_exchange(self._tls, exchange, issuer=self._attestation.issuer)
+            return run_client_exchange(
+                self._tls, exchange, issuer=self._attestation.issuer, keep_last=self._keep
+            )
         except UnavailableError as error:
             if isinstance(error.__cause__, SSL.Error):
                 # In TLS 1.3 a server refuses a client's certificate only after the handshake.

@@ -51,6 +51,12 @@ class Attester(Protocol):
         """The platform's report over `report_data`. Raises `UnavailableError`."""
 
 
+def answers_at_once(attester: Attester) -> bool:
+    """True for an attester that says so: its quotes wait for no device and no kernel, and its
+    methods may be called from any thread."""
+    return getattr(attester, "answers_at_once", False) is True
+
+
 class Verifier(Protocol):
     """The verifying side of a platform: pure, with pinned roots and collateral given to it."""
 

@@ -27,6 +27,8 @@ class SimulatedAttester:
     """Signs with a P-256 key in software."""
 
     platform = "simulated"
+    # See `avow.evidence.roles.answers_at_once`.
+    answers_at_once = True
 
     def __init__(self, key: ec.EllipticCurvePrivateKey | None = None) -> None:
         """Without `key` a new one is made, which ends with the process."""
