@@ -105,13 +105,19 @@ def check_of(error: AvowError | None) -> str | None:
     return error.finding.check.number
 
 
-def stopped_by_each(attack: Attack, defences: Sequence[Defence], *, in_the_end: bool) -> None:
+def stopped_by_each(
+    attack: Attack,
+    defences: Sequence[Defence],
+    *,
+    in_the_end: bool,
+    make_world: Callable[[], World] = World,
+) -> None:
     """The attack is stopped by the first defence; without it by the second, and so on.
 
     `in_the_end`: without all of them it succeeds. Otherwise something else stands in its way that
     is no check (a parser that finds nothing to parse, for instance).
     """
-    world = World()
+    world = make_world()
     for number, defence in enumerate(defences):
         with removed(defences[:number]):
             assert check_of(attack(world)) == defence.check, f"after {defences[:number]}"

@@ -265,7 +265,14 @@ def tls_in_memory(
         client_context.use_privatekey(client.key)
     if keylog is not None:
         client_context.set_keylog_callback(lambda _, line: keylog(line))
-    ends = SSL.Connection(client_context, None), SSL.Connection(server_context, None)
+    return handshake_in_memory(client_context, server_context)
+
+
+def handshake_in_memory(
+    client: SSL.Context, server: SSL.Context
+) -> tuple[SSL.Connection, SSL.Connection]:
+    """Client and server with a finished handshake. Raises `SSL.Error` when there is none."""
+    ends = SSL.Connection(client, None), SSL.Connection(server, None)
     ends[0].set_connect_state()
     ends[1].set_accept_state()
     finished = [False, False]
