@@ -33,8 +33,8 @@ def run_client_exchange(
     that is non-blocking to keep the deadline exactly. `issuer` is needed when the client offers
     evidence. `keep_last` is given the last frame instead of the peer: to go out in front of the
     first bytes of MQTT, which saves a packet and a wake-up of the peer. `flush` is called whenever
-    something was written. Not one byte after the exchange is read. Raises as `ClientExchange.receive` does; the peer has been told then, and the
-    connection has to be closed.
+    something was written. Not one byte after the exchange is read. Raises as
+    `ClientExchange.receive` does; the peer has been told then, and the connection has to be closed.
     """
     end_s = clock() + deadline_s
     wait = _Wait(connection, exchange, end_s, clock)

@@ -1,6 +1,6 @@
 """The frames of the exchange: type (1 byte), length of the body (3 bytes), body.
 
-Every body has one of two or three fixed lengths and is filled up with zeros, so that an observer
+The body of each type has one length and is filled up with zeros, so that an observer
 of the encrypted stream learns nothing from lengths. docs/spec/attested-channel.md, section
 "Frames". All numbers are big-endian.
 """
@@ -24,10 +24,10 @@ from avow.errors import (
 
 PROTOCOL_VERSION: Final = 1
 HEADER_BYTES: Final = 4
-# The whole frame is 512 bytes, 32 KiB or 64 KiB.
+# The whole frame is 512 bytes or 32 KiB, which the evidence of every platform fits into, Intel's
+# collateral included: a second size for large evidence would tell what kind it is.
 SMALL_BODY_BYTES: Final = 512 - HEADER_BYTES
 LARGE_BODY_BYTES: Final = 32 * 1024 - HEADER_BYTES
-LARGEST_BODY_BYTES: Final = 64 * 1024 - HEADER_BYTES
 SENTENCE_BYTES_MAX: Final = 400
 
 _OFFERS: Final = 0x01
@@ -49,11 +49,11 @@ class FrameType(enum.IntEnum):
 FIRST_BYTE: Final = int(FrameType.OPEN)
 
 _BODY_BYTES: Final = {
-    FrameType.OPEN: (SMALL_BODY_BYTES,),
-    FrameType.ANSWER: (LARGE_BODY_BYTES, LARGEST_BODY_BYTES),
-    FrameType.EVIDENCE: (LARGE_BODY_BYTES, LARGEST_BODY_BYTES),
-    FrameType.ACCEPTED: (SMALL_BODY_BYTES,),
-    FrameType.REFUSED: (SMALL_BODY_BYTES,),
+    FrameType.OPEN: SMALL_BODY_BYTES,
+    FrameType.ANSWER: LARGE_BODY_BYTES,
+    FrameType.EVIDENCE: LARGE_BODY_BYTES,
+    FrameType.ACCEPTED: SMALL_BODY_BYTES,
+    FrameType.REFUSED: SMALL_BODY_BYTES,
 }
 
 
@@ -129,20 +129,20 @@ def encode(message: Message) -> bytes:
                 + vector(message.sentence.encode("ascii"), 2)
             )
             kind = FrameType.REFUSED
-    for length in _BODY_BYTES[kind]:
-        if len(content) <= length:
-            return bytes([kind]) + length.to_bytes(3, "big") + content.ljust(length, b"\0")
-    raise MalformedError.at(
-        FRAME,
-        expected=f"at most {_BODY_BYTES[kind][-1]} bytes in {kind.name}",
-        actual=f"{len(content)}",
-        advice="use evidence with fewer certificates or less collateral",
-    )
+    length = _BODY_BYTES[kind]
+    if len(content) > length:
+        raise MalformedError.at(
+            FRAME,
+            expected=f"at most {length} bytes in {kind.name}",
+            actual=f"{len(content)}",
+            advice="use evidence with fewer certificates or less collateral",
+        )
+    return bytes([kind]) + length.to_bytes(3, "big") + content.ljust(length, b"\0")
 
 
 def frame_bytes(kind: FrameType) -> int:
-    """The length of the shortest frame of this type."""
-    return HEADER_BYTES + _BODY_BYTES[kind][0]
+    """The length of every frame of this type."""
+    return HEADER_BYTES + _BODY_BYTES[kind]
 
 
 def decode_header(header: bytes) -> tuple[FrameType, int]:
@@ -159,9 +159,8 @@ def decode_header(header: bytes) -> tuple[FrameType, int]:
         )
     kind = FrameType(header[0])
     length = int.from_bytes(header[1:], "big")
-    if length not in _BODY_BYTES[kind]:
-        lengths = " or ".join(map(str, _BODY_BYTES[kind]))
-        raise _malformed(f"{kind.name} with a body of {lengths} bytes", f"{length}")
+    if length != _BODY_BYTES[kind]:
+        raise _malformed(f"{kind.name} with a body of {_BODY_BYTES[kind]} bytes", f"{length}")
     return kind, length
 
 
@@ -198,7 +197,7 @@ def _decode_body(kind: FrameType, octets: Octets) -> Message:
 
 
 def _content(octets: Octets) -> bytes:
-    return octets.vector(3, 0, LARGEST_BODY_BYTES)
+    return octets.vector(3, 0, LARGE_BODY_BYTES)
 
 
 def _decode_open(octets: Octets) -> Open:

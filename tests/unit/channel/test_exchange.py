@@ -473,14 +473,18 @@ def test_evidence_that_is_too_large() -> None:
     assert talk.client_outcome is None
 
 
-def test_large_evidence_takes_the_larger_frame() -> None:
+@pytest.mark.parametrize("report_bytes", [1, 5_000, 31_000])
+def test_evidence_of_every_size_takes_one_frame(report_bytes: int) -> None:
     talk = conversation(asking(), answering())
     talk.server_platform.change = lambda evidence: dataclasses.replace(
-        evidence, report=bytes(40 * 1024)
+        evidence, report=bytes(report_bytes)
     )
     talk.run()
-    assert len(talk.sent[1][1]) == 64 * 1024
-    assert isinstance(talk.client_error, MalformedError)
+    assert len(talk.sent[1][1]) == 32 * 1024
+    # It came as a whole: the verifier looked at it.
+    assert talk.client_error is not None
+    assert talk.client_error.finding is not None
+    assert talk.client_error.finding.check.number == "SIM1"
 
 
 @pytest.mark.parametrize("context", [b"", bytes(31), bytes(range(33)), bytes(32), b"\xff" * 32])

@@ -29,7 +29,6 @@ from avow.channel.messages import (
     FIRST_BYTE,
     HEADER_BYTES,
     LARGE_BODY_BYTES,
-    LARGEST_BODY_BYTES,
     SENTENCE_BYTES_MAX,
     SMALL_BODY_BYTES,
     Accepted,
@@ -86,10 +85,8 @@ def test_one_size_whatever_is_inside() -> None:
     assert len(encode(Refused(Category.DENIED, "C1", "x" * SENTENCE_BYTES_MAX))) == 512
     for size in (0, 1_184, 5_000, LARGE_BODY_BYTES - 6):
         assert len(encode(Answer(bytes(size), b""))) == 32 * 1024
-    for size in (LARGE_BODY_BYTES - 5, LARGEST_BODY_BYTES - 6):
-        assert len(encode(Answer(bytes(size), b""))) == 64 * 1024
     with pytest.raises(MalformedError):
-        encode(Answer(bytes(LARGEST_BODY_BYTES - 5), b""))
+        encode(Answer(bytes(LARGE_BODY_BYTES - 5), b""))
 
 
 def test_first_byte_is_nobody_elses() -> None:
