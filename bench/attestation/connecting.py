@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bench.attestation.dialing import DialError
+from bench.attestation.dialing import DialError, Stream
 
 
 class Connector(Protocol):
     """One way to connect."""
 
-    def connect(self, port: int) -> None:
-        """To CONNACK, and away. Errors: DialError, OSError, SSL.Error."""
+    def connect(self, port: int) -> Stream:
+        """To CONNACK. Errors: DialError."""
 
 
 def connect_in_turns(ways: Mapping[str, Connector], port: int, count: int) -> dict[str, float]:
@@ -27,12 +27,13 @@ def connect_in_turns(ways: Mapping[str, Connector], port: int, count: int) -> di
     took_ms: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         # The first connection loads what others find loaded.
-        way.connect(port)
+        way.connect(port).close()
     for _ in range(count):
         for name, way in ways.items():
             start_ns = time.perf_counter_ns()
-            way.connect(port)
+            stream = way.connect(port)
             took_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
+            stream.close()
     return {name: statistics.median(values) for name, values in took_ms.items()}
 
 
@@ -70,8 +71,8 @@ def flood(way: Connector, port: int, *, clients: int, warmup_s: float, seconds: 
         while (start_s := time.monotonic()) < end_s:
             refusal = ""
             try:
-                way.connect(port)
-            except (DialError, OSError) as error:
+                way.connect(port).close()
+            except DialError as error:
                 refusal = str(error)
             done_s = time.monotonic()
             with lock:

@@ -1,14 +1,16 @@
-"""Ways to connect to a broker, up to CONNACK: by `ssl`, by pyOpenSSL, and attested by pyOpenSSL.
+"""Ways to connect to a broker, up to CONNACK: by `ssl`, by avow's client, and by it with evidence.
 
-The plain and the attested connection share every line but the exchange, so that their ratio is that
-of the exchange. `ssl`, which is written in C, shows what of the time is the client's Python.
+The latter two are the sockets that paho-mqtt and aiomqtt are given, so that their ratio is what a
+program pays for knowing what it talks to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import ssl
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -18,11 +20,16 @@ from OpenSSL import SSL
 from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
 from avow.channel.judge import Judge
 from avow.channel.session import facts_of
+from avow.client.attested_context import AttestedContext
+from avow.client.attested_socket import Attestation, AttestedSocket
+from avow.client.openssl_context import client_context, expect_server
+from avow.client.options import ClientTls
+from avow.client.tls_socket import TlsSocket
 from avow.errors import AvowError
 from avow.policy.policy_file import parse_policy
 from avow.tee.platforms import verifiers
 from bench.brokers import HOST
-from bench.tls_session import Session, client_context, open_socket
+from bench.tls_session import Session, open_socket
 
 # MQTT 3.1.1, section 3.1: a clean session without a client identifier; the answer is section 3.2.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
@@ -55,6 +62,8 @@ class Stream(Protocol):
 
     def write(self, content: bytes, /) -> int | None: ...
 
+    def close(self) -> None: ...
+
 
 @functools.cache
 def settings(platform: str, ak: str = "") -> ClientSettings:
@@ -67,14 +76,14 @@ def settings(platform: str, ak: str = "") -> ClientSettings:
 def attestation_key(authority: Path, port: int) -> str:
     """What the broker's TPM signs with, in hexadecimal digits; empty if it has none.
 
-    Errors: AvowError, and those of Session.
+    Errors: DialError.
     """
-    session = Session(client_context(authority), HOST, port)
-    try:
-        outcome = attest(session, ClientSettings(Judge(verifiers(), policy=None)))
-    finally:
-        session.close()
-    key = b"" if outcome.verified is None else outcome.verified.claims.get("tpm.ak", b"")
+    way = Attested(authority, ClientSettings(Judge(verifiers(), policy=None)))
+    stream = way.connect(port)
+    stream.close()
+    outcome = stream.outcome if isinstance(stream, AttestedSocket) else None
+    claims = {} if outcome is None or outcome.verified is None else outcome.verified.claims
+    key = claims.get("tpm.ak", b"")
     return key.hex() if isinstance(key, bytes) else ""
 
 
@@ -108,38 +117,62 @@ def greet(stream: Stream) -> None:
 
 
 class StandardLibrary:
-    """Connects by `ssl`."""
+    """By `ssl`."""
 
     def __init__(self, authority: Path) -> None:
         self._context = ssl.create_default_context(cafile=str(authority))
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
 
-    def connect(self, port: int) -> None:
-        """To CONNACK, and away. Errors: DialError."""
-        try:
+    def connect(self, port: int) -> Stream:
+        """To CONNACK. Errors: DialError."""
+        with _as_dial_errors():
             sock = open_socket(HOST, port)
-            with self._context.wrap_socket(sock, server_hostname=HOST) as stream:
-                greet(stream)
-        except OSError as error:
-            raise DialError(str(error)) from error
+            return _greeted(self._context.wrap_socket(sock, server_hostname=HOST))
 
 
-class PyOpenSsl:
-    """Connects by pyOpenSSL; attested, if there are settings for it."""
+class Plain:
+    """By avow's own client, without evidence."""
 
-    def __init__(self, authority: Path, settings: ClientSettings | None = None) -> None:
-        self._context = client_context(authority)
-        self._settings = settings
+    def __init__(self, authority: Path) -> None:
+        self._context = client_context(ClientTls(authority), datetime.now(UTC))
 
-    def connect(self, port: int) -> None:
-        """To CONNACK, and away. Errors: DialError."""
-        try:
-            session = Session(self._context, HOST, port)
-            try:
-                if self._settings is not None:
-                    attest(session, self._settings)
-                greet(session)
-            finally:
-                session.close()
-        except (AvowError, OSError, SSL.Error) as error:
-            raise DialError(str(error) or type(error).__name__) from error
+    def connect(self, port: int) -> Stream:
+        """To CONNACK. Errors: DialError."""
+        with _as_dial_errors():
+            sock = open_socket(HOST, port)
+            tls = SSL.Connection(self._context, sock)
+            tls.set_connect_state()
+            expect_server(tls, HOST)
+            stream = TlsSocket(sock, tls)
+            stream.do_handshake()
+            return _greeted(stream)
+
+
+class Attested:
+    """By avow's own client, with evidence."""
+
+    def __init__(self, authority: Path, settings: ClientSettings) -> None:
+        self._context = AttestedContext.of(Attestation(settings), ClientTls(authority))
+
+    def connect(self, port: int) -> Stream:
+        """To CONNACK. Errors: DialError."""
+        with _as_dial_errors():
+            sock = open_socket(HOST, port)
+            return _greeted(self._context.wrap_socket(sock, server_hostname=HOST))
+
+
+@contextlib.contextmanager
+def _as_dial_errors() -> Iterator[None]:
+    try:
+        yield
+    except (AvowError, OSError, SSL.Error) as error:
+        raise DialError(str(error) or type(error).__name__) from error
+
+
+def _greeted(stream: Stream) -> Stream:
+    try:
+        greet(stream)
+    except BaseException:
+        stream.close()
+        raise
+    return stream

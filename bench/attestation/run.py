@@ -25,8 +25,9 @@ from avow.errors import AvowError
 from bench import report
 from bench.attestation.connecting import Connector, connect_in_turns, flood
 from bench.attestation.dialing import (
+    Attested,
     DialError,
-    PyOpenSsl,
+    Plain,
     StandardLibrary,
     attestation_key,
     settings,
@@ -107,8 +108,8 @@ class Suite:
         authority = self.bench.certificate.ca
         ways: dict[str, Connector] = {
             STANDARD: StandardLibrary(authority),
-            PLAIN: PyOpenSsl(authority),
-            ATTESTED: PyOpenSsl(authority, settings("simulated")),
+            PLAIN: Plain(authority),
+            ATTESTED: Attested(authority, settings("simulated")),
         }
         with self._broken_is_noted("connect"), self._broker(SIMULATED) as port:
             for number in range(self.size.rounds):
@@ -128,7 +129,7 @@ class Suite:
     def _flood(self, title: str, tee: Tee) -> None:
         name, authority = f"slow_{tee.name}", self.bench.certificate.ca
         with self._broken_is_noted(name), self._broker(tee) as port:
-            way = PyOpenSsl(authority, settings(tee.name, attestation_key(authority, port)))
+            way = Attested(authority, settings(tee.name, attestation_key(authority, port)))
             for number in range(min(2, self.size.rounds)):
                 found = flood(
                     way,

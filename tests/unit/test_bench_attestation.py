@@ -13,7 +13,15 @@ import pytest
 
 from bench.attestation import run
 from bench.attestation.connecting import connect_in_turns, flood
-from bench.attestation.dialing import DialError, PyOpenSsl, greet, settings
+from bench.attestation.dialing import (
+    Attested,
+    DialError,
+    Plain,
+    StandardLibrary,
+    Stream,
+    greet,
+    settings,
+)
 from bench.attestation.measured_brokers import Tee
 from bench.attestation.verifying import MOCK, cases, time_ms
 from bench.brokers import make_certificate
@@ -90,9 +98,10 @@ class _Way:
         self._every = every
         self._numbers = itertools.count(1)
 
-    def connect(self, port: int) -> None:
+    def connect(self, port: int) -> Stream:
         if next(self._numbers) % self._every == 0:
             raise DialError("busy")
+        return _Said(b"")
 
 
 def test_refusals_are_counted() -> None:
@@ -129,6 +138,9 @@ class _Said:
     def write(self, content: bytes, /) -> int:
         return len(content)
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("said", [b"", b"\x20\x02\x00", b"\x20\x02\x00\x05"])
 def test_only_an_accepted_connect_counts(said: bytes) -> None:
@@ -139,6 +151,11 @@ def test_only_an_accepted_connect_counts(said: bytes) -> None:
 
 def test_a_port_where_nobody_listens_is_said(tmp_path: Path) -> None:
     authority = make_certificate(tmp_path).ca
-    for way in (PyOpenSsl(authority), PyOpenSsl(authority, settings("simulated"))):
+    ways = (
+        StandardLibrary(authority),
+        Plain(authority),
+        Attested(authority, settings("simulated")),
+    )
+    for way in ways:
         with pytest.raises(DialError, match="refused"):
             way.connect(1)
