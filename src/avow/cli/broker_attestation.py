@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
 
 from avow.broker.config import Configuration
 from avow.broker.prepared import Prepared
@@ -18,6 +25,9 @@ from avow.errors import MalformedError, UnavailableError
 from avow.evidence.roles import Attester
 from avow.sandbox.manifest import runtime_manifest
 from avow.tee.simulated import NOTHING_IS_PROTECTED
+
+if TYPE_CHECKING:
+    from avow.tee.platforms import Endorsements
 
 SIMULATED: Final = "simulated"
 
@@ -99,12 +109,32 @@ def load_judge(
             f"it as UTF-8"
         ) from error
     known = None if endorsements is None else load_endorsements(endorsements)
-    if known is not None and not set(known.tpm_roots) <= set(_certificates(anchors)):
+    if known is not None and not _anchored(known, anchors):
         raise UnavailableError(
-            f"expected the roots in {endorsements} to stay while they are read, got others; stop "
-            f"whatever writes there and start again"
+            f"expected roots and keys in {endorsements} to stay while they are read, got others; "
+            f"stop whatever writes there and start again"
         )
     return Judge(verifiers(known), parse_policy(text, name=str(policy)))
+
+
+def _anchored(known: Endorsements, anchors: Sequence[bytes]) -> bool:
+    """Whoever is believed because of these endorsements is in the files that were measured."""
+    keys = {_spki(key) for key in (*known.psa_keys.values(), *known.cca_keys.values())}
+    return set(known.tpm_roots) <= set(_certificates(anchors)) and keys <= set(_keys(anchors))
+
+
+def _keys(anchors: Sequence[bytes]) -> Iterator[bytes]:
+    for content in anchors:
+        try:
+            key = load_pem_public_key(content)
+        except (ValueError, UnsupportedAlgorithm):
+            # No key: then none can have come from it.
+            continue
+        yield key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _spki(key: EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _certificates(anchors: Sequence[bytes]) -> Iterator[x509.Certificate]:
