@@ -98,8 +98,8 @@ def _check_claims(claims: Claims, expectation: Expectation) -> None:
     if not hmac.compare_digest(claims.nonce, expectation.nonce):
         raise UntrustedError.at(
             NONCE,
-            expected=f"the nonce {expectation.nonce.hex()[:16]}…",
-            actual=f"{claims.nonce.hex()[:16]}…",
+            expected=f"the nonce {expectation.nonce.hex()}",
+            actual=f"{claims.nonce.hex()}",
             advice=_AGAIN,
         )
     if claims.role is not expectation.role:
@@ -112,8 +112,8 @@ def _check_claims(claims: Claims, expectation: Expectation) -> None:
     if not hmac.compare_digest(claims.key, expectation.key):
         raise UntrustedError.at(
             KEY,
-            expected=f"the key {expectation.key.hex()[:16]}…",
-            actual=f"{claims.key.hex()[:16]}…",
+            expected=f"the key {expectation.key.hex()}",
+            actual=f"{claims.key.hex()}",
             advice=_AGAIN,
         )
 
@@ -126,8 +126,8 @@ def _check_bound(
     if not hmac.compare_digest(authenticated.bound, expected):
         raise UntrustedError.at(
             BOUND,
-            expected=f"a signature over {expected.hex()[:16]}…",
-            actual=f"one over {authenticated.bound.hex()[:16]}…",
+            expected=f"a signature over {expected.hex()}",
+            actual=f"one over {authenticated.bound.hex()}",
             advice=_AGAIN,
         )
 
@@ -144,8 +144,8 @@ def _check_measured(claims: Claims, authenticated: Authenticated) -> None:
         if name not in said or not hmac.compare_digest(digest, said[name]):
             raise UntrustedError.at(
                 MEASURED,
-                expected=f"the {name} {said.get(name, b'').hex()[:16]}… in the platform's log",
-                actual=f"{digest.hex()[:16]}…",
+                expected=f"the {name} {said.get(name, b'').hex()} in the platform's log",
+                actual=f"{digest.hex()}",
                 advice="start the program by avow, so that what runs is what is measured",
             )
 
