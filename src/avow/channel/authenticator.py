@@ -193,8 +193,8 @@ def open_authenticator(
     if not hmac.compare_digest(parts.context, context):
         raise UntrustedError.at(
             ANSWERS,
-            expected=f"the context {context.hex()[:16]}…",
-            actual=f"{parts.context.hex()[:16] or 'none'}…",
+            expected=f"the context {context.hex()}",
+            actual=f"{parts.context.hex() or 'none'}",
             advice=_AGAIN,
         )
     transcript = _handshake_context(facts, sender) + request + parts.certificate_message

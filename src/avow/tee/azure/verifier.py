@@ -92,8 +92,8 @@ def _check_runtime(report: Report, hardware: Authenticated) -> None:
     if hardware.binding != "report data" or not hmac.compare_digest(hardware.bound, expected):
         raise UntrustedError.at(
             RUNTIME,
-            expected=f"a hardware report over {expected.hex()[:16]}…, the runtime data",
-            actual=f"one over {hardware.bound.hex()[:16]}…",
+            expected=f"a hardware report over {expected.hex()}, the runtime data",
+            actual=f"one over {hardware.bound.hex()}",
             advice=_AGAIN,
         )
 

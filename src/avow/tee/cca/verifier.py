@@ -57,8 +57,8 @@ class CcaVerifier:
         if not hmac.compare_digest(platform.nonce, realm.key_hash):
             raise UntrustedError.at(
                 BINDING,
-                expected=f"the realm key {platform.nonce.hex()[:16]}… that the platform names",
-                actual=f"the realm key {realm.key_hash.hex()[:16]}…",
+                expected=f"the realm key {platform.nonce.hex()} that the platform names",
+                actual=f"the realm key {realm.key_hash.hex()}",
                 advice="ask again; if it stays so, two tokens were put together",
             )
         realm.signed.verify(realm.key, REALM)

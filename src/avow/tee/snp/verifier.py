@@ -393,8 +393,8 @@ def _check_signer(report: Report, chain: Chain) -> None:
     ) or (report.cpu is not None and not product.has(report.cpu)):
         raise UntrustedError.at(
             CHIP,
-            expected=f"the {product.titles[0]} chip {signer.chip_id.hex()[:16]}…",
-            actual=f"chip {report.chip_id.hex()[:16]}…, {report.cpu or 'of unknown model'}",
+            expected=f"the {product.titles[0]} chip {signer.chip_id.hex()}",
+            actual=f"chip {report.chip_id.hex()}, {report.cpu or 'of unknown model'}",
             advice=_CERTIFICATES,
         )
 

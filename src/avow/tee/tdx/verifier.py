@@ -52,8 +52,8 @@ class TdxVerifier:
             if not rtmr.explains(decoded.log, body.rtmrs[3]):
                 raise UntrustedError.at(
                     LOG,
-                    expected=f"a log that leads to {body.rtmrs[3].hex()[:16]}…",
-                    actual=f"one that leads to {rtmr.replayed(decoded.log).hex()[:16]}…",
+                    expected=f"a log that leads to {body.rtmrs[3].hex()}",
+                    actual=f"one that leads to {rtmr.replayed(decoded.log).hex()}",
                     advice="ask again; if it stays so, start the trust domain anew",
                 )
             measured = rtmr.measured(decoded.log)

@@ -130,8 +130,8 @@ def _check_pcrs(quote: Quote, pcrs: Mapping[int, bytes], hash_algorithm: int) ->
     if tuple(sorted(pcrs)) != quote.pcrs or not hmac.compare_digest(quote.pcr_digest, digest):
         raise UntrustedError.at(
             PCR_VALUES,
-            expected=f"the PCRs {list(quote.pcrs)} with the digest {quote.pcr_digest.hex()[:16]}…",
-            actual=f"{sorted(pcrs)} with {digest.hex()[:16]}…",
+            expected=f"the PCRs {list(quote.pcrs)} with the digest {quote.pcr_digest.hex()}",
+            actual=f"{sorted(pcrs)} with {digest.hex()}",
             advice=AGAIN,
         )
 
@@ -145,7 +145,7 @@ def _check_log(log: event_log.Log, pcrs: Mapping[int, bytes]) -> None:
     if actual is None or not hmac.compare_digest(actual, expected):
         raise UntrustedError.at(
             EVENT_LOG,
-            expected=f"PCR {event_log.PCR} quoted as {expected.hex()[:16]}…, as the log says",
-            actual="none" if actual is None else f"{actual.hex()[:16]}…",
+            expected=f"PCR {event_log.PCR} quoted as {expected.hex()}, as the log says",
+            actual="none" if actual is None else f"{actual.hex()}",
             advice="restart the program by avow, and see that nothing else uses that PCR",
         )
