@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import mmap
 import os
 import random
 import re
+import select
+import signal
 import sys
 import tempfile
 import time
@@ -71,35 +74,47 @@ def _instrumented() -> Callable[[], dict[str, Target]]:
 
 
 def _chosen(known: dict[str, Target], options: Any) -> list[Target]:
-    """All targets but the planted one, or as many as there is time for."""
-    names = [name for name in known if name != "planted"]
+    """All targets but the planted ones, or as many as there is time for."""
+    names = [name for name in known if not name.startswith("planted")]
     fitting = max(1, min(len(names), int(options.seconds / TARGET_S_MIN)))
     return [known[name] for name in sorted(random.Random(options.seed).sample(names, fitting))]
 
 
 def _fuzz(target: Target, seconds: float, seed: int) -> tuple[int, int]:
     """Runs one target in a child: 1 for a finding, and how many inputs it had."""
-    CRASHES.mkdir(parents=True, exist_ok=True)
-    before = set(CRASHES.iterdir())
+    now = mmap.mmap(-1, 4 + INPUT_BYTES_MAX)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         child = os.fork()
         if child == 0:
-            _in_child(target, seconds, seed, Path(folder), log)
+            _in_child(target, seconds, seed, Path(folder), now)
+        in_time = _ended(child, seconds + INPUT_TIMEOUT_S)
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         said = log.read_text(errors="replace")
     match = _RUNS.search(said)
-    runs = int(match[1]) if match else 0
-    if status == 0:
-        return 0, runs
-    print(f"{target.name}: {_reason(said)}")
-    for file in sorted(set(CRASHES.iterdir()) - before):
-        content = file.read_bytes()
-        if len(content) <= HEX_SHOWN_MAX // 2:
-            print(f"input: {content.hex()}")
-        print(f"run it again with: python -m tests.fuzz --target {target.name} --input {file}")
+    if status == 0 and match:
+        return 0, int(match[1])
+    content = now[4 : 4 + int.from_bytes(now[:4], "big")]
+    print(f"{target.name}: {_reason(said) if in_time else 'an input that takes too long'}")
+    CRASHES.mkdir(parents=True, exist_ok=True)
+    file = CRASHES / f"{target.name}-{hashlib.sha256(content).hexdigest()[:16]}"
+    file.write_bytes(content)
+    if len(content) <= HEX_SHOWN_MAX // 2:
+        print(f"input: {content.hex()}")
+    print(f"run it again with: python -m tests.fuzz --target {target.name} --input {file}")
     sys.stdout.flush()
-    return 1, runs
+    return 1, 0
+
+
+def _ended(child: int, patience_s: float) -> bool:
+    """Waits for the end of a child: libFuzzer's own limit of time does not end Python."""
+    descriptor = os.pidfd_open(child)
+    try:
+        return bool(select.select([descriptor], [], [], patience_s)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _reason(said: str) -> str:
@@ -110,9 +125,9 @@ def _reason(said: str) -> str:
     return found[0].strip() if found else said[-2000:]
 
 
-def _in_child(target: Target, seconds: float, seed: int, folder: Path, log: Path) -> NoReturn:
-    """Never returns: a finding of libFuzzer or the end of the time ends the process."""
-    output = os.open(log, os.O_CREAT | os.O_WRONLY)
+def _in_child(target: Target, seconds: float, seed: int, folder: Path, now: mmap.mmap) -> NoReturn:
+    """Never returns: a finding or the end of the time ends the process. `now` has the input."""
+    output = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
     corpus = folder / "corpus"
@@ -136,19 +151,16 @@ def _in_child(target: Target, seconds: float, seed: int, folder: Path, log: Path
             os.write(1, f"{runs} runs\n".encode())
             os._exit(0)
         runs += 1
-        try:
-            target.run(content)
-        except BaseException:
-            name = hashlib.sha256(content).hexdigest()[:16]
-            (CRASHES / f"{target.name}-{name}").write_bytes(content)
-            raise
+        now[: 4 + len(content)] = len(content).to_bytes(4, "big") + content
+        target.run(content)
 
     options = (
         f"-seed={seed % 2**32 or 1}",
-        f"-timeout={INPUT_TIMEOUT_S}",
+        # Kept by the parent: what libFuzzer does about it does not end Python.
+        "-timeout=1000000",
         f"-rss_limit_mb={MEMORY_MB_MAX}",
         f"-max_len={INPUT_BYTES_MAX}",
-        f"-artifact_prefix={CRASHES}/{target.name}-",
+        f"-artifact_prefix={folder}/",
         "-verbosity=0",
         str(corpus),
     )

@@ -106,6 +106,13 @@ def test_atheris_finds_a_planted_mistake() -> None:
     file.unlink()
 
 
+def test_an_endless_reader_is_found_as_well() -> None:
+    found = _fuzz("--seconds", "1", "--seed", "2", "--target", "planted-endless")
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "takes too long" in found.stdout
+    Path(ROOT, found.stdout.split("--input ")[1].split()[0]).unlink()
+
+
 def _fuzz(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *options],
