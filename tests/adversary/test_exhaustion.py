@@ -86,9 +86,35 @@ def test_a_flood_of_strangers_causes_no_quote(tmp_path: Path) -> None:
         assert here.platform.quotes == 2
 
 
+def test_no_more_places_than_there_are(tmp_path: Path) -> None:
+    """Who waits for a quote has a place; the next one is not even greeted until there is one."""
+    with (
+        place(tmp_path, showing(), places=2, timeout_s=1000.0) as here,
+        here.connect() as first,
+        here.connect() as second,
+        socket.create_connection(("127.0.0.1", here.port), PATIENCE_S) as third,
+    ):
+        here.platform.free.clear()
+        first.tls.sendall(opening(first))
+        second.tls.sendall(opening(second))
+        tls = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+        tls.set_connect_state()
+        with pytest.raises(SSL.WantReadError):
+            tls.do_handshake()
+        third.sendall(tls.bio_read(65536))
+        third.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            third.recv(1)
+        first.sock.close()
+        here.platform.free.set()
+        second.sock.close()
+        third.settimeout(PATIENCE_S)
+        assert third.recv(1) == b"\x16"
+
+
 def test_a_flood_that_never_reads(tmp_path: Path) -> None:
-    """Each asks, reads nothing and stays. There are never more than the places; they end after the
-    shorter time of a full house, and a client that behaves comes in between."""
+    """Each asks, reads nothing and stays. They end after the shorter time of a full house, and a
+    client that behaves comes in between."""
     with (
         place(tmp_path, showing(), places=PLACES, timeout_s=1.5) as here,
         contextlib.ExitStack() as flood,
