@@ -35,6 +35,9 @@ from avow.channel.psk import (
 )
 from avow.channel.session import facts_of
 from avow.channel.tls import ServerTls, server_context
+from avow.client import AttestedContext, UnavailablePeerError
+from avow.client.attested_socket import Attestation
+from avow.client.options import ClientTls
 from avow.errors import AvowError, UnavailableError
 from avow.evidence.appraisal import Tier
 from avow.evidence.claims import Workload
@@ -192,6 +195,8 @@ def place(
         quote_timeout_s=quote_timeout_s,
     )
     attestation.measure(WORKLOAD.configuration, datetime.now(UTC))
+    assert platform.quotes == 1  # the platform has shown that it can
+    platform.quotes = 0
     attestation.start()
     address = Address(Scheme.MQTTS, "127.0.0.1", 0)
     (listening,) = open_listeners([(socket.AF_INET, "127.0.0.1")], 0, address)
@@ -507,3 +512,35 @@ def test_a_new_configuration_is_measured_and_shown(tmp_path: Path) -> None:
             peer = client.attest().peer
             assert peer is not None
             assert peer.claims["configuration"] == changed
+
+
+def test_a_platform_that_cannot_quote_is_found_at_the_start() -> None:
+    platform = Platform()
+    platform.fails = True
+    attestation = ServerAttestation(
+        platform,
+        module=WORKLOAD.module,
+        runtime=WORKLOAD.runtime,
+        quotes_per_s=1000,
+        waiting_max=1,
+        quote_timeout_s=1,
+    )
+    with pytest.raises(UnavailableError, match="smoke"):
+        attestation.measure(WORKLOAD.configuration, datetime.now(UTC))
+    with pytest.raises(UnavailableError, match="measured"):
+        _ = attestation.identity
+
+
+def test_a_client_without_certificate_reads_why(tmp_path: Path) -> None:
+    """It has sent its first frame before it learns that TLS refuses it; were that left unread, the
+    kernel would reset the connection and the alert would be lost."""
+    with place(tmp_path, showing(), client_ca=True) as here:
+        context = AttestedContext.of(
+            Attestation(ClientSettings(judge=judge())), ClientTls(cafile=tmp_path / "ca.pem")
+        )
+        for _ in range(5):
+            sock = socket.create_connection(("127.0.0.1", here.port), timeout=PATIENCE_S)
+            with pytest.raises(UnavailablePeerError, match="certificate required"):
+                context.wrap_socket(sock, server_hostname="127.0.0.1")
+            assert here.refused() == ""
+        assert here.platform.quotes == 0

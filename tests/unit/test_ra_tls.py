@@ -201,9 +201,14 @@ def test_a_key_of_another_kind_is_refused(credential: Credential) -> None:
 
 
 class Broken(SimulatedAttester):
-    """A platform that gives nothing."""
+    """A platform that gives nothing after the start."""
+
+    works = True
 
     def quote(self, report_data: ReportData) -> bytes:
+        if self.works:
+            self.works = False
+            return super().quote(report_data)
         raise UnavailableError("expected a device, got smoke; replace it")
 
 

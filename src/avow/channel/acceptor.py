@@ -41,6 +41,10 @@ EXHAUSTED_PAUSE_S = 0.5
 # With all handshake places taken, one that has lasted this part of its time is given up.
 CROWDED_SHARE = 0.2
 
+# What a refused peer had sent and nobody will read: at most this much is taken out of its socket.
+UNREAD_PIECE_BYTES = 64 * 1024
+UNREAD_PIECES_MAX = 4
+
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -367,7 +371,7 @@ class Acceptor:
 
     def _refuse(self, handshake: _Handshake, reason: str, check: str = "") -> None:
         self._leave(handshake)
-        handshake.sock.close()
+        _close(handshake.sock)
         self._refused(Refusal(handshake.door, handshake.peer, reason, check))
 
     def _leave(self, handshake: _Handshake) -> None:
@@ -393,6 +397,19 @@ class Acceptor:
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
+
+
+def _close(sock: socket.socket) -> None:
+    """Closes a refused connection so that the peer can still read why.
+
+    With unread bytes in it the kernel would reset the connection, and what was sent last, an alert
+    or a refusal, would be lost on the way.
+    """
+    with contextlib.suppress(OSError):
+        for _ in range(UNREAD_PIECES_MAX):
+            if not sock.recv(UNREAD_PIECE_BYTES):
+                break
+    sock.close()
 
 
 def open_listeners(

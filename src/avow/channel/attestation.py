@@ -17,9 +17,10 @@ from avow.channel.attested_identity import AttestedIdentity, make_identity
 from avow.channel.exchange import QuoteWanted
 from avow.channel.issuer import Counters, Issuer
 from avow.errors import AvowError, UnavailableError
-from avow.evidence.claims import BOOT_ID_BYTES, Workload
+from avow.evidence.claims import BOOT_ID_BYTES, NONCE_BYTES, Claims, Role, Workload
 from avow.evidence.envelope import Evidence
-from avow.evidence.report_data import ReportData
+from avow.evidence.origin import DOCUMENT_BINDER
+from avow.evidence.report_data import ReportData, batch
 from avow.evidence.roles import Attester, answers_at_once
 
 # How long a measurement waits for a quote that is under way.
@@ -54,6 +55,22 @@ class _OneAtATime:
     def quote(self, report_data: ReportData) -> bytes:
         with self._alone(-1):
             return self._attester.quote(report_data)
+
+
+def try_platform(attester: Attester, workload: Workload, now: datetime) -> None:
+    """One quote that nobody gets, so that a platform which cannot make any is found at the start.
+
+    Raises `UnavailableError`.
+    """
+    claims = Claims(
+        nonce=secrets.token_bytes(NONCE_BYTES),
+        role=Role.DOCUMENT,
+        workload=workload,
+        key=b"",
+        issued_at_s=int(now.timestamp()),
+    )
+    report_data, _ = batch([(claims, DOCUMENT_BINDER)])
+    attester.quote(report_data)
 
 
 class ServerAttestation:
@@ -105,12 +122,14 @@ class ServerAttestation:
 
     def measure(self, configuration: bytes, now: datetime) -> bool:
         """Measures what runs, with this configuration's digest (32 bytes); False where nothing has
-        changed since the last time. Raises `UnavailableError`; then all stays as it was."""
+        changed since the last time. The first time the platform has to show that it can quote.
+        Raises `UnavailableError`; then all stays as it was."""
         workload = Workload(self._module, self._runtime, configuration, self._boot_id)
         if self._identity is not None and self._identity.workload == workload:
             return False
         self._attester.measure(workload)
         if self._identity is None:
+            try_platform(self._attester, workload, now)
             self._identity = make_identity(self.platform, workload, now)
         else:
             self._identity = self._identity.with_workload(workload)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
+from avow.channel.attestation import try_platform
 from avow.channel.attested_identity import make_identity
 from avow.channel.exchange import ClientSettings
 from avow.channel.issuer import Issuer
@@ -52,8 +53,10 @@ def attestation_of(files: AttestationFiles) -> Attestation:
         return Attestation(ClientSettings(judge))
     workload = _own_workload(policy, files.module)
     attester = open_attester(files.tee)
+    now = datetime.now(UTC)
     attester.measure(workload)
-    identity = make_identity(attester.platform, workload, datetime.now(UTC))
+    try_platform(attester, workload, now)
+    identity = make_identity(attester.platform, workload, now)
     issuer = Issuer(attester)
     issuer.start()
     return Attestation(ClientSettings(judge, identity), issuer)
