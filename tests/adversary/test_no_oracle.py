@@ -40,7 +40,9 @@ BINDER = bytes(range(64))
 # What the rest of avow takes out of the room of the platforms: attesters as a whole, verifiers, and
 # what enrolment needs. Below them are functions that give a device any bytes; none is here.
 TAKEN_FROM_TEE = {
-    "avow.tee.platforms": {"Machine", "detect", "load_endorsements", "open_attester", "verifiers"},
+    "avow.tee.platforms": {
+        *("Endorsements", "Machine", "detect", "load_endorsements", "open_attester", "verifiers"),
+    },
     "avow.tee.simulated": {"NOTHING_IS_PROTECTED"},
     "avow.tee.tpm": {"enrolment"},
     "avow.tee.tpm.attester": {"TpmAttester", "TpmSettings", "load_certificates"},
