@@ -24,7 +24,6 @@ def run_client_exchange(
     issuer: Issuer | None = None,
     deadline_s: float = DEADLINE_S,
     keep_last: Callable[[bytes], None] | None = None,
-    flush: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Runs `exchange` over a connection with a socket and a finished handshake, to its end.
@@ -32,9 +31,9 @@ def run_client_exchange(
     The socket may be blocking or not; it is read and written only when it is ready, so pass one
     that is non-blocking to keep the deadline exactly. `issuer` is needed when the client offers
     evidence. `keep_last` is given the last frame instead of the peer: to go out in front of the
-    first bytes of MQTT, which saves a packet and a wake-up of the peer. `flush` is called whenever
-    something was written. Not one byte after the exchange is read. Raises as
-    `ClientExchange.receive` does; the peer has been told then, and the connection has to be closed.
+    first bytes of MQTT, which saves a packet and a wake-up of the peer. Not one byte after the
+    exchange is read. Raises as `ClientExchange.receive` does; the peer has been told then, and the
+    connection has to be closed.
     """
     end_s = clock() + deadline_s
     wait = _Wait(connection, exchange, end_s, clock)
@@ -45,9 +44,7 @@ def run_client_exchange(
             if outcome is not None and keep_last is not None:
                 keep_last(content)
                 return outcome
-            if content:
-                _write(connection, content, wait)
-                flush()
+            _write(connection, content, wait)
             if outcome is not None:
                 return outcome
             wanted = exchange.quote_wanted

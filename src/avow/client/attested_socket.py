@@ -153,21 +153,6 @@ class AttestedSocket(TlsSocket):
                     super().send(kept)
                     self._unsent = b""
 
-    def _shake_hands(self) -> None:
-        """The client's end of the handshake stays here until the first frame goes with it, in one
-        packet; what the server has to answer goes at once."""
-        self._hold(True)
-        try:
-            super()._shake_hands()
-        except SSL.Error:
-            self._hold(False)
-            raise
-
-    def _hold(self, on: bool) -> None:
-        with contextlib.suppress(OSError):
-            # Not a TCP socket, or gone: then nothing is held.
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
-
     def _keep(self, frame: bytes) -> None:
         self._unsent = frame
 
@@ -193,11 +178,7 @@ class AttestedSocket(TlsSocket):
         )
         try:
             return run_client_exchange(
-                self._tls,
-                exchange,
-                issuer=self._attestation.issuer,
-                keep_last=self._keep,
-                flush=lambda: self._hold(False),
+                self._tls, exchange, issuer=self._attestation.issuer, keep_last=self._keep
             )
         except UnavailableError as error:
             if isinstance(error.__cause__, SSL.Error):

@@ -70,7 +70,7 @@ class TlsSocket:
 
     def do_handshake(self) -> None:
         """Negotiates TLS."""
-        self._until_done(self._shake_hands)
+        self._until_done(self._tls.do_handshake)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """1 to `bufsize` bytes; none when the peer has closed its direction in order.
@@ -196,9 +196,6 @@ class TlsSocket:
         with self._lock:
             # Under the lock: the number may belong to another file a moment later.
             self._sock.close()
-
-    def _shake_hands(self) -> None:
-        self._tls.do_handshake()
 
     def _say_goodbye(self) -> None:
         with self._lock:
