@@ -13,6 +13,7 @@ what the evidence says. docs/spec/attested-channel.md, section "Authenticators".
 
 from __future__ import annotations
 
+import functools
 import hmac
 import re
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from avow.channel.checks import (
     SIGNATURE,
 )
 from avow.channel.octets import Octets, vector
-from avow.channel.session import TlsFacts
+from avow.channel.session import CERTIFICATES_KEPT, TlsFacts
 from avow.errors import Check, MalformedError, UntrustedError
 from avow.evidence.claims import NONCE_BYTES, Role
 
@@ -57,6 +58,9 @@ ECDSA_SECP256R1_SHA256: Final = 0x0403
 PLATFORMS_MAX: Final = 16
 # The certificate that avow makes has about 330 bytes.
 CERTIFICATE_BYTES_MAX: Final = 2048
+
+# 16 names of at most 16 bytes, and what is around them, are far less.
+EXTENSIONS_BYTES_MAX: Final = 512
 
 _PLATFORM = re.compile(r"[a-z]{2,16}")
 _REQUEST_TYPES: Final = {Role.SERVER: CERTIFICATE_REQUEST, Role.CLIENT: CLIENT_CERTIFICATE_REQUEST}
@@ -130,8 +134,16 @@ def _decode_request(requester: Role, content: bytes) -> Request:
             actual=f"{len(context)} bytes, {context.hex()[:16] or 'none'}…",
             advice="let the requester draw a context for every connection",
         )
-    extensions = Octets(body.vector(2, 2, 2**16 - 1), "request's extensions")
+    extensions = body.vector(2, 2, EXTENSIONS_BYTES_MAX)
     body.end()
+    return Request(context, _decode_extensions(extensions))
+
+
+# Every request of one release has the same extensions; only the context differs.
+@functools.lru_cache(maxsize=64)
+def _decode_extensions(content: bytes) -> tuple[str, ...]:
+    """The platforms that the extensions of a request name."""
+    extensions = Octets(content, "request's extensions")
     algorithms = _expect_extension(extensions, SIGNATURE_ALGORITHMS, REQUEST)
     asked = _expect_extension(extensions, CMW_ATTESTATION, REQUEST)
     types = Octets(_expect_extension(extensions, EVIDENCE_TYPES, REQUEST), "evidence types")
@@ -148,7 +160,7 @@ def _decode_request(requester: Role, content: bytes) -> Request:
         if not _PLATFORM.fullmatch(name) or name in platforms or len(platforms) == PLATFORMS_MAX:
             raise _malformed(REQUEST, "names of platforms, each once", repr(name))
         platforms.append(name)
-    return Request(context, tuple(platforms))
+    return tuple(platforms)
 
 
 def make_authenticator(
@@ -175,6 +187,12 @@ def make_authenticator(
     )
     mac = _finished(facts, sender, transcript + verify)
     return message + verify + _handshake(FINISHED_TYPE, mac)
+
+
+def prepare_to_open(facts: TlsFacts, sender: Role) -> None:
+    """Has the exporters' part of `open_authenticator` computed, which needs no authenticator."""
+    _handshake_context(facts, sender)
+    _finished_key(facts, sender)
 
 
 def open_authenticator(
@@ -206,7 +224,7 @@ def open_authenticator(
             actual="another",
             advice=_AGAIN,
         )
-    key = _key_of(parts.certificate)
+    key, spki = _key_of(parts.certificate)
     try:
         key.verify(parts.signature, _SIGNED_PREFIX + _hash(facts, transcript), _P256)
     except InvalidSignature as error:
@@ -216,7 +234,6 @@ def open_authenticator(
             actual="another",
             advice=_AGAIN,
         ) from error
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return Opened(spki, parts.evidence)
 
 
@@ -272,14 +289,16 @@ def _decode_authenticator(content: bytes) -> _Parts:
     )
 
 
-def _key_of(certificate: bytes) -> ec.EllipticCurvePublicKey:
+@functools.lru_cache(maxsize=CERTIFICATES_KEPT)
+def _key_of(certificate: bytes) -> tuple[ec.EllipticCurvePublicKey, bytes]:
+    """The key and its SubjectPublicKeyInfo; a peer has one as long as it runs."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise _malformed(KEY, "an X.509 certificate", "other bytes") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise _malformed(KEY, "a P-256 key", type(key).__name__)
-    return key
+    return key, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _handshake(kind: int, body: bytes) -> bytes:
@@ -314,8 +333,11 @@ def _hash(facts: TlsFacts, transcript: bytes) -> bytes:
 
 
 def _finished(facts: TlsFacts, sender: Role, transcript: bytes) -> bytes:
-    key = facts.export(_FINISHED_KEYS[sender], new(facts.hash_name).digest_size, b"")
-    return hmac.digest(key, _hash(facts, transcript), facts.hash_name)
+    return hmac.digest(_finished_key(facts, sender), _hash(facts, transcript), facts.hash_name)
+
+
+def _finished_key(facts: TlsFacts, sender: Role) -> bytes:
+    return facts.export(_FINISHED_KEYS[sender], new(facts.hash_name).digest_size, b"")
 
 
 def _malformed(check: Check, expected: str, actual: str) -> MalformedError:

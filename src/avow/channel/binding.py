@@ -63,5 +63,10 @@ def peer_binder(facts: TlsFacts, peer: Role, context: bytes, key_spki: bytes) ->
     )
 
 
+def prepare_peer_binder(facts: TlsFacts, peer: Role, context: bytes) -> None:
+    """Has the exporter's part of `peer_binder` computed, which does not depend on the answer."""
+    facts.export(EXPORTER_LABELS[peer], EXPORTED_BYTES, context)
+
+
 def _digest(spki: bytes) -> bytes:
     return sha512(spki).digest() if spki else bytes(64)

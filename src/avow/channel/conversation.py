@@ -45,6 +45,9 @@ def run_client_exchange(
                 keep_last(content)
                 return outcome
             _write(connection, content, wait)
+            if content:
+                # The other side has to work now, and we have time.
+                exchange.prepare()
             if outcome is not None:
                 return outcome
             wanted = exchange.quote_wanted

@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import hmac
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -33,8 +34,9 @@ from avow.channel.authenticator import (
     encode_request,
     make_authenticator,
     open_authenticator,
+    prepare_to_open,
 )
-from avow.channel.binding import own_binder, peer_binder
+from avow.channel.binding import own_binder, peer_binder, prepare_peer_binder
 from avow.channel.judge import Judge, Judged
 from avow.channel.messages import (
     HEADER_BYTES,
@@ -213,6 +215,10 @@ class Outcome:
     sent_evidence: bool
 
 
+# Of a connection, or how to get them once its handshake has finished.
+Facts = TlsFacts | Callable[[], TlsFacts]
+
+
 class _Exchange(ABC):
     """What both ends have in common."""
 
@@ -220,12 +226,12 @@ class _Exchange(ABC):
     _peer: Role
     _transitions: tuple[Transition, ...]
 
-    def __init__(self, facts: TlsFacts, context: bytes, now: datetime, start: State) -> None:
+    def __init__(self, facts: Facts, context: bytes, now: datetime, start: State) -> None:
         if len(context) != CONTEXT_BYTES:
             raise MalformedError(
                 f"expected a context of {CONTEXT_BYTES} bytes, got {len(context)}; report this"
             )
-        self._facts = facts
+        self._facts_source = facts
         self._context = context
         self._now = now
         self._state = start
@@ -242,6 +248,12 @@ class _Exchange(ABC):
         self._sent_evidence = False
         self._outcome: Outcome | None = None
         self._failure: AvowError | None = None
+
+    @property
+    def _facts(self) -> TlsFacts:
+        if not isinstance(self._facts_source, TlsFacts):
+            self._facts_source = self._facts_source()
+        return self._facts_source
 
     @property
     def state(self) -> State:
@@ -583,7 +595,8 @@ class ServerExchange(_Exchange):
 class ClientExchange(_Exchange):
     """The client's end; OPEN is in `to_send` from the start.
 
-    `context` are 32 fresh random bytes, `now` the time with a time zone.
+    `context` are 32 fresh random bytes, `now` the time with a time zone. OPEN says nothing of the
+    connection: with a function as `facts` the exchange can be made before the handshake has ended.
     """
 
     _own = Role.CLIENT
@@ -591,12 +604,25 @@ class ClientExchange(_Exchange):
     _transitions = CLIENT_TRANSITIONS
 
     def __init__(
-        self, facts: TlsFacts, settings: ClientSettings, *, context: bytes, now: datetime
+        self, facts: Facts, settings: ClientSettings, *, context: bytes, now: datetime
     ) -> None:
         super().__init__(facts, context, now, State.AWAITING_ANSWER)
         self._settings = settings
         request = b"" if settings.judge is None else self._ask(settings.judge)
         self._send(Open(settings.identity is not None, request))
+
+    def prepare(self) -> None:
+        """Computes what does not depend on the answer, for the time in which the server works.
+
+        To leave it out changes nothing but the time. Raises as `receive` does.
+        """
+        self._raise_again()
+        try:
+            if self._settings.judge is not None:
+                prepare_to_open(self._facts, self._peer)
+                prepare_peer_binder(self._facts, self._peer, self._context)
+        except AvowError as error:
+            self._fail(error)
 
     def _identity(self) -> AttestedIdentity | None:
         return self._settings.identity

@@ -33,10 +33,12 @@ class Octets:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        if count > self.left:
+        start = self._place
+        end = start + count
+        if end > len(self._content):
             raise self._malformed(f"{count} bytes more", f"{self.left}")
-        start, self._place = self._place, self._place + count
-        return self._content[start : self._place]
+        self._place = end
+        return self._content[start:end]
 
     def number(self, count: int) -> int:
         """The next `count` bytes as a number."""

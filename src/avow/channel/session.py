@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -13,6 +14,9 @@ from OpenSSL import SSL
 from avow.channel.checks import NOT_RESUMED, TLS_1_3
 from avow.channel.tls import session_reused
 from avow.errors import UntrustedError
+
+# How many certificates are not parsed again.
+CERTIFICATES_KEPT: Final = 256
 
 HashName = Literal["sha256", "sha384"]
 Export = Callable[[bytes, int, bytes], bytes]
@@ -34,14 +38,11 @@ class TlsFacts:
     export: Export = field(repr=False)
 
 
-def facts_of(
-    connection: SSL.Connection, end: Literal["client", "server"], *, external_psk: bool = False
-) -> TlsFacts:
-    """The facts of a connection whose handshake has finished; `end` is the one that we are.
+def check_handshake(connection: SSL.Connection, *, external_psk: bool = False) -> None:
+    """The checks on a finished handshake: TLS 1.3 (C1), and nothing resumed (C2).
 
-    `external_psk` says that this handshake was authenticated with a pre-shared key from a file
-    instead of with certificates; OpenSSL reports it as a resumed session. Raises `UntrustedError`
-    for TLS 1.2 (check C1) and for a resumed session (C2).
+    `external_psk` says that it was authenticated with a pre-shared key from a file instead of with
+    certificates; OpenSSL reports that as a resumed session. Raises `UntrustedError`.
     """
     if connection.get_protocol_version() != SSL.TLS1_3_VERSION:
         raise UntrustedError.at(
@@ -57,6 +58,16 @@ def facts_of(
             actual="a resumed session",
             advice="connect without an old session or ticket",
         )
+
+
+def facts_of(
+    connection: SSL.Connection, end: Literal["client", "server"], *, external_psk: bool = False
+) -> TlsFacts:
+    """The facts of a connection whose handshake has finished; `end` is the one that we are.
+
+    `external_psk` is as of `check_handshake`, which is made here. Raises `UntrustedError`.
+    """
+    check_handshake(connection, external_psk=external_psk)
     own = peer = None
     if not external_psk:
         peer = connection.get_peer_certificate(as_cryptography=True)
@@ -68,7 +79,8 @@ def facts_of(
         hash_name=_hash_of(connection.get_cipher_name() or ""),
         own_spki=_spki(own),
         peer_spki=_spki(peer),
-        export=connection.export_keying_material,
+        # An exchange asks for the same few values more than once.
+        export=functools.lru_cache(maxsize=8)(connection.export_keying_material),
     )
 
 
@@ -87,6 +99,11 @@ def _hash_of(cipher_suite: str) -> HashName:
 
 
 def _spki(certificate: x509.Certificate | None) -> bytes:
-    if certificate is None:
-        return b""
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return b"" if certificate is None else _spki_of(certificate.public_bytes(Encoding.DER))
+
+
+@functools.lru_cache(maxsize=CERTIFICATES_KEPT)
+def _spki_of(certificate: bytes) -> bytes:
+    """Of a certificate in DER. A listener has one, and clients meet the same servers again."""
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -23,7 +23,7 @@ from avow.channel.conversation import run_client_exchange
 from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
 from avow.channel.issuer import Issuer
 from avow.channel.psk import require_key
-from avow.channel.session import facts_of
+from avow.channel.session import check_handshake, facts_of
 from avow.channel.tls import reason_of
 from avow.client.connection_errors import peer_error
 from avow.client.openssl_context import certificate_error
@@ -62,6 +62,7 @@ class AttestedSocket(TlsSocket):
         self._attestation = attestation
         self._pre_shared_key = pre_shared_key
         self._negotiated = False
+        self._exchange: ClientExchange | None = None
         self._outcome: Outcome | None = None
         self._failure: AvowError | None = None
         # The exchange's last frame: it waits for the first bytes of MQTT, to go out with them.
@@ -158,6 +159,10 @@ class AttestedSocket(TlsSocket):
 
     def _negotiate(self) -> None:
         try:
+            if self._exchange is None:
+                self._until_done(self._greet)
+                # While the server answers.
+                self._exchange = self._new_exchange()
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
@@ -168,14 +173,23 @@ class AttestedSocket(TlsSocket):
             raise certificate_error(self._tls, self._host) or self._no_tls(reason) from error
         if self._pre_shared_key:
             require_key(self._tls)
+        check_handshake(self._tls, external_psk=self._pre_shared_key)
 
-    def _attest(self) -> Outcome:
-        exchange = ClientExchange(
-            facts_of(self._tls, "client", external_psk=self._pre_shared_key),
+    def _greet(self) -> None:
+        """Sends the ClientHello."""
+        with contextlib.suppress(SSL.WantReadError):
+            self._tls.do_handshake()
+
+    def _new_exchange(self) -> ClientExchange:
+        return ClientExchange(
+            lambda: facts_of(self._tls, "client", external_psk=self._pre_shared_key),
             self._attestation.settings,
             context=os.urandom(CONTEXT_BYTES),
             now=datetime.now(UTC),
         )
+
+    def _attest(self) -> Outcome:
+        exchange = self._exchange or self._new_exchange()
         try:
             return run_client_exchange(
                 self._tls, exchange, issuer=self._attestation.issuer, keep_last=self._keep

@@ -7,6 +7,7 @@ others are of private use and specified in docs/spec/evidence.md.
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 
 from avow.errors import MalformedError
@@ -73,20 +74,26 @@ class Claims:
 
     def encoded(self) -> bytes:
         """The deterministic CBOR encoding. Raises `MalformedError` for sizes that cannot be."""
-        _check_sizes(self)
-        fields: dict[int | str, cbor.Value] = {
-            _IAT: self.issued_at_s,
-            _NONCE: self.nonce,
-            _PROFILE: PROFILE,
-            _BOOTSEED: self.workload.boot_id,
-            _ROLE: int(self.role),
-            _MODULE: self.workload.module,
-            _RUNTIME: self.workload.runtime,
-            _CONFIGURATION: self.workload.configuration,
-            _KEY: self.key,
-            _USER_DATA: self.user_data,
-        }
-        return cbor.encode(fields)
+        return _encode(self)
+
+
+# Claims are encoded for the leaf and for the envelope, one right after the other.
+@functools.lru_cache(maxsize=16)
+def _encode(claims: Claims) -> bytes:
+    _check_sizes(claims)
+    fields: dict[int | str, cbor.Value] = {
+        _IAT: claims.issued_at_s,
+        _NONCE: claims.nonce,
+        _PROFILE: PROFILE,
+        _BOOTSEED: claims.workload.boot_id,
+        _ROLE: int(claims.role),
+        _MODULE: claims.workload.module,
+        _RUNTIME: claims.workload.runtime,
+        _CONFIGURATION: claims.workload.configuration,
+        _KEY: claims.key,
+        _USER_DATA: claims.user_data,
+    }
+    return cbor.encode(fields)
 
 
 def decode_claims(content: bytes) -> Claims:

@@ -37,6 +37,7 @@ from avow.channel.messages import (
     decode_header,
     encode,
 )
+from avow.channel.session import TlsFacts
 from avow.errors import (
     AvowError,
     Check,
@@ -164,6 +165,45 @@ def test_every_kind_of_connection(hash_name: str, client_spki: bytes) -> None:
     facts = facts_pair(bytes(48), hash_name=hash_name, client_spki=client_spki)  # type: ignore[arg-type]
     talk = conversation(asking(), answering(), facts).run()
     assert talk.client_outcome is not None
+
+
+def test_facts_may_come_after_the_first_message() -> None:
+    """OPEN needs none of them; what is wrong with them is refused before anything else is sent."""
+    client_facts, server_facts = facts_pair()
+    asked: list[bool] = []
+
+    def later() -> TlsFacts:
+        asked.append(True)
+        return client_facts
+
+    client = ClientExchange(later, asking(), context=CLIENT_CONTEXT, now=NOW)
+    server = ServerExchange(
+        server_facts, answering(), authorised=False, context=SERVER_CONTEXT, now=NOW
+    )
+    talk = Conversation(client, server)
+    opened = client.to_send()
+    assert opened
+    assert not asked
+    feed(server, opened)
+    client.prepare()
+    assert asked == [True]
+    talk.run()
+    assert talk.client_outcome is not None
+    assert asked == [True]
+
+
+def test_facts_that_come_too_late_are_a_refusal() -> None:
+    def wrong() -> TlsFacts:
+        raise UntrustedError.at(
+            checks.TLS_1_3, expected="TLS 1.3", actual="TLS 1.2", advice="use another"
+        )
+
+    client = ClientExchange(wrong, asking(), context=CLIENT_CONTEXT, now=NOW)
+    client.to_send()
+    with pytest.raises(UntrustedError):
+        client.prepare()
+    assert client.state is State.REFUSED
+    assert isinstance(message_of(client.to_send()), Refused)
 
 
 def test_bytes_one_at_a_time() -> None:
