@@ -365,15 +365,11 @@ def test_the_unchanged_answer_is_believed(answer: tuple[World, bytes]) -> None:
 
 
 def test_every_flipped_byte_is_refused(answer: tuple[World, bytes]) -> None:
-    """Each byte of the content, and of the padding every hundredth: one bit, and all bits."""
+    """Every byte of the message, padding included: one bit of it, and all bits."""
     world, frame = answer
-    message = _message(frame)
-    assert isinstance(message, Answer)
-    content = 4 + 3 + len(message.authenticator) + 3
-    places = [*range(content), *range(content, len(frame), 101), len(frame) - 1]
-    for number, place in enumerate(places):
+    for place in range(len(frame)):
         changed = bytearray(frame)
-        changed[place] ^= 0xFF if number % 2 else 1 << number % 8
+        changed[place] ^= 0xFF if place % 2 else 1 << place % 8
         assert _offered(world, bytes(changed)) is not None, place
 
 
