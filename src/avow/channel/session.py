@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -68,16 +69,16 @@ def facts_of(
     `external_psk` is as of `check_handshake`, which is made here. Raises `UntrustedError`.
     """
     check_handshake(connection, external_psk=external_psk)
-    own = peer = None
+    own, peer = b"", None
     if not external_psk:
         peer = connection.get_peer_certificate(as_cryptography=True)
         # OpenSSL tells a client which certificate it has, not whether it was asked for it. A server
         # that asks names its authorities.
         if end == "server" or connection.get_client_ca_list():
-            own = connection.get_certificate(as_cryptography=True)
+            own = _own_spki(connection)
     return TlsFacts(
         hash_name=_hash_of(connection.get_cipher_name() or ""),
-        own_spki=_spki(own),
+        own_spki=own,
         peer_spki=_spki(peer),
         # An exchange asks for the same few values more than once.
         export=functools.lru_cache(maxsize=8)(connection.export_keying_material),
@@ -96,6 +97,19 @@ def _hash_of(cipher_suite: str) -> HashName:
         actual=repr(cipher_suite),
         advice="let both sides use TLS 1.3 for attestation",
     )
+
+
+# A context has one certificate, from before its first connection to its end: to read it out of each
+# connection costs more than the rest of the facts.
+_own_spkis: WeakKeyDictionary[SSL.Context, bytes] = WeakKeyDictionary()
+
+
+def _own_spki(connection: SSL.Connection) -> bytes:
+    context = connection.get_context()
+    found = _own_spkis.get(context)
+    if found is None:
+        found = _own_spkis[context] = _spki(connection.get_certificate(as_cryptography=True))
+    return found
 
 
 def _spki(certificate: x509.Certificate | None) -> bytes:

@@ -83,6 +83,17 @@ def test_certificate_that_was_not_asked_for_does_not_count(
     assert facts_of(ends[1], "server").peer_spki == b""
 
 
+def test_each_context_has_its_own_certificate(server: Credential, client: Credential) -> None:
+    """What is remembered of one context says nothing of another, nor of its peers."""
+    for certificate, peer in ((server, client), (client, server), (server, client)):
+        connections = tls_in_memory(certificate, client=peer, ask_client=True)
+        ours = facts_of(connections[1], "server")
+        theirs = facts_of(connections[0], "client")
+        assert ours.own_spki == theirs.peer_spki != ours.peer_spki
+        assert ours.peer_spki == theirs.own_spki
+        assert facts_of(connections[1], "server").own_spki == ours.own_spki
+
+
 def test_client_without_certificate(server: Credential) -> None:
     ends = tls_in_memory(server, ask_client=True)
     assert facts_of(ends[0], "client").own_spki == b""
