@@ -9,10 +9,12 @@ itself, with none.
 from __future__ import annotations
 
 import contextlib
+import select
 import shutil
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from paho.mqtt.client import Client
@@ -99,23 +101,39 @@ class InBetween:
             self.heard += piece
 
     def _pass_on(self, client: ssl.SSLSocket) -> None:
+        """Both ways in one thread: a TLS connection is not for two at once."""
         with (
             socket.create_connection(("127.0.0.1", self._broker_port), PATIENCE_S) as sock,
             self._credulous.wrap_socket(sock) as broker,
         ):
-            answers = threading.Thread(target=_copy, args=(broker, client))
-            answers.start()
-            try:
-                while piece := client.recv(65536):
-                    self.heard += piece
-                    broker.sendall(piece)
-            finally:
-                with contextlib.suppress(OSError):
-                    broker.shutdown(socket.SHUT_RDWR)
-                answers.join()
+            for source, target in _readable(client, broker):
+                piece = _read(source)
+                if piece == b"":
+                    return
+                if piece is not None:
+                    if source is client:
+                        self.heard += piece
+                    target.settimeout(PATIENCE_S)
+                    target.sendall(piece)
 
 
-def _copy(source: ssl.SSLSocket, target: ssl.SSLSocket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(65536):
-            target.sendall(piece)
+def _readable(
+    client: ssl.SSLSocket, broker: ssl.SSLSocket
+) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """Whoever has something to say, and whom it is for, until both stay silent."""
+    pairs = ((client, broker), (broker, client))
+    while True:
+        waiting = [] if client.pending() or broker.pending() else [client, broker]
+        ready = select.select(waiting, [], [], PATIENCE_S)[0] if waiting else []
+        if waiting and not ready:
+            return
+        yield from (pair for pair in pairs if pair[0] in ready or pair[0].pending())
+
+
+def _read(source: ssl.SSLSocket) -> bytes | None:
+    """What there is; None when that was nothing for us, such as a session ticket."""
+    source.settimeout(0)
+    try:
+        return source.recv(65536)
+    except ssl.SSLWantReadError:
+        return None
