@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,6 +44,23 @@ class AvowError(Exception):
 
 class MalformedError(AvowError):
     """Bytes, a file or a configuration do not have the form that their format demands."""
+
+
+@contextmanager
+def well_formed(check: Check, what: str, *, advice: str) -> Iterator[None]:
+    """Names `check` as what failed when a parser in here raises `MalformedError`.
+
+    Parsers know what is wrong with bytes, not whose check that is. An error that has a finding
+    already keeps it.
+    """
+    try:
+        yield
+    except MalformedError as error:
+        if error.finding is not None:
+            raise
+        raise MalformedError.at(
+            check, expected=f"a well-formed {what}", actual=f"other bytes ({error})", advice=advice
+        ) from error
 
 
 class UntrustedError(AvowError):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from avow.cli.reports import NOTHING_PROTECTED
 from avow.evidence.envelope import decode_evidence
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 from avow.testing.attested_peer import MODULE, forward_to, server_context, stripped_answer
 from avow.testing.pki import Authority
 from tests.integration.attested_endpoint import AttestedEndpoint, attested_endpoint
@@ -83,11 +83,11 @@ def test_a_client_in_a_tee_says_what_that_is_worth(broker: Attested) -> None:
     done = publish(broker.url, *broker.options, "--tee", "simulated")
     assert done.returncode == 0
     assert lines(done.stderr)
-    assert all(NOTHING_PROTECTED in line for line in lines(done.stderr))
+    assert all(NOTHING_IS_PROTECTED in line for line in lines(done.stderr))
     done = publish("mqtts://localhost:1", *broker.options, "--tee", "simulated")
     assert done.returncode == 1
     assert len(lines(done.stderr)) == 2
-    assert all(NOTHING_PROTECTED in line for line in lines(done.stderr))
+    assert all(NOTHING_IS_PROTECTED in line for line in lines(done.stderr))
 
 
 def test_refused_by_the_policy(endpoint: AttestedEndpoint) -> None:
@@ -221,7 +221,7 @@ def test_inspect_without_a_policy(broker: Attested, tmp_path: Path) -> None:
     assert report["certificate"]["verified"] is True
     assert "localhost" in report["certificate"]["names"]
     assert decode_evidence(written.read_bytes()).platform == report["evidence"]["platform"]
-    assert any(NOTHING_PROTECTED in line for line in said)
+    assert any(NOTHING_IS_PROTECTED in line for line in said)
     text = avow("inspect", broker.url, *ca).stdout.decode()
     assert "not judged: no policy has said" in text
     assert report["claims"]["module"] in text

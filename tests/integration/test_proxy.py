@@ -27,10 +27,10 @@ from paho.mqtt import subscribe as paho_subscribe
 
 from avow.channel.exchange import AskClients, Outcome
 from avow.channel.judge import Judge
-from avow.cli.reports import NOTHING_PROTECTED
 from avow.policy import parse_policy
 from avow.sandbox.manifest import runtime_manifest
 from avow.tee.platforms import verifiers
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 from avow.testing.attested_peer import (
     MODULE,
     echo,
@@ -320,7 +320,7 @@ def test_a_client_in_a_tee(echoing: AttestedEndpoint) -> None:
         assert isinstance(outcome, Outcome)
         assert outcome.peer is not None
         assert running.event("connected")["attested_to_server"] is True
-    assert {entry.get("warning") for entry in running.entries} == {NOTHING_PROTECTED}
+    assert {entry.get("warning") for entry in running.entries} == {NOTHING_IS_PROTECTED}
 
 
 def test_connections_are_bounded(echoing: AttestedEndpoint) -> None:

@@ -144,11 +144,6 @@ class Opening:
         self._refusal: AvowError | None = None
         self._quote_asked = False
 
-    @property
-    def exchanging(self) -> bool:
-        """An exchange has begun."""
-        return self._exchange is not None
-
     def advance(self, quoted: Callable[[Evidence | AvowError], None]) -> Wants | Opened:
         """Goes on as far as it can without waiting. `quoted` is for the issuer, once.
 

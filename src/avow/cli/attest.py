@@ -13,12 +13,12 @@ from avow.cli.configuration_options import configuration_of, configuration_optio
 from avow.cli.exit_codes import ExitCode
 from avow.cli.nonce import NONCE
 from avow.cli.references import broker_references
-from avow.cli.reports import NOTHING_PROTECTED
 from avow.evidence.claims import Claims, Role, Workload
 from avow.evidence.envelope import Evidence
 from avow.evidence.origin import DOCUMENT_BINDER
 from avow.evidence.report_data import batch
 from avow.evidence.roles import Attester
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 
 @click.command()
@@ -66,7 +66,7 @@ def attest(tee: str, nonce: bytes, output: Path, **configured: Any) -> int:
             ExitCode.FAILED,
         ) from error
     if attester.platform == "simulated":
-        click.echo(f"avow: {NOTHING_PROTECTED}", err=True)
+        click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
     click.echo(f"wrote {len(evidence)} bytes of evidence from {attester.platform} to {output}")
     return ExitCode.OK
 

@@ -186,9 +186,9 @@ class AttestationArguments:
         """What each line on standard error begins with: that nothing is protected, if so."""
         if self.tee != "simulated":
             return ""
-        from avow.cli.reports import NOTHING_PROTECTED
+        from avow.tee.simulated import NOTHING_IS_PROTECTED
 
-        return f"{NOTHING_PROTECTED}: "
+        return f"{NOTHING_IS_PROTECTED}: "
 
     def say(self, sentence: str) -> None:
         """A line on standard error."""

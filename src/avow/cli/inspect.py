@@ -25,7 +25,6 @@ from avow.cli.connection_options import (
 )
 from avow.cli.exit_codes import ExitCode
 from avow.cli.reports import (
-    NOTHING_PROTECTED,
     claims_json,
     claims_text,
     render_json,
@@ -43,6 +42,7 @@ from avow.evidence.vocabulary import ClaimValue
 from avow.policy import Policy, load_policy
 from avow.policy.constraints import shown
 from avow.tee.platforms import load_endorsements, verifiers
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 NOBODY_VOUCHES: Final = (
     "NOT PROVEN: the server says this, and nobody vouches for it; whoever made it could have "
@@ -118,7 +118,7 @@ def inspect(
     if output is not None and witness.evidence is not None:
         _write(output, witness.evidence)
     if witness.verified is not None and witness.verified.platform == "simulated":
-        click.echo(f"avow: {NOTHING_PROTECTED}", err=True)
+        click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
     if inspected.failure is not None:
         with judging_errors():
             raise inspected.failure

@@ -17,12 +17,12 @@ from avow.cli.configuration_options import configuration_of, configuration_optio
 from avow.cli.exit_codes import ExitCode
 from avow.cli.policy_template import TEMPLATES, Draft, draft, template_of
 from avow.cli.references import broker_references
-from avow.cli.reports import NOTHING_PROTECTED
 from avow.cli.verify import verify_document
 from avow.evidence.origin import Verified
 from avow.evidence.vocabulary import ClaimValue
 from avow.policy import Policy, explain, load_policy, parse_policy
 from avow.policy.reading import PLATFORMS
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -179,7 +179,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
 def _report(made: Draft, output: str) -> None:
     if "unsafe_simulated = true" in made.text:
-        click.echo(f"avow: {NOTHING_PROTECTED}", err=True)
+        click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
     if output != "-":
         click.echo(f"wrote {output}; `avow policy explain {output}` says what it accepts")
     if made.gaps:

@@ -25,9 +25,9 @@ from avow.channel.address import (
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.connection_options import AttestationArguments, TlsArguments, secure_options
 from avow.cli.exit_codes import ExitCode
-from avow.cli.reports import NOTHING_PROTECTED
 from avow.client.attested_context import AttestedContext
 from avow.client.proxy import CONNECTIONS_MAX, Proxy
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 DEFAULT_LISTEN = "mqtt://127.0.0.1:1883"
 
@@ -98,7 +98,7 @@ def proxy(
         listening = open_listeners(targets, listen_address.port, listen_address)
     log = make_log(Log(), sys.stderr)
     if attested.notice:
-        log = log.bind(warning=NOTHING_PROTECTED)
+        log = log.bind(warning=NOTHING_IS_PROTECTED)
     running = Proxy(listening, address, context, log=log, connections_max=connections_max)
     with _signals(running):
         log.info("avow proxy", version=__version__, server=str(address))

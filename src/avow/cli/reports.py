@@ -20,7 +20,6 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 BUILD: Final = f"avow {__version__}"
 
-NOTHING_PROTECTED: Final = NOTHING_IS_PROTECTED
 NOT_JUDGED: Final = "not judged: no policy has said whether these claims are acceptable"
 
 
@@ -68,7 +67,7 @@ def claim_lines(claims: Mapping[str, ClaimValue]) -> Iterator[str]:
 
 def _warning(platform: str) -> Iterator[str]:
     if platform == "simulated":
-        yield NOTHING_PROTECTED
+        yield NOTHING_IS_PROTECTED
 
 
 def _result_lines(result: AttestationResult) -> Iterator[str]:

@@ -12,12 +12,13 @@ from avow.channel.named_files import read_named_file
 from avow.cli.command_error import CommandError, configuration_errors, judging_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.nonce import NONCE, TIME
-from avow.cli.reports import NOTHING_PROTECTED, render_json, render_text
+from avow.cli.reports import render_json, render_text
 from avow.errors import AvowError
 from avow.evidence.claims import Role, decode_claims
 from avow.evidence.envelope import decode_evidence
 from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
 from avow.policy import denied, load_policy
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -82,7 +83,7 @@ def verify(
     result = rules.appraise(verified)
     click.echo(render_json(result) if as_json else render_text(result), nl=False)
     if result.platform == "simulated":
-        click.echo(f"avow: {NOTHING_PROTECTED}", err=True)
+        click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
     if nonce is None:
         click.echo(
             f"avow: freshness was not checked; the nonce in the evidence is {verified.nonce.hex()}",

@@ -14,7 +14,7 @@ from avow.cli.command_error import CommandError, judging_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.policy_template import HARDWARE, TEMPLATES, Draft, draft
 from avow.cli.references import ReferenceValues
-from avow.cli.reports import NOTHING_PROTECTED, claims_json, claims_text, render_json, render_text
+from avow.cli.reports import claims_json, claims_text, render_json, render_text
 from avow.errors import (
     AvowError,
     DeniedError,
@@ -27,6 +27,7 @@ from avow.evidence.vocabulary import ClaimValue, kind_of
 from avow.policy import load_policy, parse_policy
 from avow.policy.demands import DEMANDS
 from avow.tee import platforms
+from avow.tee.simulated import NOTHING_IS_PROTECTED
 from tests.unit.policy.examples import evidence_for, lines_of, policy_for
 
 NONCE = "5a" * 32
@@ -72,9 +73,9 @@ def test_judging_errors_have_their_exit_codes() -> None:
 def test_accepted(ready: Path, capsys: Captured) -> None:
     assert verify("--nonce", NONCE) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith(f"accepted: warning\n{NOTHING_PROTECTED}\n")
+    assert captured.out.startswith(f"accepted: warning\n{NOTHING_IS_PROTECTED}\n")
     assert f"nonce     {NONCE}\n" in captured.out
-    assert captured.err == f"avow: {NOTHING_PROTECTED}\n"
+    assert captured.err == f"avow: {NOTHING_IS_PROTECTED}\n"
 
 
 def test_accepted_as_json(ready: Path, capsys: Captured) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
-from avow.errors import Check, MalformedError, UnavailableError, UntrustedError
+from avow.errors import Check, UnavailableError, UntrustedError, well_formed
 from avow.evidence.roles import Authenticated, Verifier
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.azure.hcl import parse_runtime_data
@@ -44,17 +44,8 @@ class AzureVerifier:
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
         """See `avow.evidence.roles.Verifier`: AZ1 to AZ4, those of the hardware, and TPM4, TPM6,
         TPM7 and TPM8 for the quote."""
-        try:
+        with well_formed(REPORT, "Azure report", advice=_AGAIN):
             return self._authenticate(decode_report(report), now)
-        except MalformedError as error:
-            if error.finding is not None:
-                raise
-            raise MalformedError.at(
-                REPORT,
-                expected="a well-formed Azure report",
-                actual=f"other bytes ({error})",
-                advice=_AGAIN,
-            ) from error
 
     def _authenticate(self, report: Report, now: datetime) -> Authenticated:
         runtime = parse_runtime_data(report.runtime)

@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from avow.errors import Check, MalformedError, UntrustedError
+from avow.errors import Check, UntrustedError, well_formed
 from avow.evidence.roles import Authenticated
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.cca.report import Token, parse_token
@@ -42,15 +42,8 @@ class CcaVerifier:
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
         """See `avow.evidence.roles.Verifier`. `report` is the token; it does not depend on `now`:
         neither tokens nor endorsed keys have an end."""
-        try:
+        with well_formed(FORM, "token", advice="ask again"):
             token = parse_token(report)
-        except MalformedError as error:
-            raise MalformedError.at(
-                FORM,
-                expected="a well-formed token",
-                actual=f"other bytes ({error})",
-                advice="ask again",
-            ) from error
         platform, realm = token.platform, token.realm
         key = endorsed(self._keys, platform.instance_id, KEY)
         platform.signed.verify(key, PLATFORM)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from avow.errors import Check, MalformedError, UntrustedError
+from avow.errors import Check, MalformedError, UntrustedError, well_formed
 from avow.evidence.report_data import REPORT_DATA_BYTES
 from avow.evidence.roles import Authenticated
 from avow.evidence.vocabulary import ClaimValue
@@ -90,16 +90,9 @@ class NitroVerifier:
 
     def prove(self, content: bytes, now: datetime) -> Document:
         """A document of proven origin, whatever was bound into it."""
-        try:
+        with well_formed(FORM, "document", advice=_AGAIN):
             document = parse_document(content)
             chain = self._chain(document.chain)
-        except MalformedError as error:
-            raise MalformedError.at(
-                FORM,
-                expected="a well-formed document",
-                actual=f"other bytes ({error})",
-                advice=_AGAIN,
-            ) from error
         for link in chain:
             certificate = link.certificate
             if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:

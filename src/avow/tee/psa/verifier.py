@@ -14,7 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from avow.errors import Check, MalformedError, UnavailableError, UntrustedError
+from avow.errors import Check, UnavailableError, UntrustedError, well_formed
 from avow.evidence.report_data import REPORT_DATA_BYTES
 from avow.evidence.roles import Authenticated
 from avow.evidence.vocabulary import ClaimValue
@@ -53,15 +53,8 @@ class PsaVerifier:
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
         """See `avow.evidence.roles.Verifier`. `report` is the token; it does not depend on `now`:
         neither tokens nor endorsed keys have an end."""
-        try:
+        with well_formed(FORM, "token", advice="ask again"):
             token = parse_token(report)
-        except MalformedError as error:
-            raise MalformedError.at(
-                FORM,
-                expected="a well-formed token",
-                actual=f"other bytes ({error})",
-                advice="ask again",
-            ) from error
         key = endorsed(self._keys, token.instance_id, KEY)
         token.signed.verify(key, SIGNATURE)
         if len(token.nonce) != REPORT_DATA_BYTES:

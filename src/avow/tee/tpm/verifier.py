@@ -8,7 +8,7 @@ from typing import Final
 
 from cryptography import x509
 
-from avow.errors import Check, MalformedError, UntrustedError
+from avow.errors import Check, MalformedError, UntrustedError, well_formed
 from avow.evidence.claims import DIGEST_BYTES
 from avow.evidence.roles import Authenticated
 from avow.evidence.vocabulary import ClaimValue
@@ -68,17 +68,8 @@ class TpmVerifier:
 
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
         """See `avow.evidence.roles.Verifier`: the checks TPM1 to TPM8."""
-        try:
+        with well_formed(REPORT, "TPM report", advice=AGAIN):
             return self._authenticate(decode_report(report), now)
-        except MalformedError as error:
-            if error.finding is not None:
-                raise
-            raise MalformedError.at(
-                REPORT,
-                expected="a well-formed TPM report",
-                actual=f"other bytes ({error})",
-                advice=AGAIN,
-            ) from error
 
     def _authenticate(self, report: Report, now: datetime) -> Authenticated:
         ak = parse_public(report.ak)
