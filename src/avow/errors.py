@@ -73,3 +73,39 @@ class DeniedError(AvowError):
 
 class UnavailableError(AvowError):
     """A resource that is needed is absent, occupied, exhausted or has stopped."""
+
+
+class WrongKeyError(DeniedError):
+    """A sealed store has no slot for the key that was given."""
+
+
+class DamagedError(UntrustedError):
+    """Stored bytes are not those that were committed. The message names the file and the place."""
+
+
+class RolledBackError(UntrustedError):
+    """A whole store is older than what its freshness anchor remembers."""
+
+
+class InUseError(UnavailableError):
+    """A store, or another thing for one process at a time, is held by another process."""
+
+
+class StorageError(UnavailableError):
+    """The disk failed: it is full, or reading, writing or making durable was refused."""
+
+
+class ModuleError(MalformedError):
+    """Bytes are no WebAssembly module or component that the sandbox can run."""
+
+
+class ImportsError(DeniedError):
+    """A module wants imports that nobody granted or that do not exist. All of them are named."""
+
+
+class TrapError(AvowError):
+    """A program in the sandbox did what WebAssembly forbids, and was stopped."""
+
+
+class LimitError(AvowError):
+    """A program in the sandbox was stopped at a limit: time, fuel, memory or stack."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from avow.sandbox import artefacts
+from avow import artefacts
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MAX_S = 60.0

@@ -18,7 +18,7 @@ from cryptography.hazmat.bindings._rust import _openssl
 from wasmtime import _ffi as wasmtime_ffi
 
 from avow.errors import AvowError, MalformedError, UnavailableError
-from avow.sandbox import artefacts
+from avow import artefacts
 from avow.sandbox.engine import LoadedCore
 
 if TYPE_CHECKING:

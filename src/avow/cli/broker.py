@@ -31,7 +31,7 @@ from avow.cli.broker_attestation import (
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.exit_codes import ExitCode
 from avow.errors import AvowError
-from avow.sandbox import artefacts
+from avow import artefacts
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 

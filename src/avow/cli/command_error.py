@@ -6,7 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from avow.cli.exit_codes import ExitCode
-from avow.errors import AvowError, DeniedError, UntrustedError
+from avow.errors import (
+    AvowError,
+    DamagedError,
+    DeniedError,
+    ImportsError,
+    InUseError,
+    LimitError,
+    ModuleError,
+    RolledBackError,
+    StorageError,
+    TrapError,
+    UntrustedError,
+    WrongKeyError,
+)
+
+_OWN_CODES = {
+    ModuleError: ExitCode.NOT_A_MODULE,
+    ImportsError: ExitCode.UNKNOWN_IMPORTS,
+    TrapError: ExitCode.TRAPPED,
+    LimitError: ExitCode.LIMIT,
+    WrongKeyError: ExitCode.WRONG_KEY,
+    DamagedError: ExitCode.DAMAGED,
+    InUseError: ExitCode.IN_USE,
+    RolledBackError: ExitCode.ROLLED_BACK,
+    StorageError: ExitCode.STORAGE,
+}
 
 
 class CommandError(Exception):
@@ -53,3 +78,15 @@ def judging_errors() -> Iterator[None]:
         raise CommandError(str(error), ExitCode.DENIED) from error
     except AvowError as error:
         raise CommandError(str(error), ExitCode.UNJUDGED) from error
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Errors of stores and of the sandbox that have an exit code of their own.
+
+    All others pass: put it inside of one of the others here.
+    """
+    try:
+        yield
+    except tuple(_OWN_CODES) as error:
+        raise CommandError(str(error), _OWN_CODES[type(error)]) from error

@@ -14,6 +14,15 @@ class ExitCode(enum.IntEnum):
     DENIED = 3
     UNJUDGED = 4
     INTERNAL = 70
+    NOT_A_MODULE = 100
+    UNKNOWN_IMPORTS = 101
+    TRAPPED = 102
+    LIMIT = 103
+    WRONG_KEY = 104
+    DAMAGED = 105
+    IN_USE = 106
+    ROLLED_BACK = 107
+    STORAGE = 108
 
     @property
     def meaning(self) -> str:
@@ -28,6 +37,15 @@ _MEANINGS = {
     ExitCode.DENIED: "refused: by a policy, or a login, publish or subscription by the other side",
     ExitCode.UNJUDGED: "evidence could not be judged: it is malformed, or something is missing",
     ExitCode.INTERNAL: "a fault of avow itself, such as a trap in the core: please report it",
+    ExitCode.NOT_A_MODULE: "not a WebAssembly module or component that can be run",
+    ExitCode.UNKNOWN_IMPORTS: "the module wants imports that are unknown or were not granted",
+    ExitCode.TRAPPED: "the program did what WebAssembly forbids, and was stopped",
+    ExitCode.LIMIT: "the program was stopped at a limit: time, fuel, memory or stack",
+    ExitCode.WRONG_KEY: "the store does not open with this key",
+    ExitCode.DAMAGED: "the store is damaged: the message names the file and the place",
+    ExitCode.IN_USE: "another process has the store open",
+    ExitCode.ROLLED_BACK: "the store is older than its freshness anchor says",
+    ExitCode.STORAGE: "the disk failed: full, or an error of reading or writing",
 }
 
 

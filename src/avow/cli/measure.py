@@ -14,7 +14,7 @@ from avow.cli.command_error import configuration_errors
 from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
 from avow.cli.references import broker_references
-from avow.sandbox import artefacts
+from avow import artefacts
 from avow.sandbox.manifest import runtime_manifest
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from avow.broker.config import Configuration
 from avow.broker.measured_configuration import configuration_digest
 from avow.evidence.claims import BOOT_ID_BYTES, Workload
-from avow.sandbox import artefacts
+from avow import artefacts
 from avow.sandbox.manifest import runtime_manifest
 
 

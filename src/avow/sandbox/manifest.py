@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from avow.errors import UnavailableError
-from avow.sandbox.artefacts import PUMP_NAME
+from avow.artefacts import PUMP_NAME
 
 # As in pyproject.toml; a test compares.
 DISTRIBUTIONS: Final = (

@@ -19,7 +19,8 @@ from wasmtime import Config, wat2wasm
 
 from avow.broker.pump import CoreTrapError, Pump, Transport
 from avow.errors import MalformedError, UnavailableError
-from avow.sandbox import artefacts, engine
+from avow import artefacts
+from avow.sandbox import engine
 
 from .conftest import (
     CLOSED,

@@ -8,8 +8,9 @@ from avow.errors import UnavailableError
 
 CORE_NAME = "broker.wasm"
 PUMP_NAME = "libavow_pump.so"
+VAULT_NAME = "libavow_vault.so"
 
-_NATIVE_DIRECTORY = Path(__file__).resolve().parent.parent / "_native"
+_NATIVE_DIRECTORY = Path(__file__).resolve().parent / "_native"
 
 
 def core_path() -> Path:
@@ -20,6 +21,11 @@ def core_path() -> Path:
 def pump_path() -> Path:
     """The pump, a native shared library. Raises UnavailableError when it was not built."""
     return _existing(PUMP_NAME)
+
+
+def vault_path() -> Path:
+    """Sealed storage and WASI, a native shared library. Raises UnavailableError when not built."""
+    return _existing(VAULT_NAME)
 
 
 def _existing(name: str) -> Path:

@@ -1,0 +1,13 @@
+//! The vault: sealed storage, and WASI preview 1 over it, as a native library for Python and the pump.
+//!
+//! The format is docs/spec/sealed-store.md. ReleaseSafe, because this code handles what a host that is
+//! not trusted hands in: an index out of range ends the process instead of corrupting it.
+
+const std = @import("std");
+
+/// Changes with every change of what is exported here.
+const INTERFACE_VERSION = 1;
+
+export fn avow_vault_interface_version() callconv(.c) u64 {
+    return INTERFACE_VERSION;
+}
