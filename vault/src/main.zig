@@ -5,6 +5,8 @@
 
 const std = @import("std");
 
+pub const store = @import("store/store.zig");
+
 /// Changes with every change of what is exported here.
 const INTERFACE_VERSION = 1;
 
