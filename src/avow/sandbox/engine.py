@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from wasmtime import (
-    Config,
-    Engine,
     Func,
     Instance,
     Memory,
@@ -27,6 +25,7 @@ from wasmtime import (
 )
 
 from avow.errors import MalformedError
+from avow.sandbox.engine_settings import CORE_SETTINGS, engine_for
 
 LAYOUT_MAGIC: Final = 0x574F5641  # "AVOW", little-endian
 LAYOUT_VERSION: Final = 2
@@ -114,7 +113,7 @@ def load(
     # An immutable copy of our own: what is hashed is what is compiled, whoever holds the argument.
     module_bytes = bytes(wasm_bytes)
     digest = hashlib.sha256(module_bytes).digest()
-    engine = Engine(_configuration())
+    engine = engine_for(CORE_SETTINGS)
     try:
         module = Module(engine, module_bytes)
     except WasmtimeError as error:
@@ -138,15 +137,6 @@ def load(
             f"the core cannot be instantiated within {memory_max_bytes} bytes of memory ({error})"
         ) from error
     return _resolve(store, instance, digest)
-
-
-def _configuration() -> Config:
-    config = Config()
-    config.cranelift_opt_level = "speed"
-    config.wasm_threads = False
-    config.wasm_memory64 = False
-    config.wasm_multi_memory = False
-    return config
 
 
 def _resolve(store: Store, instance: Instance, digest: bytes) -> LoadedCore:

@@ -1,0 +1,122 @@
+"""How modules are compiled, in one place: for the broker's core and for programs.
+
+Memory checks stay on: wasmtime makes them with guard pages behind a reservation of 4 GiB, which
+costs nothing. A setting that could weaken a check, or take compiled code from elsewhere, cannot
+even be written here: only the names and values of `_ALLOWED` reach wasmtime's configuration.
+
+There is no interruption by epochs: it made a loop over memory 2.0 times as slow where it was
+measured (bench/start.py repeats it). A program that has to be stopped from outside is stopped by
+ending its process, which the sealed store survives at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from wasmtime import Config, Engine
+from wasmtime import _ffi as wasmtime_ffi
+
+from avow.errors import DeniedError
+from avow.sandbox.limits import HOST_STACK_BYTES, STACK_BYTES_MAX, STACK_BYTES_MIN, Limits
+
+Settings = Mapping[str, Any]
+
+CORE_SETTINGS: Final[Settings] = {
+    "cranelift_opt_level": "speed",
+    "wasm_threads": False,
+    "wasm_memory64": False,
+    "wasm_multi_memory": False,
+}
+
+# Relaxed SIMD may give other results on other machines; like this it gives the same.
+_PROGRAM_SETTINGS: Final[Settings] = {
+    **CORE_SETTINGS,
+    "wasm_simd": True,
+    "wasm_relaxed_simd_deterministic": True,
+    "wasm_exceptions": True,
+    "wasm_stack_switching": False,
+}
+
+# Everything that may be said, and how. Not here and so never set: guard pages and reservations of
+# memory, traps without signals, foreign targets and flags, wasmtime's own cache on the disk.
+_ALLOWED: Final[Mapping[str, tuple[Any, ...] | range]] = {
+    "cranelift_opt_level": ("speed",),
+    "wasm_threads": (False,),
+    "wasm_memory64": (False,),
+    "wasm_multi_memory": (False,),
+    "wasm_simd": (True,),
+    "wasm_relaxed_simd_deterministic": (True,),
+    "wasm_exceptions": (True,),
+    "wasm_stack_switching": (False,),
+    "wasm_component_model": (False, True),
+    "consume_fuel": (False, True),
+    "max_wasm_stack": range(STACK_BYTES_MIN, STACK_BYTES_MAX + 1),
+}
+
+
+def program_settings(limits: Limits, *, component: bool) -> Settings:
+    """The settings for one program."""
+    return {
+        **_PROGRAM_SETTINGS,
+        "wasm_component_model": component,
+        "consume_fuel": limits.fuel is not None,
+        "max_wasm_stack": limits.stack_max_bytes,
+    }
+
+
+def configured(settings: Settings) -> Config:
+    """wasmtime's configuration. Raises `DeniedError` for anything that is not allowed here."""
+    for name, value in settings.items():
+        allowed = _ALLOWED.get(name)
+        if allowed is None or isinstance(value, float) or value not in allowed:
+            raise DeniedError(
+                f"expected a setting of the engine that weakens nothing, got {name} = {value!r}; "
+                f"add it to the allowed ones if it is harmless"
+            )
+    config = Config()
+    stack = settings.get("max_wasm_stack")
+    if stack is not None:
+        # wasmtime wants the stacks of asynchronous calls, which nothing here uses, to be larger.
+        wasmtime_ffi.wasmtime_config_async_stack_size_set(config.ptr(), stack + HOST_STACK_BYTES)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def engine_for(settings: Settings) -> Engine:
+    """An engine with exactly these settings. Raises `DeniedError` as `configured`."""
+    return Engine(configured(settings))
+
+
+def fingerprint(settings: Settings) -> bytes:
+    """All that decides what code a module becomes, as 32 bytes: code is used for the same one only.
+
+    That is the settings (all of them, which is simpler than to know which matter), wasmtime's
+    version, and the processor's features.
+    """
+    content = {
+        "settings": dict(settings),
+        "wasmtime": importlib.metadata.version("wasmtime"),
+        "machine": platform.machine(),
+        "features": _processor_features(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def _processor_features() -> str:
+    """What Linux says that the first processor can do; empty where it does not say."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in ("flags", "Features"):
+                    return value.strip()
+    except OSError:
+        return ""
+    return ""

@@ -1,0 +1,111 @@
+"""How much of the machine a program in the sandbox may take, and which trap means which limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from avow.errors import AvowError, LimitError, MalformedError, TrapError
+
+MIB: Final = 1 << 20
+
+PAGE_BYTES: Final = 64 << 10
+MEMORY_BYTES_MAX: Final = 4 << 30
+STACK_BYTES_MIN: Final = 64 << 10
+STACK_BYTES_MAX: Final = 1 << 30
+STACK_BYTES_DEFAULT: Final = 8 * MIB
+RUN_TIMEOUT_S_MAX: Final = 10 * 366 * 86_400
+FUEL_MAX: Final = (1 << 63) - 1
+
+# Memories and tables of one program. A component is several modules, each with its own.
+MEMORIES_MAX: Final = 1
+COMPONENT_MEMORIES_MAX: Final = 16
+INSTANCES_MAX: Final = 1
+COMPONENT_INSTANCES_MAX: Final = 256
+TABLES_MAX: Final = 64
+TABLE_ELEMENTS_MAX: Final = 10_000_000
+
+# Behind the stack that WebAssembly may use: for the functions that it calls.
+HOST_STACK_BYTES: Final = 2 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one run.
+
+    `memory_max_bytes`: of each linear memory. `stack_max_bytes`: of calls in each other.
+    `run_timeout_s`: from the start of the program, None for ever. `fuel`: about one unit an
+    instruction, always the same for the same program and input; None unlimited, and without cost.
+    """
+
+    memory_max_bytes: int = MEMORY_BYTES_MAX
+    stack_max_bytes: int = STACK_BYTES_DEFAULT
+    run_timeout_s: float | None = None
+    fuel: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("memory_max_bytes", PAGE_BYTES, MEMORY_BYTES_MAX),
+            ("stack_max_bytes", STACK_BYTES_MIN, STACK_BYTES_MAX),
+            ("run_timeout_s", 0.001, RUN_TIMEOUT_S_MAX),
+            ("fuel", 1, FUEL_MAX),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise MalformedError(
+                    f"expected {name} from {least} to {most}, got {value}; correct the value"
+                )
+
+    def overridden(self, given: Mapping[str, Any]) -> Limits:
+        """With those of `given` that are not None in place of these."""
+        return replace(self, **{name: v for name, v in given.items() if v is not None})
+
+    def measured(self) -> dict[str, int | float | None]:
+        """By name, for the measured configuration: 60 and 60.0 are one."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        seconds = values["run_timeout_s"]
+        if seconds is not None and seconds == int(seconds):
+            values["run_timeout_s"] = int(seconds)
+        return values
+
+
+def timed_out(limits: Limits) -> LimitError:
+    """The error for a program that ran longer than it may."""
+    return LimitError(
+        f"expected the program to end within {limits.run_timeout_s:g} s, it did not and was "
+        f"stopped; raise --timeout-s if it needs longer"
+    )
+
+
+_LIMIT_TRAPS: Final = {
+    "STACK_OVERFLOW": (
+        "expected calls in each other to fit in {stack_max_bytes} bytes of stack, they did not; "
+        "raise --stack-max-bytes if this is no endless recursion"
+    ),
+    "OUT_OF_FUEL": (
+        "expected the program to end with {fuel} units of fuel, it used them up; raise --fuel if "
+        "it needs more"
+    ),
+}
+
+
+def error_of_trap(code: str, message: str, limits: Limits, memory_bytes: int) -> AvowError:
+    """What a trap is called: `code` is wasmtime's name of it, `memory_bytes` the memory then.
+
+    A memory that cannot grow is no trap: `memory.grow` returns -1, and nearly every program then
+    stops itself. So a trap with nearly all memory in use is said to be that.
+    """
+    sentence = _LIMIT_TRAPS.get(code)
+    if sentence is not None:
+        return LimitError(sentence.format(stack_max_bytes=limits.stack_max_bytes, fuel=limits.fuel))
+    if memory_bytes >= limits.memory_max_bytes - limits.memory_max_bytes // 8:
+        return LimitError(
+            f"expected the program to fit in {limits.memory_max_bytes} bytes of memory, it stopped "
+            f"itself ({message}) with {memory_bytes} in use; raise --memory-max-bytes if it needs "
+            f"more"
+        )
+    return TrapError(
+        f"expected a program that keeps to the rules of WebAssembly, this one was stopped: "
+        f"{message}; it has a fault, report it to who made it"
+    )
