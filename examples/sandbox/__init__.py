@@ -1,0 +1,1 @@
+"""Programs for the sandbox: from registries, unmodified, and small ones of the project."""
