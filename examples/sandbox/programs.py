@@ -23,7 +23,7 @@ FOLDER = ROOT / "build" / "sandbox"
 
 WASI = ("-target", "wasm32-wasi", "-mcpu=generic+bulk_memory+sign_ext+nontrapping_fptoint")
 
-# Every one is a switch that SQLite documents for those who compile it; the sources stay as they are.
+# Switches that SQLite documents for those who compile it; the sources stay as they are.
 SQLITE_FLAGS = (
     # One thread, and no libraries to load at run time: preview 1 has neither.
     "-DSQLITE_THREADSAFE=0",
@@ -87,7 +87,7 @@ def _alone() -> Iterator[None]:
 
 
 def made(name: str, inputs: Sequence[str | bytes], make: Callable[[Path], None]) -> Path:
-    """`build/sandbox/NAME`, made by `make` into the path it is given unless `inputs` are as before."""
+    """`build/sandbox/NAME`; `make` writes it to a path, unless `inputs` are those of before."""
     digest = hashlib.sha256()
     for part in inputs:
         data = part if isinstance(part, bytes) else part.encode()
@@ -152,8 +152,8 @@ def wordcount() -> Path:
 def journal() -> Path:
     """The project's own example in Zig."""
     source = SOURCES / "journal.zig"
-    flags = ("build-exe", source.relative_to(ROOT).as_posix(), *WASI, "-O", "ReleaseSafe")
-    flags += ("-fstrip",)
+    path = source.relative_to(ROOT).as_posix()
+    flags = ("build-exe", path, *WASI, "-O", "ReleaseSafe", "-fstrip")
     return made(
         "journal.wasm",
         [*flags, source.read_bytes()],

@@ -1,4 +1,4 @@
-"""Packages of public registries, each pinned to its bytes, kept in `build/` once they were fetched."""
+"""Packages of public registries, each pinned to its bytes, and kept once they were fetched."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fetch(package: Package, folder: Path) -> bytes:
         return data
     try:
         with urllib.request.urlopen(package.url, timeout=PATIENCE_S) as answer:
-            data = answer.read()
+            data = bytes(answer.read())
     except OSError as error:
         raise UnavailableError(
             f"{package.name} {package.version} is wanted from {package.url}, which failed "
