@@ -107,9 +107,9 @@ def pump() -> Artefact:
     )
 
 
-# Zig's standard library takes the AES and carry-less multiplication of the processor when it is told
-# at compile time that they are there, and then wants AVX too. Every x86 processor with a TEE has
-# them; without them AES-GCM is a tenth as fast. On ARM they are optional, so there they are not used.
+# Zig's standard library uses the processor's AES and carry-less multiplication when it is told at
+# compile time that they are there, and then wants AVX too. Every x86 processor with a TEE has them;
+# without them AES-GCM is a tenth as fast. On ARM they are optional, so there they are not used.
 VAULT_TARGETS = {
     "x86_64": ("-target", "x86_64-linux-gnu", "-mcpu", "x86_64_v2+avx+aes+pclmul"),
     "aarch64": TARGETS["aarch64"],

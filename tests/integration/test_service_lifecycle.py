@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from avow.broker.config import schema_rows
 from avow import artefacts
+from avow.broker.config import schema_rows
 from avow.testing.mqtt import Disconnect, Pingreq, Pingresp
 from avow.testing.pki import DAY, Authority
 from tests.integration.attested_clients import client_policy

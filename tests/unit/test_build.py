@@ -119,6 +119,7 @@ def test_program_prints_what_it_built(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[1] for line in lines] == [
         "src/avow/_native/broker.wasm",
         "src/avow/_native/libavow_pump.so",
+        "src/avow/_native/libavow_vault.so",
     ]
     assert lines[0].split()[0] == hatch_build.sha256_of(ROOT / lines[0].split()[1])
 
@@ -129,7 +130,7 @@ def test_wheel_is_complete_and_fits_this_machine(tmp_path: Path) -> None:
     assert tags & set(sys_tags())
     assert all(tag.abi == "none" and tag.platform != "any" for tag in tags)
     with zipfile.ZipFile(path) as wheel:
-        for name in ("broker.wasm", "libavow_pump.so"):
+        for name in ("broker.wasm", "libavow_pump.so", "libavow_vault.so"):
             built = ROOT / hatch_build.NATIVE_FOLDER / name
             assert wheel.read(f"avow/_native/{name}") == built.read_bytes()
         packed = set(wheel.namelist())

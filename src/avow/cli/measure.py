@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from avow import __version__
+from avow import __version__, artefacts
 from avow.broker.config import Configuration
 from avow.cli.command_error import configuration_errors
 from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
 from avow.cli.references import broker_references
-from avow import artefacts
 from avow.sandbox.manifest import runtime_manifest
 
 

@@ -6,10 +6,10 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
+from avow import artefacts
 from avow.broker.config import Configuration
 from avow.broker.measured_configuration import configuration_digest
 from avow.evidence.claims import BOOT_ID_BYTES, Workload
-from avow import artefacts
 from avow.sandbox.manifest import runtime_manifest
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from avow.artefacts import PUMP_NAME, VAULT_NAME
 from avow.errors import UnavailableError
-from avow.artefacts import PUMP_NAME
 
 # As in pyproject.toml; a test compares.
 DISTRIBUTIONS: Final = (
@@ -97,13 +97,13 @@ def _version_of_avow() -> str:
 
 
 def _digest_of_package(folder: Path) -> str:
-    """Avow's own files: not the mock hardware of `testing`, of `_native` only the pump."""
+    """Avow's own files: not the mock hardware of `testing`, of `_native` only what is not Wasm."""
     files: list[tuple[str, Path]] = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
         if "__pycache__" in parts or parts[0] == "testing" or not path.is_file():
             continue
-        if parts[0] != "_native" or parts[1:] == (PUMP_NAME,):
+        if parts[0] != "_native" or parts[1:] in {(PUMP_NAME,), (VAULT_NAME,)}:
             files.append(("/".join(parts), path))
     return _digest_of_files(files)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from wasmtime import Config, wat2wasm
 
+from avow import artefacts
 from avow.broker.pump import CoreTrapError, Pump, Transport
 from avow.errors import MalformedError, UnavailableError
-from avow import artefacts
 from avow.sandbox import engine
 
 from .conftest import (
