@@ -222,6 +222,29 @@ def test_plain_clients_can_be_refused(world: World) -> None:
         assert figures(running)['avow_attestation_checks_failed_total{check="C18"}'] == 1.0
 
 
+def test_who_shows_evidence_and_asks_for_none_is_refused_where_all_have_to_ask(
+    world: World,
+) -> None:
+    """Such a client would send its messages to whatever answers."""
+    write(world.folder / "clients.toml", client_policy())
+    config = world.config("unattested_clients = false", 'client_policy = "clients.toml"')
+    judge = judge_of(broker_policy("--config", str(config)))
+    with service(*attesting(config)) as running:
+        with (
+            own_evidence(None) as (settings, issuer),
+            AttestedClient(running.port("mqtts")) as trusting,
+            pytest.raises(AvowError, match="C18"),
+        ):
+            trusting.attest(settings, issuer=issuer)
+        refused(running, "C18")
+        with (
+            own_evidence(judge) as (settings, issuer),
+            AttestedClient(running.port("mqtts")) as client,
+        ):
+            client.attest(settings, issuer=issuer)
+            assert client.connected("c").code == 0
+
+
 def test_a_flood_of_strangers_causes_no_quote(world: World) -> None:
     config = world.config(
         'evidence_for = "authorised"', 'client_ca = "ca.pem"', "require_certificate = false"

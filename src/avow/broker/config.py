@@ -133,7 +133,8 @@ class Listener(Table):
     )
     unattested_clients: bool = Field(
         default=True,
-        description="Admit clients that speak MQTT at once, without an attestation exchange.",
+        description="Admit clients that speak MQTT at once, or show their own evidence and ask for "
+        "none. With false every client has to ask for the broker's evidence, if it has some.",
     )
     client_policy: FilePath | None = Field(
         default=None,

@@ -71,6 +71,8 @@ class DoorAttestation:
             judge=self.judge,
         )
 
+            # Nobody can ask a broker that has no evidence.
+            clients_must_ask=not self.unattested_clients and self.identity is not None,
 
 @dataclass(frozen=True, slots=True)
 class AttestedPeer:

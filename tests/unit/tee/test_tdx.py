@@ -101,15 +101,6 @@ def test_claims(version: int, kind: int) -> None:
     }
 
 
-def test_a_bare_quote() -> None:
-    """What a paravisor's report carries: no map around it."""
-    quote = intel().tdx_quote(BODY)
-    authenticated = _verifier().authenticate_quote(quote, collateral("tdx"), LATER)
-    assert authenticated == _verifier().authenticate(_report(), LATER)
-    with pytest.raises(MalformedError):
-        _verifier().authenticate_quote(quote + b"\0", collateral("tdx"), LATER)
-
-
 @pytest.mark.parametrize(
     "body",
     [

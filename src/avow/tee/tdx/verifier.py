@@ -18,7 +18,6 @@ from avow.tee.tdx.report import (
     TdReport,
     decode_report,
     decode_td_report,
-    decode_tdx_quote,
 )
 
 COLLATERAL: Final = Check("TDX2", "there is collateral for the processor", SPEC)
@@ -64,12 +63,6 @@ class TdxVerifier:
             authenticated.claims,
             measured,
         )
-
-    def authenticate_quote(
-        self, quote: bytes, collateral: Collateral | None, now: datetime
-    ) -> Authenticated:
-        """As `authenticate`, for a bare quote without padding, and collateral that came with it."""
-        return self._authenticate(decode_tdx_quote(quote), collateral, now)[1]
 
     def _authenticate(
         self, quote: Quote, collateral: Collateral | None, now: datetime
