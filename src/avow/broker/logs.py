@@ -50,7 +50,12 @@ def make_log(settings: Log, stream: TextIO) -> FilteringBoundLogger:
     if form == "human":
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24),
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(),
+                pad_event_to=24,
+                # The default shows local variables where `rich` is installed: secrets among them.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ]
     else:
         processors += [

@@ -21,7 +21,12 @@ from avow.broker.measured_configuration import anchor_files, configuration_diges
 from avow.broker.users import User, read_users
 from avow.channel.address import Address, SocketAddress, resolve
 from avow.channel.judge import Judge
-from avow.channel.named_files import FilesReadOnce, readable_by_others
+from avow.channel.named_files import (
+    FilesReadOnce,
+    Read,
+    read_named_file,
+    readable_by_others,
+)
 from avow.channel.psk import PreSharedKeys, load_pre_shared_keys, serve_keys
 from avow.channel.tls import Credential, ServerTls, server_context
 from avow.errors import MalformedError, UnavailableError
@@ -75,15 +80,22 @@ class Prepared:
 
 
 def prepare(
-    configuration: Configuration, now: datetime, *, load_judge: LoadJudge | None = None
+    configuration: Configuration,
+    now: datetime,
+    *,
+    load_judge: LoadJudge | None = None,
+    read: Read = read_named_file,
 ) -> Prepared:
     """Loads certificates, keys, CRLs, users and policies. Raises an `AvowError` that names file and
-    fix."""
+    fix.
+
+    `read` reads every file, once: from the disk, or what the owner has provisioned.
+    """
     warnings: list[str] = []
-    files = FilesReadOnce()
+    files = FilesReadOnce(read)
     users = None
     if configuration.password_file is not None:
-        users = read_users(configuration.password_file)
+        users = read_users(configuration.password_file, read=files)
         if not users:
             warnings.append(
                 f"{configuration.password_file} holds no user; add one with `avow user add`"
@@ -130,7 +142,9 @@ class _ListenerFiles:
         ):
             if path is not None and readable_by_others(path):
                 self._warn(f"other users can read the {secret} {path}; chmod 600 it")
-        keys = None if listener.psk_file is None else load_pre_shared_keys(listener.psk_file)
+        keys = None
+        if listener.psk_file is not None:
+            keys = load_pre_shared_keys(listener.psk_file, read=self.files)
         if keys is not None and not keys:
             self._warn(f"{listener.psk_file} holds no key; add lines `identity:key`")
         context = self._context(keys, None)

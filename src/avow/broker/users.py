@@ -20,7 +20,7 @@ from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import InvalidHashError
 
 from avow.broker.scram import ScramVerifier, make_verifier, parse_verifier
-from avow.channel.named_files import read_named_text
+from avow.channel.named_files import Read, read_named_file, read_named_text
 from avow.errors import MalformedError, UnavailableError
 
 # OWASP's smallest recommendation for argon2id, because a broker checks many logins at once.
@@ -86,10 +86,12 @@ def check_name(name: str) -> None:
         )
 
 
-def read_users(path: Path) -> dict[str, User]:
+def read_users(path: Path, *, read: Read = read_named_file) -> dict[str, User]:
     """All users of a file. Raises `UnavailableError` or `MalformedError` with the line's number."""
     users: dict[str, User] = {}
-    for number, line in enumerate(read_named_text(path, "password").split("\n"), start=1):
+    for number, line in enumerate(
+        read_named_text(path, "password", read=read).split("\n"), start=1
+    ):
         if not line.strip():
             continue
         user = _parse_line(line, f"{path}, line {number}")

@@ -31,9 +31,11 @@ ServerKey = (
 )
 
 
-def load_chain(path: Path, now: datetime) -> list[x509.Certificate]:
+def load_chain(
+    path: Path, now: datetime, *, read: Read = read_named_file
+) -> list[x509.Certificate]:
     """A server's certificate followed by its intermediates; each has to be valid at `now`."""
-    chain = _load_certificates(path, "certificate", read_named_file)
+    chain = _load_certificates(path, "certificate", read)
     for certificate in chain:
         _check_validity(certificate, path, now)
     return chain
@@ -53,9 +55,15 @@ def load_authorities(
     return authorities
 
 
-def load_key(path: Path, certificate: x509.Certificate, certificate_path: Path) -> ServerKey:
+def load_key(
+    path: Path,
+    certificate: x509.Certificate,
+    certificate_path: Path,
+    *,
+    read: Read = read_named_file,
+) -> ServerKey:
     """The private key of `certificate`. Raises `MalformedError`; no message holds key bytes."""
-    content = read_named_file(path, "private key")
+    content = read(path, "private key")
     try:
         key = load_pem_private_key(content, password=None)
     except TypeError as error:
@@ -83,9 +91,11 @@ def load_key(path: Path, certificate: x509.Certificate, certificate_path: Path) 
     return key
 
 
-def load_revocation_lists(path: Path, now: datetime) -> list[x509.CertificateRevocationList]:
+def load_revocation_lists(
+    path: Path, now: datetime, *, read: Read = read_named_file
+) -> list[x509.CertificateRevocationList]:
     """The CRLs of one file, none of them stale: with a stale one OpenSSL refuses every client."""
-    content = read_named_file(path, "revocation list")
+    content = read(path, "revocation list")
     marker = b"-----END X509 CRL-----"
     pieces = [piece for piece in content.split(marker)[:-1] if piece.strip()]
     if not pieces:

@@ -24,14 +24,16 @@ class FilesReadOnce:
     one thing measured and another used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, below: Read | None = None) -> None:
+        """`below` reads a file the first time, `read_named_file` without it."""
+        self._below = below or read_named_file
         self._contents: dict[Path, bytes] = {}
 
     def __call__(self, path: Path, what: str) -> bytes:
         """As `read_named_file`."""
         content = self._contents.get(path)
         if content is None:
-            content = self._contents[path] = read_named_file(path, what)
+            content = self._contents[path] = self._below(path, what)
         return content
 
 
@@ -69,9 +71,9 @@ def read_named_file(path: Path, what: str) -> bytes:
     return content
 
 
-def read_named_text(path: Path, what: str) -> str:
+def read_named_text(path: Path, what: str, *, read: Read = read_named_file) -> str:
     """Like `read_named_file`, for a file that has to be UTF-8."""
-    content = read_named_file(path, what)
+    content = read(path, what)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

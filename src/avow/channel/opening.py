@@ -11,12 +11,14 @@ the time; evidence comes from the issuer's threads, by way of that thread.
 from __future__ import annotations
 
 import enum
+import hmac
 import secrets
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Final, NoReturn
 
 from OpenSSL import SSL
@@ -34,7 +36,7 @@ from avow.channel.exchange import (
 )
 from avow.channel.judge import Judge
 from avow.channel.messages import FIRST_BYTE, encode, refusal_of
-from avow.channel.session import facts_of
+from avow.channel.session import TlsFacts, facts_of
 from avow.errors import AvowError, Check, DeniedError, UnavailableError
 from avow.evidence.appraisal import Tier
 from avow.evidence.envelope import Evidence
@@ -48,9 +50,11 @@ Quote = Callable[[QuoteWanted, Callable[[Evidence | AvowError], None]], None]
 @dataclass(frozen=True, slots=True)
 class DoorAttestation:
     """What a listener does about attestation. `identity` and `quote` are there together, where the
-    broker has evidence of its own; `judge` where clients are asked for theirs."""
+    broker has evidence of its own; `judge` where clients are asked for theirs. With `owner`, the
+    SHA-256 of a SubjectPublicKeyInfo, who has that key is authorised and nobody else."""
 
     evidence_for: EvidenceFor = EvidenceFor.ANYONE
+    owner: bytes | None = None
     unattested_clients: bool = True
     require_client_evidence: bool = False
     judge: Judge | None = None
@@ -67,12 +71,12 @@ class DoorAttestation:
         return ServerSettings(
             identity=self.identity,
             evidence_for=self.evidence_for,
+            # Nobody can ask a broker that has no evidence.
+            clients_must_ask=not self.unattested_clients and self.identity is not None,
             ask_clients=ask,
             judge=self.judge,
         )
 
-            # Nobody can ask a broker that has no evidence.
-            clients_must_ask=not self.unattested_clients and self.identity is not None,
 
 @dataclass(frozen=True, slots=True)
 class AttestedPeer:
@@ -240,11 +244,15 @@ class Opening:
         self._exchange = ServerExchange(
             facts,
             self._attestation.settings,
-            authorised=self._authorised,
+            authorised=self._authorised and self._owns(facts),
             context=secrets.token_bytes(CONTEXT_BYTES),
             now=datetime.now(UTC),
         )
         return None
+
+    def _owns(self, facts: TlsFacts) -> bool:
+        owner = self._attestation.owner
+        return owner is None or hmac.compare_digest(sha256(facts.peer_spki).digest(), owner)
 
     def _admit_plain(self) -> None:
         if self._attestation.require_client_evidence:

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 from cryptography.hazmat.bindings._rust import _openssl
 from OpenSSL import SSL
 
-from avow.channel.named_files import read_named_text
+from avow.channel.named_files import Read, read_named_file, read_named_text
 from avow.channel.tls import session_reused
 from avow.errors import MalformedError, UntrustedError
 
@@ -62,13 +62,15 @@ class PreSharedKeys:
         return self.by_identity.get(identity.encode())
 
 
-def load_pre_shared_keys(path: Path) -> PreSharedKeys:
+def load_pre_shared_keys(path: Path, *, read: Read = read_named_file) -> PreSharedKeys:
     """Reads `identity:key` lines with the key in hexadecimal digits, as mosquitto's psk_file.
 
     Empty lines and those that begin with # mean nothing. Raises `UnavailableError` or
     `MalformedError`; no message holds a key.
     """
-    return parse_pre_shared_keys(read_named_text(path, "pre-shared keys"), name=str(path))
+    return parse_pre_shared_keys(
+        read_named_text(path, "pre-shared keys", read=read), name=str(path)
+    )
 
 
 def parse_pre_shared_keys(text: str, *, name: str) -> PreSharedKeys:

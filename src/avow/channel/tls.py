@@ -68,9 +68,9 @@ def server_context(
 ) -> SSL.Context:
     """Loads and checks every file, and returns the context for new connections.
 
-    `credential` takes the place of the files of the certificate and its key. `read` reads what the
-    configuration's digest covers. Raises `UnavailableError`, `MalformedError` or `UntrustedError`
-    that names the file.
+    `credential` takes the place of the files of the certificate and its key. `read` reads all
+    files: from the disk, or what was provisioned. Raises `UnavailableError`, `MalformedError` or
+    `UntrustedError` that names the file.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(
@@ -89,7 +89,7 @@ def server_context(
         context.use_certificate(credential.certificate)
         context.use_privatekey(credential.key)
     elif tls.certificate is not None and tls.key is not None:
-        _use_certificate(context, tls.certificate, tls.key, now)
+        _use_certificate(context, tls.certificate, tls.key, now, read)
     if tls.client_ca is None:
         context.set_verify(SSL.VERIFY_NONE)
     else:
@@ -97,9 +97,11 @@ def server_context(
     return context
 
 
-def _use_certificate(context: SSL.Context, path: Path, key_path: Path, now: datetime) -> None:
-    chain = load_chain(path, now)
-    key = load_key(key_path, chain[0], path)
+def _use_certificate(
+    context: SSL.Context, path: Path, key_path: Path, now: datetime, read: Read
+) -> None:
+    chain = load_chain(path, now, read=read)
+    key = load_key(key_path, chain[0], path, read=read)
     try:
         context.use_certificate(chain[0])
         for intermediate in chain[1:]:
@@ -122,7 +124,7 @@ def _ask_for_client_certificates(
         store.add_cert(crypto.X509.from_cryptography(authority))
         context.add_client_ca(authority)
     if tls.crl is not None:
-        for crl in load_revocation_lists(tls.crl, now):
+        for crl in load_revocation_lists(tls.crl, now, read=read):
             store.add_crl(crl)
         # Every certificate of the chain is looked up: a revoked intermediate counts, and an
         # authority without a CRL in the file makes its clients' handshakes fail.
