@@ -1,11 +1,17 @@
-"""`python -m bench`, and `python -m bench attestation`."""
+"""`python -m bench`: brokers; `python -m bench SUBJECT`: one of the subjects below."""
 
+import importlib
 import sys
+
+# Each has a `main` that takes the arguments and returns the exit code.
+SUBJECTS = {
+    "attestation": "bench.attestation.run",
+    "durability": "bench.durability",
+}
+
+if sys.argv[1:2] and sys.argv[1] in SUBJECTS:
+    sys.exit(importlib.import_module(SUBJECTS[sys.argv[1]]).main(sys.argv[2:]))
 
 from bench.run import main
 
-if sys.argv[1:2] == ["attestation"]:
-    from bench.attestation.run import main as attestation
-
-    sys.exit(attestation(sys.argv[2:]))
 sys.exit(main())

@@ -29,7 +29,8 @@ pub const Config = extern struct {
     /// IPv4, network order, and port, host order.
     address: u32,
     port: u32,
-    reserved: u32,
+    /// Sessions outlive their connections (level 4: clean session is not set).
+    durable: u32,
     /// Messages published a second by all groups together; 0 = closed loop.
     rate: f64,
     /// libc's clock_gettime: served by the vDSO, which a library without libc does not find.
@@ -221,7 +222,7 @@ pub const Generator = struct {
         const index = (@intFromPtr(connection) - @intFromPtr(self.connections.items.ptr)) / @sizeOf(Connection);
         var name: [64]u8 = undefined;
         const client = std.fmt.bufPrint(&name, "{s}-{d}", .{ self.prefix(), index }) catch unreachable;
-        try self.writer(connection).connect(@intCast(self.config.level), client);
+        try self.writer(connection).connect(@intCast(self.config.level), client, self.config.durable == 0);
         connection.state = .greeting;
         try self.flush(connection);
     }

@@ -61,7 +61,7 @@ class LoadConfig(ctypes.Structure):
         ("spin", ctypes.c_uint32),
         ("address", ctypes.c_uint32),
         ("port", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("durable", ctypes.c_uint32),
         ("rate", ctypes.c_double),
         ("clock", ctypes.c_void_p),
         ("functions", TlsFunctions),
@@ -225,6 +225,7 @@ class Generator:
         rate: float = 0.0,
         spin: bool = False,
         with_tls: bool = False,
+        durable: bool = False,
         prefix: str = "load",
     ) -> None:
         if not PAYLOAD_BYTES_MIN <= payload_bytes <= PAYLOAD_BYTES_MAX:
@@ -242,6 +243,7 @@ class Generator:
             groups=groups,
             capacity=capacity,
             spin=int(spin),
+            durable=int(durable),
             address=int.from_bytes(socket.inet_aton(host), sys.byteorder),
             port=port,
             rate=rate,

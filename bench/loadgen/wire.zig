@@ -129,13 +129,13 @@ pub const Writer = struct {
         }
     }
 
-    pub fn connect(self: Writer, level: u8, client: []const u8) !void {
+    pub fn connect(self: Writer, level: u8, client: []const u8, clean: bool) !void {
         const properties: usize = if (level == 5) 1 else 0;
         try self.byte(0x10);
         try self.remainingLength(10 + properties + 2 + client.len);
         try self.string("MQTT");
         try self.byte(level);
-        try self.byte(0x02); // clean session / clean start
+        try self.byte(if (clean) 0x02 else 0); // clean session / clean start
         try self.int16(0); // no keep alive: an idle connection costs no pings
         if (level == 5) try self.byte(0);
         try self.string(client);

@@ -45,6 +45,7 @@ class Job:
     backlog: int = 10_000
     rate: float = 0.0
     spin: bool = False
+    durable: bool = False
     warmup_s: float = 0.5
     seconds: float = 2.0
     settle_s: float = 1.0
@@ -93,6 +94,7 @@ def _generator(job: Job, capacity: int, groups: int) -> Generator:
         rate=job.rate,
         spin=job.spin or job.rate > 0,
         with_tls=bool(job.tls_ca),
+        durable=job.durable,
         prefix=f"lg{os.getpid()}",
     )
 

@@ -1,0 +1,252 @@
+"""`python -m bench durability`: acknowledged messages a second from brokers that keep their state.
+
+QoS 1, pipelined, to a subscriber with a session that outlives it. avow with its default, `commit`:
+a message is on the disk before it is acknowledged. mosquitto with `autosave_on_changes` and
+`autosave_interval 1`, the most that it offers: it writes its whole database after every change, and
+acknowledges before. Then: how long a killed avow takes until it answers with a million queued
+messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from avow.testing.mqtt import Connack, Connect, Filter, Publish, StreamDecoder, Suback, Subscribe
+from bench.brokers import (
+    HOST,
+    Avow,
+    Broker,
+    BrokerError,
+    Certificate,
+    Mosquitto,
+    make_certificate,
+    started,
+)
+from bench.loadgen.library import build
+from bench.run import Bench, RunError, find_peers, machine
+from bench.scenarios import Scenario, Target
+
+_LEVEL = 4
+_RESTART_S = 60.0
+
+
+class DurableAvow(Avow):
+    """avow with a sealed store, new for every run."""
+
+    def __init__(self, durability: str) -> None:
+        super().__init__()
+        self.name = f"avow {durability}"
+        self._durability = durability
+        self.keep = False
+
+    def command(
+        self, folder: Path, port: int, tls_port: int, certificate: Certificate
+    ) -> list[str]:
+        state, key = folder / "state", folder / "owner.key"
+        if not self.keep:
+            shutil.rmtree(state, ignore_errors=True)
+            key.unlink(missing_ok=True)
+            key.touch(mode=0o600)
+            key.write_text(secrets.token_hex(32) + "\n")
+        command = super().command(folder, port, tls_port, certificate)
+        config = folder / "avow.toml"
+        text = config.read_text().replace("persist_sessions = false", "persist_sessions = true")
+        store = f'[store]\ndirectory = "{state}"\nkey = "file:{key}"\n'
+        config.write_text(f'{text}\n{store}durability = "{self._durability}"\n')
+        return command
+
+
+class DurableMosquitto(Mosquitto):
+    """mosquitto that saves as often as it can."""
+
+    def command(
+        self, folder: Path, port: int, tls_port: int, certificate: Certificate
+    ) -> list[str]:
+        command = super().command(folder, port, tls_port, certificate)
+        state = folder / "mosquitto"
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir()
+        config = folder / "mosquitto.conf"
+        config.write_text(
+            config.read_text().replace(
+                "persistence false",
+                f"persistence true\npersistence_location {state}/\n"
+                "autosave_on_changes true\nautosave_interval 1",
+            )
+        )
+        return command
+
+
+def rates(bench: Bench, brokers: Sequence[Broker], groups: int, rounds: int) -> dict[str, Any]:
+    """Acknowledged messages a second by broker: every round, and the median."""
+    scenario = Scenario(
+        f"durable_pairs{groups}",
+        f"QoS 1, durable, pipelined, {groups} pairs",
+        {"qos": 1, "window": 1000, "groups": groups, "durable": True},
+        (Target("published_rate"),),
+    )
+    found: dict[str, list[float]] = {broker.name: [] for broker in brokers}
+    for _ in range(rounds):
+        for broker in brokers:
+            values = bench.run(scenario, broker)
+            found[broker.name].append(values["published_rate"])
+            print(f"  {scenario.name} {broker.name}: {found[broker.name][-1]:,.0f}/s", flush=True)
+    return {
+        name: {"median_per_s": statistics.median(values), "rounds_per_s": values}
+        for name, values in found.items()
+    }
+
+
+class _Connection:
+    """A client for the restart, as simple as it can be."""
+
+    def __init__(self, port: int, client: str) -> None:
+        self.sock = socket.create_connection((HOST, port))
+        self._decoder = StreamDecoder(_LEVEL)
+        self._waiting: list[Any] = []
+        self.sock.sendall(Connect(client, _LEVEL, clean_start=False).encode())
+        self.session_present = self.next(Connack).session_present
+
+    def next(self, kind: type[Any]) -> Any:
+        while not self._waiting:
+            data = self.sock.recv(1 << 16)
+            if not data:
+                raise BrokerError("the broker closed the connection")
+            self._waiting = list(self._decoder.feed(data))
+        packet = self._waiting.pop(0)
+        if not isinstance(packet, kind):
+            raise BrokerError(f"expected {kind.__name__}, got {packet}")
+        return packet
+
+
+def _queue(port: int, count: int, payload_bytes: int) -> None:
+    """`count` messages of QoS 1 for a subscriber that is not there."""
+    subscriber = _Connection(port, "absent")
+    subscriber.sock.sendall(Subscribe(1, [Filter("queue", 1)]).encode(_LEVEL))
+    subscriber.next(Suback)
+    subscriber.sock.close()
+    publisher = _Connection(port, "publisher")
+    acknowledged = threading.Thread(target=_count, args=(publisher.sock, 4 * count))
+    acknowledged.start()
+    piece = 10_000
+    for start in range(0, count, piece):
+        publisher.sock.sendall(
+            b"".join(
+                Publish("queue", bytes(payload_bytes), 1, 1 + number % 60_000).encode(_LEVEL)
+                for number in range(start, min(start + piece, count))
+            )
+        )
+    acknowledged.join()
+    publisher.sock.close()
+
+
+def _count(sock: socket.socket, size_bytes: int) -> None:
+    """Until that many bytes of PUBACK came, four a message."""
+    while size_bytes > 0:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise BrokerError("the broker closed the connection before it had acknowledged all")
+        size_bytes -= len(data)
+
+
+@contextlib.contextmanager
+def _killed(broker: Broker, folder: Path, certificate: Certificate, count: int) -> Iterator[None]:
+    with contextlib.suppress(BrokerError), started(broker, folder, certificate, None) as running:
+        _queue(running.port, count, 64)
+        os.kill(running.pid, signal.SIGKILL)
+    yield
+
+
+def restart(folder: Path, certificate: Certificate, count: int, rounds: int) -> dict[str, Any]:
+    """Seconds from the start of a process until a client has its session with `count` messages."""
+    broker = DurableAvow("commit")
+    with _killed(broker, folder, certificate, count):
+        broker.keep = True
+        state_bytes = (folder / "state" / "store.avow").stat().st_size
+        found: list[float] = []
+        for _ in range(rounds):
+            begin_s = time.monotonic()
+            with contextlib.suppress(BrokerError), started(broker, folder, certificate, None) as at:
+                connection = _Connection(at.port, "absent")
+                found.append(time.monotonic() - begin_s)
+                if not connection.session_present:
+                    raise RunError("the session was lost")
+                first = connection.next(Publish)
+                if first.text != "queue":
+                    raise RunError(f"expected the first queued message, got {first}")
+                connection.sock.close()
+                os.kill(at.pid, signal.SIGKILL)
+            print(f"  restart with {count:,} queued: {found[-1]:.2f} s", flush=True)
+    return {"queued": count, "median_s": statistics.median(found), "store_bytes": state_bytes}
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench durability", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--warmup", type=float, default=0.5)
+    parser.add_argument("--queued", type=int, default=1_000_000, help="for the restart")
+    parser.add_argument("--groups", type=int, action="append", default=None)
+    parser.add_argument("--peer", type=Path, help="a mosquitto")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints and writes what was measured; 1 when a run broke."""
+    options = _arguments(arguments)
+    build()
+    peers = find_peers([options.peer] if options.peer else [], None)
+    brokers: list[Broker] = [DurableAvow(name) for name in ("commit", "interval", "none")]
+    brokers += [DurableMosquitto(peer.path) for peer in peers if isinstance(peer, Mosquitto)]
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="avow-durability-") as name:
+        folder = Path(name)
+        certificate = make_certificate(folder)
+        bench = Bench(
+            folder,
+            certificate,
+            broker_core=cores[0] if len(cores) > 1 else None,
+            generator_core=cores[1] if len(cores) > 1 else None,
+            seconds=options.seconds,
+            warmup_s=options.warmup,
+            with_ceiling=False,
+            spin=True,
+            repeats=0,
+        )
+        try:
+            result = {
+                "machine": machine(),
+                "pairs": {
+                    str(groups): rates(bench, brokers, groups, options.rounds)
+                    for groups in options.groups or (1, 16)
+                },
+                "restart": restart(folder, certificate, options.queued, options.rounds),
+            }
+        except (RunError, BrokerError, subprocess.TimeoutExpired) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+    for groups, found in result["pairs"].items():
+        for broker, values in found.items():
+            print(f"{groups:>3} pairs  {broker:24} {values['median_per_s']:>12,.0f} /s")
+    print(f"restart with {result['restart']['queued']:,} queued: ", end="")
+    print(f"{result['restart']['median_s']:.2f} s")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
