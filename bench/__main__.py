@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from bench.run import main
+
 # Each has a `main` that takes the arguments and returns the exit code.
 SUBJECTS = {
     "attestation": "bench.attestation.run",
@@ -11,7 +13,4 @@ SUBJECTS = {
 
 if sys.argv[1:2] and sys.argv[1] in SUBJECTS:
     sys.exit(importlib.import_module(SUBJECTS[sys.argv[1]]).main(sys.argv[2:]))
-
-from bench.run import main
-
 sys.exit(main())
