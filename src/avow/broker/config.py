@@ -26,6 +26,8 @@ from pydantic.fields import FieldInfo
 from avow.broker.limits import Limits
 from avow.channel.address import Address, parse_listen_address
 from avow.channel.issuer import QUOTE_TIMEOUT_S, QUOTES_PER_S, WAITING_MAX
+from avow.channel.provisioning import PREFIX, parse_owner, parse_place
+from avow.channel.provisioning_messages import check_name
 from avow.errors import AvowError
 
 DEFAULT_URL = "mqtt://127.0.0.1:1883"
@@ -33,10 +35,25 @@ DEFAULT_URL = "mqtt://127.0.0.1:1883"
 
 def _beside_the_file(value: object, info: ValidationInfo) -> object:
     """A relative path in the file is relative to the file, wherever avow is started."""
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
         return value
+    if str(value).startswith(PREFIX):
+        raise ValueError(
+            f"expected a file whose content is measured, got {str(value)!r}; only certificates, "
+            f"keys, revocation lists, users and pre-shared keys can be provisioned"
+        )
     folder = (info.context or {}).get("folder", Path())
     return Path(folder) / value
+
+
+def _provisioned_or_beside_the_file(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str | Path) or not str(value).startswith(PREFIX):
+        return _beside_the_file(value, info)
+    try:
+        check_name(str(value).removeprefix(PREFIX))
+    except AvowError as error:
+        raise ValueError(str(error)) from error
+    return Path(value)
 
 
 def _listen_url(value: str) -> str:
@@ -59,6 +76,22 @@ def _topic_pattern(value: str) -> str:
     return value
 
 
+def _place(value: str) -> str:
+    try:
+        parse_place(value)
+    except AvowError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _owner(value: str) -> str:
+    try:
+        parse_owner(value)
+    except AvowError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 def _module_digest(value: str) -> str:
     if re.fullmatch(r"sha256:[0-9a-f]{64}", value) is None:
         raise ValueError(
@@ -69,6 +102,8 @@ def _module_digest(value: str) -> str:
 
 
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
+# A file, or `provisioned:NAME`. The digest of the configuration says which, and not what is in it.
+SecretPath = Annotated[Path, BeforeValidator(_provisioned_or_beside_the_file)]
 ListenUrl = Annotated[str, AfterValidator(_listen_url)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
 ModuleDigest = Annotated[str, AfterValidator(_module_digest)]
@@ -87,12 +122,13 @@ class Listener(Table):
         description="Scheme (mqtt, mqtts, ws or wss), address and port; port 0 takes a free one. "
         "`mqtt://[::1]:1883` is IPv6."
     )
-    cert: FilePath | None = Field(
+    cert: SecretPath | None = Field(
         default=None,
         description="PEM file: the server's certificate, then its intermediates. For mqtts "
-        "and wss.",
+        "and wss. `provisioned:NAME` is what the owner hands over by this name; so for `key`, "
+        "`crl`, `psk_file` and `password_file`.",
     )
-    key: FilePath | None = Field(
+    key: SecretPath | None = Field(
         default=None, description="PEM file: the certificate's private key, without a passphrase."
     )
     client_ca: FilePath | None = Field(
@@ -109,7 +145,7 @@ class Listener(Table):
         description="What becomes the user name of a client with a certificate: its common "
         "name, its only DNS, e-mail or URI alternative name, or nothing.",
     )
-    crl: FilePath | None = Field(
+    crl: SecretPath | None = Field(
         default=None,
         description="PEM file: a current revocation list of every authority in client_ca.",
     )
@@ -120,7 +156,7 @@ class Listener(Table):
         default=None,
         description="Admit clients without user name. Without this key the top-level key decides.",
     )
-    psk_file: FilePath | None = Field(
+    psk_file: SecretPath | None = Field(
         default=None,
         description="Lines `identity:key`, the key in hexadecimal digits: clients with such a "
         "pre-shared key come in without a certificate, over TLS 1.3. The identity becomes the user "
@@ -312,6 +348,20 @@ class Attestation(Table):
     )
 
 
+class Provisioning(Table):
+    """Who may hand secrets to the broker, and where. With this table it waits for them."""
+
+    listen: Annotated[str, AfterValidator(_place)] = Field(
+        description="Address and port where the broker listens for its owner, such as "
+        "`0.0.0.0:8899`; port 0 takes a free one."
+    )
+    owner: Annotated[str, AfterValidator(_owner)] = Field(
+        description="`sha256:` and the SHA-256 of the owner's public key "
+        "(SubjectPublicKeyInfo, DER); `avow provision --new-owner-key` prints it. Nobody else gets "
+        "evidence here, and nobody else's secrets are taken."
+    )
+
+
 class Login(Table):
     """How passwords are checked."""
 
@@ -369,7 +419,7 @@ class Configuration(Table):
         description="Admit clients without user name. Without this key only listeners that "
         "nobody but this machine reaches do, as long as there is no other way to log in.",
     )
-    password_file: FilePath | None = Field(
+    password_file: SecretPath | None = Field(
         default=None, description="The users' file; `avow user add` writes it."
     )
     response_prefix: str = Field(
@@ -404,6 +454,10 @@ class Configuration(Table):
     attestation: Attestation = Field(
         default=Attestation(), description="How the broker makes evidence."
     )
+    provisioning: Provisioning | None = Field(
+        default=None,
+        description="Where secrets come from, if not from files; see `avow provision`.",
+    )
     login: Login = Field(default=Login(), description="How passwords are checked.")
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics | None = Field(
@@ -418,6 +472,21 @@ class Configuration(Table):
                 f"expected login.failure_delay_max_s below limits.connect_timeout_ms, got "
                 f"{self.login.failure_delay_max_s} s and {self.limits.connect_timeout_ms} ms; "
                 f"lower the first or raise the second"
+            )
+        return self
+
+
+    @model_validator(mode="after")
+    def _somebody_provisions(self) -> Configuration:
+        named = [self.password_file]
+        for listener in self.listeners:
+            named += [listener.cert, listener.key, listener.crl, listener.psk_file]
+        texts = [str(path) for path in named if path is not None]
+        wanted = [text for text in texts if text.partition(":")[0] == PREFIX.rstrip(":")]
+        if wanted and self.provisioning is None:
+            raise ValueError(
+                f"expected the table [provisioning] beside {wanted[0]!r}, got none; say who may "
+                f"provision the broker, and where"
             )
         return self
 

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from avow.broker.config import Configuration, table_of
 from avow.channel.address import parse_listen_address
 from avow.channel.named_files import read_named_text
+from avow.channel.provisioning import provisioned_name
 from avow.errors import AvowError, MalformedError
 
 
@@ -46,7 +47,7 @@ class Overrides:
             "psk_file": self.psk_file,
             "client_policy": self.client_policy,
         }
-        given = {name: path.absolute() for name, path in named.items() if path is not None}
+        given = {name: _absolute(path) for name, path in named.items() if path is not None}
         object.__setattr__(self, "files", given)
 
 
@@ -95,7 +96,12 @@ def _override(content: dict[str, Any], overrides: Overrides) -> None:
         if isinstance(table, dict):
             table["tee"] = overrides.tee
     if overrides.password_file is not None:
-        content["password_file"] = overrides.password_file.absolute()
+        content["password_file"] = _absolute(overrides.password_file)
+
+
+def _absolute(path: Path) -> Path:
+    """`provisioned:NAME` is no path."""
+    return path if provisioned_name(path) is not None else path.absolute()
 
 
 def _listener_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,9 @@ by the SHA-256 of what is in it, wherever it lies. Not covered, but for whether 
 - `password_file`, `psk_file`: secrets, at which a public digest would let anybody guess.
 - `crl`: signed by an authority of `client_ca`, and a new one comes out every few days.
 
+Where one of these is provisioned, that stands there with its name: the owner has handed it over to
+this configuration, and the disk has no say in it. The owner stands there as well.
+
 Of the folder `attestation.endorsements` the digest covers every *.pem file, by its name in there:
 these are the roots and keys that are trusted. What vendors sign (collateral, revocation lists) is
 renewed all the time.
@@ -26,6 +29,7 @@ from typing import Any, Final
 
 from avow.broker.config import Configuration
 from avow.channel.named_files import Read, read_named_file
+from avow.channel.provisioning import provisioned_name
 
 _PREFIX: Final = b"avow configuration v1\n"
 
@@ -63,7 +67,7 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
         return [_measured(inner, place, read) for inner in value]
     if isinstance(value, Path):
         if place[-1] in UNCOVERED_FILES:
-            return "present"
+            return "present" if provisioned_name(value) is None else str(value)
         if value.is_dir():
             return {
                 path.relative_to(value).as_posix(): _measured(path, ("root",), read)

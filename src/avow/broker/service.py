@@ -51,6 +51,8 @@ from avow.broker.pump import Attested, CoreTrapError, Pump, Transport
 from avow.channel.acceptor import Acceptor, Arrival, Door, Refusal, open_listeners
 from avow.channel.attestation import ServerAttestation
 from avow.channel.issuer import Counters
+from avow.channel.named_files import read_named_file
+from avow.channel.provisioning import Offer, Provisioned
 from avow.errors import AvowError, DeniedError, UnavailableError
 from avow.sandbox.engine import LoadedCore
 
@@ -77,7 +79,7 @@ class Failed:
     error: BaseException
 
 
-Controls = queue.SimpleQueue[Control | Failed]
+Controls = queue.SimpleQueue[Control | Failed | Offer]
 
 
 class Service:
@@ -93,9 +95,12 @@ class Service:
         log: FilteringBoundLogger,
         attestation: ServerAttestation | None = None,
         load_judge: LoadJudge | None = None,
+        provisioned: Provisioned | None = None,
     ) -> None:
         """`reread` gives the configuration as it is now, for a reload. `attestation` has been
-        measured with the digest of `prepared`; `load_judge` reads policies for clients."""
+        measured with the digest of `prepared`; `load_judge` reads policies for clients. With
+        `provisioned` secrets come from there, and the configuration stays as the owner saw it.
+        """
         configuration = prepared.configuration
         self._prepared = prepared
         self._core = core
@@ -104,6 +109,7 @@ class Service:
         self._log = log
         self._attestation = attestation
         self._load_judge = load_judge
+        self._provisioned = provisioned
         self._certificates = CertificateRenewal(attestation, log)
         self._pump = Pump(
             core,
@@ -152,7 +158,9 @@ class Service:
             while True:
                 match self._controls.get():
                     case Control.RELOAD:
-                        self._reload()
+                        self._reload(self._provisioned)
+                    case Offer() as offer:
+                        self._reprovision(offer)
                     case Control.STOP:
                         self._drain()
                         return
@@ -369,10 +377,31 @@ class Service:
             "logins_refused_busy": self._authenticator.busy,
         }
 
-    def _reload(self) -> None:
-        """Certificates, CRLs, users, rules and limits; connections stay, even revoked ones."""
+    def _reprovision(self, offer: Offer) -> None:
+        refusal = self._reload(offer.provisioned)
+        if refusal is None:
+            offer.taken()
+        else:
+            offer.refused(refusal)
+
+    def _reload(self, provisioned: Provisioned | None) -> AvowError | None:
+        """Certificates, CRLs, users, rules and limits; connections stay, even revoked ones.
+
+        None when all is in use; otherwise why all is as it was.
+        """
         try:
-            fresh = prepare(self._reread(), datetime.now(UTC), load_judge=self._load_judge)
+            fresh = prepare(
+                self._reread(),
+                datetime.now(UTC),
+                load_judge=self._load_judge,
+                read=read_named_file if provisioned is None else provisioned.reader(),
+            )
+            if provisioned is not None and fresh.digest != self._prepared.digest:
+                raise DeniedError(
+                    f"expected the configuration sha256:{self._prepared.digest.hex()}, to which "
+                    f"the owner has handed secrets, got sha256:{fresh.digest.hex()}; start avow "
+                    f"again and provision it"
+                )
             waiting = needs_restart(self._prepared.configuration, fresh.configuration)
             if waiting and self._attestation is not None:
                 # Half of a new configuration would be neither the one that the evidence names nor
@@ -386,7 +415,7 @@ class Service:
             )
         except AvowError as error:
             self._log.error("reload refused", reason=str(error), still="the old configuration")
-            return
+            return error
         for warning in fresh.warnings:
             self._log.warning(warning)
         by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}
@@ -406,7 +435,7 @@ class Service:
         self._send_settings(fresh)
         if waiting:
             self._log.warning("needs a restart", keys=waiting)
-        self._prepared = fresh
+        self._prepared, self._provisioned = fresh, provisioned
         if measured:
             self._log.info("measured", configuration_sha256=fresh.digest.hex())
         self._log.info(
@@ -414,6 +443,7 @@ class Service:
             users=len(fresh.users) if fresh.users is not None else 0,
             acl_rules=len(fresh.acl) if fresh.acl is not None else 0,
         )
+        return None
 
     def _drain(self) -> None:
         """No new connections; the old ones get DISCONNECT 0x8B and time to be flushed."""
@@ -440,6 +470,8 @@ class Service:
                     raise error
                 case Control.RELOAD:
                     pass  # too late
+                case Offer() as offer:
+                    offer.refused(UnavailableError("expected a broker that runs on, got its end"))
 
     def _stop(self) -> None:
         for acceptor in self._acceptors:
@@ -497,7 +529,14 @@ def needs_restart(old: Configuration, new: Configuration) -> list[str]:
     """The keys that have changed and are read at the start only."""
     keys = [
         name
-        for name in ("idle_timeout_s", "drain_timeout_s", "log", "metrics", "attestation")
+        for name in (
+            "idle_timeout_s",
+            "drain_timeout_s",
+            "log",
+            "metrics",
+            "attestation",
+            "provisioning",
+        )
         if getattr(old, name) != getattr(new, name)
     ]
     if sorted(listener.url for listener in old.listeners) != sorted(

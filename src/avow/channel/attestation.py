@@ -95,6 +95,7 @@ class ServerAttestation:
         self._runtime = runtime
         self._boot_id = secrets.token_bytes(BOOT_ID_BYTES)
         self._identity: AttestedIdentity | None = None
+        self._started = False
         self._issuer = Issuer(
             self._attester,
             quotes_per_s=quotes_per_s,
@@ -136,8 +137,10 @@ class ServerAttestation:
         return True
 
     def start(self) -> None:
-        """Begins to serve quotes."""
-        self._issuer.start()
+        """Begins to serve quotes, unless it does already."""
+        if not self._started:
+            self._started = True
+            self._issuer.start()
 
     def stop(self) -> None:
         """Ends; whoever waits is told that there is no evidence."""

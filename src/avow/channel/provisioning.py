@@ -55,6 +55,7 @@ PREFIX: Final = "provisioned:"
 STORE_KEY: Final = "store"
 # From the end of the exchange to the last byte of SECRETS.
 MESSAGE_TIMEOUT_S: Final = 30.0
+STOP_PATIENCE_S: Final = 2.0
 # A stranger can hold no more places than this.
 HANDSHAKES_MAX: Final = 64
 
@@ -253,9 +254,10 @@ class ProvisioningListener:
         self._thread.start()
 
     def stop(self) -> None:
-        """Closes the port. Who is being served is not waited for."""
+        """Closes the port; an answer under way gets a moment."""
         self._acceptor.stop()
         self._arrivals.put(None)
+        self._thread.join(STOP_PATIENCE_S)
 
     def _arrived(self, arrival: Arrival) -> None:
         self._arrivals.put(arrival)

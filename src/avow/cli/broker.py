@@ -30,6 +30,7 @@ from avow.cli.broker_attestation import (
 )
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.exit_codes import ExitCode
+from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.errors import AvowError
 from avow import artefacts
 from avow.sandbox.engine import LoadedCore, load
@@ -138,14 +139,22 @@ def broker(
     reread = functools.partial(load_configuration, config, overrides)
     with configuration_errors():
         configuration = reread()
-        prepared = prepare(configuration, datetime.now(UTC), load_judge=load_judge)
+        starting: Prepared | Unprovisioned
+        if configuration.provisioning is None:
+            starting = prepare(configuration, datetime.now(UTC), load_judge=load_judge)
+        else:
+            starting = unprovisioned(configuration)
     if check:
-        _report_check(prepared, printer(configuration))
+        _report_check(starting, printer(configuration))
         return ExitCode.OK
-    return _run(prepared, reread, by_default=config is None and not listen)
+    return _run(starting, reread, by_default=config is None and not listen)
 
 
-def _report_check(prepared: Prepared, say: Callable[[str], None]) -> None:
+def _report_check(prepared: Prepared | Unprovisioned, say: Callable[[str], None]) -> None:
+    if isinstance(prepared, Unprovisioned):
+        say("secrets: from the owner, when the broker runs; they were not checked")
+        say("configuration is valid")
+        return
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     for entry in prepared.listeners:
@@ -158,29 +167,39 @@ def _report_check(prepared: Prepared, say: Callable[[str], None]) -> None:
     say("configuration is valid")
 
 
-def _run(prepared: Prepared, reread: functools.partial[Configuration], *, by_default: bool) -> int:
-    log = make_log(prepared.configuration.log, sys.stderr)
-    if prepared.configuration.attestation.tee == SIMULATED:
+def _run(
+    starting: Prepared | Unprovisioned,
+    reread: functools.partial[Configuration],
+    *,
+    by_default: bool,
+) -> int:
+    log = make_log(starting.configuration.log, sys.stderr)
+    if starting.configuration.attestation.tee == SIMULATED:
         log = log.bind(warning=NOTHING_IS_PROTECTED)
     controls: Controls = queue.SimpleQueue()
     with _signals(controls), _thread_failures(controls, log):
         with configuration_errors():
-            attested = open_attestation(prepared)
-            core = _load_core(prepared.configuration, attested.measure)
+            attested = open_attestation(starting)
+            core = _load_core(starting.configuration, attested.measure)
             attestation = attested.attestation
             log.info("avow broker", version=__version__, module_sha256=core.sha256.hex())
             if attestation is not None:
                 log.info("attested", **attested.described())
-            service = Service(
-                prepared,
-                core,
-                reread=reread,
-                controls=controls,
-                log=log,
-                attestation=attestation,
-                load_judge=load_judge,
-            )
-            service.open()
+            ready = await_secrets(starting, attestation, controls, log, load_judge=load_judge)
+            if ready is None:
+                return ExitCode.OK
+            with ready.in_use():
+                service = Service(
+                    ready.prepared,
+                    core,
+                    reread=reread,
+                    controls=controls,
+                    log=log,
+                    attestation=attestation,
+                    load_judge=load_judge,
+                    provisioned=ready.provisioned,
+                )
+                service.open()
         if by_default:
             log.info(OPEN_UP)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 from cryptography import x509
@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from avow.broker.config import Configuration
-from avow.broker.prepared import Prepared
 from avow.channel.attestation import ServerAttestation
 from avow.channel.judge import Judge
 from avow.errors import MalformedError, UnavailableError
@@ -32,13 +31,25 @@ if TYPE_CHECKING:
 SIMULATED: Final = "simulated"
 
 
+class Measurable(Protocol):
+    """What is measured of a broker before it runs: `Prepared` is one."""
+
+    @property
+    def configuration(self) -> Configuration:
+        """What it runs with."""
+
+    @property
+    def digest(self) -> bytes:
+        """The configuration's digest (32 bytes)."""
+
+
 class StartingAttestation:
     """The platform while the broker starts: it measures the module before that runs.
 
     `attestation` is there after `measure`, unless there is no platform.
     """
 
-    def __init__(self, attester: Attester | None, prepared: Prepared) -> None:
+    def __init__(self, attester: Attester | None, prepared: Measurable) -> None:
         self._attester = attester
         self._prepared = prepared
         self.attestation: ServerAttestation | None = None
@@ -70,7 +81,7 @@ class StartingAttestation:
         }
 
 
-def open_attestation(prepared: Prepared) -> StartingAttestation:
+def open_attestation(prepared: Measurable) -> StartingAttestation:
     """Opens the platform that the configuration names.
 
     Raises `UnavailableError` when it is not there, for `auto` with what was looked for.
