@@ -1,0 +1,356 @@
+"""The witness's side: what it remembers, durable, and the service that is asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from avow.errors import (
+    AvowError,
+    DamagedError,
+    InUseError,
+    StorageError,
+    UnavailableError,
+)
+from avow.sealing.keys import read_key_file, write_key_file
+from avow.sealing.witness import (
+    CHALLENGE_BYTES,
+    REQUEST_BYTES,
+    Answer,
+    Kind,
+    Record,
+    State,
+    Status,
+    StoreName,
+    decide,
+    encode_greeting,
+    open_request,
+    public_bytes,
+    sign_answer,
+)
+
+KEY_NAME: Final = "witness.key"
+STATE_NAME: Final = "witness.db"
+STORES_MAX: Final = 10_000
+CONNECTIONS_MAX: Final = 256
+# One message, once it has begun; and the first one of a connection.
+MESSAGE_TIMEOUT_S: Final = 5.0
+# Stores keep their connections from one advance to the next.
+IDLE_TIMEOUT_S: Final = 3600.0
+
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS stores "
+    "(key BLOB PRIMARY KEY, id BLOB NOT NULL, record BLOB NOT NULL) WITHOUT ROWID"
+)
+# sequence, anchor, digest, acceptances.
+_RECORD: Final = struct.Struct("<Q Q 32s Q")
+
+
+class WitnessMemory:
+    """What a witness remembers: SQLite, with every change on the disk before it is told."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `InUseError`, `DamagedError` and `StorageError`."""
+        self._path = path
+        with self._failures():
+            self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            with self._failures():
+                # Nobody else may change it meanwhile.
+                self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute(_SCHEMA)
+                self._database.execute("COMMIT")
+                found = self._database.execute("PRAGMA quick_check(1)").fetchone()
+                if found != ("ok",):
+                    raise DamagedError(
+                        f"expected the witness's memory {path} to be whole, got: {found}; restore "
+                        f"nothing: begin with a new folder, and have the owners accept their stores"
+                    )
+        except BaseException:
+            self._database.close()
+            raise
+
+    def __len__(self) -> int:
+        with self._failures():
+            (count,) = self._database.execute("SELECT count(*) FROM stores").fetchone()
+        return int(count)
+
+    def load(self, key: bytes) -> Record | None:
+        """What is remembered of the store with this public key."""
+        with self._failures():
+            row = self._database.execute(
+                "SELECT record FROM stores WHERE key = ?", (key,)
+            ).fetchone()
+        if row is None:
+            return None
+        if not isinstance(row[0], bytes) or len(row[0]) != _RECORD.size:
+            raise DamagedError(
+                f"expected {_RECORD.size} bytes for the store {key.hex()[:16]} in {self._path}, "
+                f"got others; begin with a new folder, and have the owners accept their stores"
+            )
+        sequence, anchor, digest, acceptances = _RECORD.unpack(row[0])
+        return Record(State(sequence, anchor, digest), acceptances)
+
+    def keep(self, name: StoreName, record: Record) -> None:
+        """Remembers; it is on the disk when this returns."""
+        state = record.state
+        packed = _RECORD.pack(state.sequence, state.anchor, state.digest, record.acceptances)
+        with self._failures():
+            self._database.execute(
+                "INSERT INTO stores VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET record = ?",
+                (name.key, name.store_id, packed, packed),
+            )
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._database.close()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise InUseError(
+                    f"expected the witness's memory {self._path} to be free, got that another "
+                    f"process has it open; stop the other `avow witness`, or use another folder"
+                ) from error
+            if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                raise DamagedError(
+                    f"expected the witness's memory {self._path} to be whole, got: {error}; begin "
+                    f"with a new folder, and have the owners accept their stores"
+                ) from error
+            raise StorageError(
+                f"expected the witness's memory {self._path} to work, got: {error}; see the disk"
+            ) from error
+
+
+def open_state(
+    folder: Path, entropy: Callable[[int], bytes] = os.urandom
+) -> tuple[WitnessMemory, Ed25519PrivateKey]:
+    """The memory and the signing key in `folder`; both are made when neither is there.
+
+    A key without its memory is refused, and a memory without its key: somebody lost the other, and
+    a witness that forgot must not speak as the one that knew.
+    """
+    state, key_file = folder / STATE_NAME, folder / KEY_NAME
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"expected to make the folder {folder}, got {error.strerror}; choose another"
+        ) from error
+    if key_file.exists() and not state.exists():
+        raise UnavailableError(
+            f"expected the memory {STATE_NAME} beside {key_file}, got none: this witness has lost "
+            f"what it knew; remove the key too, and have the owners accept their stores with the "
+            f"new one"
+        )
+    memory = WitnessMemory(state)
+    try:
+        if not key_file.exists():
+            if len(memory):
+                raise UnavailableError(
+                    f"expected the key {KEY_NAME} beside {state}, got none; restore it, or begin "
+                    f"with a new folder"
+                )
+            write_key_file(key_file, entropy(32))
+        return memory, Ed25519PrivateKey.from_private_bytes(read_key_file(key_file))
+    except BaseException:
+        memory.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that an operator wants to know of: `what` happened, to which store."""
+
+    what: str
+    store: str = ""
+    store_id: str = ""
+    sequence: int = 0
+    anchor: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """What strangers may use up. Of times the unit is seconds."""
+
+    stores_max: int = STORES_MAX
+    connections_max: int = CONNECTIONS_MAX
+    message_timeout_s: float = MESSAGE_TIMEOUT_S
+    idle_timeout_s: float = IDLE_TIMEOUT_S
+
+
+class Witness:
+    """Answers requests, one after the other."""
+
+    def __init__(
+        self,
+        memory: WitnessMemory,
+        key: Ed25519PrivateKey,
+        *,
+        stores_max: int = STORES_MAX,
+        note: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """`note` is told of what an operator should see."""
+        self._memory = memory
+        self._key = key
+        self._stores_max = stores_max
+        self._note = note
+        self.public_key = public_bytes(key)
+
+    def respond(self, content: bytes, challenge: bytes, number: int) -> bytes:
+        """The answer to the `number`th request of a connection; what it changed is durable.
+
+        Raises `MalformedError` and `UntrustedError` for requests that get no answer, and
+        `StorageError` when nothing can be remembered any more.
+        """
+        request = open_request(content, challenge, self.public_key, number)
+        before = self._memory.load(request.store.key)
+        answer = decide(before, request)
+        if before is None and answer.record is not None and len(self._memory) >= self._stores_max:
+            answer = Answer(Status.FULL, None)
+        if answer.record is not None and answer.record != before:
+            self._memory.keep(request.store, answer.record)
+        what = ""
+        if request.kind is not Kind.READ and answer.status is not Status.DONE:
+            what = f"refused ({answer.status.name.lower()})"
+        elif before is None and answer.record is not None:
+            what = "new store"
+        elif request.kind is Kind.ACCEPT and answer.record != before:
+            what = "rollback accepted"
+        if what:
+            self._note(
+                Event(
+                    what,
+                    request.store.key.hex(),
+                    request.store.store_id.hex(),
+                    request.state.sequence,
+                    request.state.anchor,
+                )
+            )
+        return sign_answer(answer, request, self._key, challenge)
+
+
+class WitnessService:
+    """Connections from stores, over TCP."""
+
+    def __init__(
+        self,
+        witness: Witness,
+        limits: ServiceLimits,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+        note: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._witness = witness
+        self._limits = limits
+        self._entropy = entropy
+        self._note = note
+        self._connections: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] | None = None
+
+    async def serve(
+        self, host: str, port: int, *, ready: Callable[[int], None], stop: asyncio.Event
+    ) -> None:
+        """Until `stop` is set; `ready` gets the port. Raises `UnavailableError` when it cannot
+        listen, and `StorageError` when the memory fails: then it must not go on."""
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            # One request at a time is all that a connection may have waiting.
+            server = await asyncio.start_server(
+                self._accept, host, port, limit=REQUEST_BYTES, backlog=64
+            )
+        except OSError as error:
+            raise UnavailableError(
+                f"expected to listen on {host}:{port}, got {error.strerror or error}; choose "
+                f"another address"
+            ) from error
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            ready(server.sockets[0].getsockname()[1])
+            ends: set[asyncio.Future[Any]] = {stopping, self._failed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                self._failed.result()
+        finally:
+            stopping.cancel()
+            self._failed.cancel()
+            server.close()
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= self._limits.connections_max:
+            self._note(Event("connection refused", reason="there are as many as there may be"))
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (StorageError, DamagedError) as error:
+            if self._failed is not None and not self._failed.done():
+                self._failed.set_exception(error)
+        except AvowError as error:
+            self._note(Event("request refused", reason=str(error)))
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            # Gone, or too slow; a store comes again.
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        limits = self._limits
+        challenge = self._entropy(CHALLENGE_BYTES)
+        writer.write(encode_greeting(challenge))
+        number = 0
+        while True:
+            idle_s = limits.idle_timeout_s if number else limits.message_timeout_s
+            async with asyncio.timeout(idle_s):
+                begun = await reader.readexactly(1)
+            async with asyncio.timeout(limits.message_timeout_s):
+                content = begun + await reader.readexactly(REQUEST_BYTES - 1)
+            number += 1
+            writer.write(self._witness.respond(content, challenge, number))
+            async with asyncio.timeout(limits.message_timeout_s):
+                await writer.drain()
+
+
+def run_service(
+    service: WitnessService,
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[int], None],
+    signals: tuple[int, ...] = (),
+) -> None:
+    """`serve` in an event loop of its own, until one of `signals` comes."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in signals:
+            loop.add_signal_handler(number, stop.set)
+        await service.serve(host, port, ready=ready, stop=stop)
+
+    asyncio.run(run())
