@@ -9,6 +9,7 @@ from bench.run import main
 SUBJECTS = {
     "attestation": "bench.attestation.run",
     "durability": "bench.durability",
+    "sandbox": "bench.sandbox.run",
 }
 
 if sys.argv[1:2] and sys.argv[1] in SUBJECTS:

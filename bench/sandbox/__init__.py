@@ -1,0 +1,1 @@
+"""What the sandbox and sealed files cost."""

@@ -1,0 +1,67 @@
+"""The bench of the sandbox measures what it says: same sources, same results, right arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.report import Row, Sample
+from bench.sandbox import kernels
+from bench.sandbox.run import WASM, Size, Suite
+from bench.sandbox.ways import NATIVE, PLAIN, SEALED
+
+
+def test_every_kernel_is_there() -> None:
+    sources = {path.stem for path in kernels.FOLDER.glob("*.c")} - {"main"}
+    assert sources == set(kernels.SIZES)
+    assert len(kernels.SIZES) == 30
+
+
+def test_a_kernel_is_run_both_ways_and_compared(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, Size(rounds=1, kernels=("gemm",), kernel_size="MINI", kernel_ms=0))
+    suite.kernels()
+    assert not suite.failures
+    assert {sample.broker for sample in suite.samples} == {NATIVE, WASM}
+    one, mean = suite.rows
+    assert one.ratio is not None
+    assert mean.ratio == pytest.approx(one.ratio)
+    assert mean.verdict in ("reached", "missed")
+
+
+def test_other_results_are_found() -> None:
+    with pytest.raises(kernels.OtherResultError, match="gemm: expected the checksum 2"):
+        kernels.check_same("gemm", kernels.Timed((1.0,), 2.0), kernels.Timed((1.0,), 2.00001))
+    nan = float("nan")
+    with pytest.raises(kernels.OtherResultError):
+        kernels.check_same("gemm", kernels.Timed((1.0,), nan), kernels.Timed((1.0,), nan))
+
+
+def test_what_a_kernel_prints() -> None:
+    assert kernels.parse("0.5\n0.25\n1\nchecksum 3e2\n") == kernels.Timed((0.5, 0.25, 1.0), 300.0)
+    assert kernels.Timed((0.5, 0.25, 1.0), 3.0).median_s == 0.5
+    for other in ("checksum 3\n", "0.5\n", "0.5\nresult 3\n"):
+        with pytest.raises(ValueError, match="times and a checksum"):
+            kernels.parse(other)
+
+
+def _row(suite: Suite, sealed: float, beside: float, maximum: float | None) -> Row:
+    suite.samples += [
+        Sample("x", SEALED, "", 0, {"ms": sealed}),
+        Sample("x", PLAIN, "", 0, {"ms": beside}),
+    ]
+    return suite._compared("x", "x", "ms", SEALED, PLAIN, maximum)
+
+
+def test_ratios_are_judged(tmp_path: Path) -> None:
+    assert _row(Suite(tmp_path, Size()), 15, 10, 1.5).verdict == "reached"
+    row = _row(Suite(tmp_path, Size()), 16, 10, 1.5)
+    assert (row.verdict, row.ratio) == ("missed", 1.6)
+    assert _row(Suite(tmp_path, Size()), 16, 10, None).verdict == ""
+
+
+def test_a_broken_run_is_a_failure_and_no_figure(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, Size(rounds=1, kernels=("none",), kernel_size="MINI"))
+    suite.kernels()
+    assert suite.failures
+    assert not suite.rows
