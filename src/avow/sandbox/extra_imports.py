@@ -16,10 +16,6 @@ from avow.errors import TrapError
 _TYPES: Final[dict[str, Callable[[], ValType]]] = {"i32": ValType.i32, "i64": ValType.i64}
 
 
-class OutsideOfMemoryError(TrapError):
-    """A program named a range that is not inside of its linear memory."""
-
-
 class GuestMemory:
     """The linear memory of the module that calls, for the time of the call."""
 
@@ -33,19 +29,19 @@ class GuestMemory:
         self._caller, self._memory = caller, memory
 
     def read(self, address: int, length: int) -> bytes:
-        """A copy of `length` bytes. Raises `OutsideOfMemoryError`, which ends the program."""
+        """A copy of `length` bytes. Raises `TrapError`, which ends the program, outside of it."""
         self._check(address, length)
         return bytes(self._memory.read(self._caller, address, address + length))
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` there. Raises `OutsideOfMemoryError`, which ends the program."""
+        """Put `data` there. Raises `TrapError`, which ends the program, outside of it."""
         self._check(address, len(data))
         self._memory.write(self._caller, data, address)
 
     def _check(self, address: int, length: int) -> None:
         size = self._memory.data_len(self._caller)
         if address < 0 or length < 0 or address + length > size:
-            raise OutsideOfMemoryError(
+            raise TrapError(
                 f"expected an address inside of the program's memory of {size} bytes, got {length} "
                 f"bytes at {address}; the program has a fault, report it to who made it"
             )

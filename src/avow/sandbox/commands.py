@@ -1,0 +1,149 @@
+"""Core modules: commands of WASI preview 1 (`_start`), and reactors (`_initialize`).
+
+Source: https://github.com/WebAssembly/WASI, legacy/application-abi.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from wasmtime import (
+    Engine,
+    Func,
+    FuncType,
+    Instance,
+    Linker,
+    Memory,
+    Module,
+    Store,
+    Trap,
+    WasmtimeError,
+)
+
+from avow.errors import AvowError, ImportsError, LimitError, ModuleError
+from avow.sandbox.extra_imports import ExtraImport
+from avow.sandbox.grants import Grants
+from avow.sandbox.limits import (
+    INSTANCES_MAX,
+    MEMORIES_MAX,
+    TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
+    Limits,
+)
+from avow.sandbox.traps import one_line, stopped
+from avow.sandbox.wasi import FUNCTIONS, MODULE, Wasi
+
+if TYPE_CHECKING:
+    from avow.sandbox.program import Surroundings
+
+# In the order in which they are looked for: what has `_start` is a command, whatever else it has.
+_ENTRIES: Final = ("_start", "_initialize")
+# Functions that avow knows, by module, and the grant that allows them.
+GRANTED_MODULES: Final = {"avow_evidence": "evidence", "avow_verify": "evidence"}
+
+
+def check(module: Module, grants: Grants, extra_imports: Sequence[ExtraImport]) -> None:
+    """Raises `ImportsError` that names every import that nobody would answer."""
+    offered = {(each.module, each.name): each for each in extra_imports}
+    missing: list[str] = []
+    for item in module.imports:
+        place = (item.module, item.name or "")
+        name = f"{place[0]}.{place[1]}"
+        if place in offered and (offered[place].grant != "evidence" or grants.evidence):
+            continue
+        if place[0] == MODULE and place[1] in FUNCTIONS:
+            continue
+        grant = offered[place].grant if place in offered else GRANTED_MODULES.get(place[0])
+        if grant is None:
+            missing.append(f"{name} (no grant allows it)")
+        elif grant == "evidence" and grants.evidence:
+            missing.append(f"{name} (granted, but only `--attest` offers it)")
+        else:
+            missing.append(f"{name} (`--grant {grant}` allows it)")
+    if missing:
+        raise ImportsError(
+            f"expected imports that exist and are granted, this module wants "
+            f"{', '.join(dict.fromkeys(missing))}; grant them, or build it for wasm32-wasi preview "
+            f"1 without them"
+        )
+
+
+def entry_of(module: Module) -> str:
+    """The export to call. Raises `ModuleError` when there is none, or of another type."""
+    exports = {each.name: each.type for each in module.exports}
+    for name in _ENTRIES:
+        kind = exports.get(name)
+        if isinstance(kind, FuncType):
+            if kind.params or kind.results:
+                raise ModuleError(
+                    f"expected `{name}` without parameters and results, got one with them; build "
+                    f"the module for WASI preview 1"
+                )
+            return name
+    raise ModuleError(
+        "expected a program, which exports the function `_start` (or `_initialize`), got a module "
+        "with neither; build it as a command for WASI preview 1"
+    )
+
+
+def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundings) -> int:
+    """Run a module to its end and return its exit code, 0 to 255. Errors as of `Program.run`."""
+    check(module, surroundings.grants, surroundings.extra_imports)
+    entry = entry_of(module)
+    store = Store(engine)
+    store.set_limits(
+        memory_size=limits.memory_max_bytes,
+        table_elements=TABLE_ELEMENTS_MAX,
+        instances=INSTANCES_MAX,
+        tables=TABLES_MAX,
+        memories=MEMORIES_MAX,
+    )
+    if limits.fuel is not None:
+        store.set_fuel(limits.fuel)
+    linker = Linker(engine)
+    for each in surroundings.extra_imports:
+        each.define(linker)
+    wasi = Wasi.of(surroundings)
+    memory: Memory | None = None
+    try:
+        wasi.define(linker)
+        instance = linker.instantiate(store, module)
+        memory = _memory_of(store, instance)
+        if memory is not None:
+            wasi.attach(store, memory)
+        function = instance.exports(store)[entry]
+        if isinstance(function, Func):
+            function(store)
+    except Trap as trap:
+        if wasi.exit_code is None:
+            in_use = 0 if memory is None else memory.data_len(store)
+            raise stopped(trap, limits, in_use) from trap
+    except WasmtimeError as error:
+        raise _unlinked(error, limits) from error
+    finally:
+        wasi.close()
+    return (wasi.exit_code or 0) & 0xFF
+
+
+def _memory_of(store: Store, instance: Instance) -> Memory | None:
+    memory = instance.exports(store).get("memory")
+    return memory if isinstance(memory, Memory) else None
+
+
+def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
+    reason = one_line(error)
+    if "exceeds memory limits" in reason:
+        return LimitError(
+            f"expected a module that starts within {limits.memory_max_bytes} bytes of memory, this "
+            f"one wants more ({reason}); raise --memory-max-bytes"
+        )
+    if "incompatible import type" in reason:
+        return ImportsError(
+            f"expected imports of the types that WASI preview 1 gives them, got others ({reason}); "
+            f"build the module again"
+        )
+    return ModuleError(
+        f"expected a module that can be started, got {reason}; build it again with fewer tables, "
+        f"memories or exports"
+    )

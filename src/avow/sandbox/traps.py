@@ -1,0 +1,41 @@
+"""What wasmtime says when it stops a program, in one line, and which of avow's errors that is."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from wasmtime import Trap, WasmtimeError
+
+from avow.errors import AvowError
+from avow.sandbox.limits import Limits, error_of_trap
+
+_LINE_MAX: Final = 300
+# Where a number does not say it: a component's errors are only text.
+_CODES: Final = {
+    "call stack exhausted": "STACK_OVERFLOW",
+    "all fuel consumed by WebAssembly": "OUT_OF_FUEL",
+}
+_NUMBER: Final = re.compile(r"^\d+: +")
+
+
+def one_line(error: WasmtimeError | Trap) -> str:
+    """The causes that wasmtime names, the innermost last, without the list of frames."""
+    text = error.message if isinstance(error, Trap) else str(error)
+    head, caused, causes = text.partition("Caused by:")
+    lines = [_NUMBER.sub("", line.strip()) for line in (causes if caused else head).splitlines()]
+    joined = ": ".join(line for line in lines if line)
+    if caused and not head.startswith("error while executing"):
+        joined = f"{head.strip().splitlines()[0]}: {joined}"
+    return joined[:_LINE_MAX]
+
+
+def stopped(error: WasmtimeError | Trap, limits: Limits, memory_bytes: int) -> AvowError:
+    """The error for a program that was stopped with `memory_bytes` of memory in use."""
+    reason = one_line(error)
+    code = ""
+    if isinstance(error, Trap):
+        code = "" if error.trap_code is None else error.trap_code.name
+    else:
+        code = next((code for text, code in _CODES.items() if text in reason), "")
+    return error_of_trap(code, reason, limits, memory_bytes)

@@ -1,0 +1,381 @@
+"""Programs: what is one, what it may import, where it is stopped, and that the right bytes run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from wasmtime import wat2wasm
+
+from avow.errors import (
+    AvowError,
+    ImportsError,
+    LimitError,
+    MalformedError,
+    ModuleError,
+    TrapError,
+)
+from avow.sandbox.extra_imports import ExtraImport, GuestMemory
+from avow.sandbox.grants import Grants, parse_grants
+from avow.sandbox.limits import Limits
+from avow.sandbox.program import Kind, Surroundings, kind_of, load
+
+NOTHING = Grants()
+
+
+def module(body: str) -> bytes:
+    return bytes(wat2wasm(f"(module {body})"))
+
+
+def start(body: str) -> bytes:
+    """A program with a memory of one page and a table of two."""
+    return module(f"""
+        (type $void (func))
+        (memory (export "memory") 1)
+        (table 2 funcref)
+        (func $wants (param i32))
+        (elem (i32.const 0) func $wants)
+        (func (export "_start") {body})""")
+
+
+def run(
+    content: bytes,
+    limits: Limits | None = None,
+    grants: Grants = NOTHING,
+    extra: tuple[ExtraImport, ...] = (),
+) -> int:
+    running = load(content, limits=limits).start(
+        Surroundings(arguments=("app",), grants=grants, extra_imports=extra)
+    )
+    return running.exit_code()
+
+
+def test_a_program_that_returns_ends_with_0() -> None:
+    assert run(start("")) == 0
+
+
+def test_a_reactor_is_initialised() -> None:
+    assert run(module('(func (export "_initialize"))')) == 0
+    with pytest.raises(TrapError):
+        run(module('(func (export "_initialize") unreachable)'))
+    # What has both is a command.
+    both = '(func (export "_start") unreachable) (func (export "_initialize"))'
+    with pytest.raises(TrapError):
+        run(module(both))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(drop (i32.load (i32.const 65533)))",
+        "(drop (i32.load8_u (i32.const 65536)))",
+        "(drop (i32.load8_u (i32.const -1)))",
+        "(drop (i32.load offset=4294967295 (i32.const -1)))",
+        "(drop (v128.load (i32.const 65521)))",
+        "(i32.store (i32.const 65533) (i32.const 1))",
+        "(i64.store offset=65529 (i32.const 0) (i64.const 1))",
+        "(i32.store8 offset=4294967295 (i32.const -1) (i32.const 1))",
+        "(memory.fill (i32.const 1) (i32.const 0) (i32.const 65536))",
+        "(memory.copy (i32.const 0) (i32.const 65535) (i32.const 2))",
+        # The page that memory.grow was refused is not there, nor is one behind what it gave.
+        "(drop (memory.grow (i32.const 65536))) (drop (i32.load8_u (i32.const 65536)))",
+        "(drop (memory.grow (i32.const 1))) (drop (i32.load8_u (i32.const 131072)))",
+        "(call_indirect (type $void) (i32.const 2))",
+        "(call_indirect (type $void) (i32.const -1))",
+        "(call_indirect (type $void) (i32.const 1))",
+        "(call_indirect (type $void) (i32.const 0))",
+        "(drop (table.get (i32.const 2)))",
+        "(drop (i32.div_s (i32.const 1) (i32.const 0)))",
+        "(drop (i32.trunc_f32_s (f32.const nan)))",
+        "unreachable",
+    ],
+)
+def test_what_is_forbidden_traps(body: str) -> None:
+    with pytest.raises(TrapError, match="was stopped: "):
+        run(start(body))
+
+
+def test_the_edges_are_inside() -> None:
+    assert run(start("(drop (i32.load (i32.const 65532)))")) == 0
+    grown = "(drop (memory.grow (i32.const 1))) (i32.store8 (i32.const 131071) (i32.const 1))"
+    assert run(start(grown)) == 0
+
+
+RECURSION = module('(func $f (export "_start") (call $f))')
+LOOP = module('(func (export "_start") (loop $l (br $l)))')
+GROWING = module("""
+    (memory (export "memory") 1)
+    (func (export "_start")
+      (loop $l
+        (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+        (br $l)))""")
+
+
+def test_endless_recursion() -> None:
+    with pytest.raises(LimitError, match="--stack-max-bytes"):
+        run(RECURSION, Limits(stack_max_bytes=64 << 10))
+    # As large as it may be: the thread has that much.
+    with pytest.raises(LimitError, match="--stack-max-bytes"):
+        run(RECURSION, Limits(stack_max_bytes=64 << 20))
+
+
+def test_fuel() -> None:
+    with pytest.raises(LimitError, match="--fuel"):
+        run(LOOP, Limits(fuel=100_000))
+    assert run(start("nop"), Limits(fuel=100)) == 0
+    with pytest.raises(LimitError, match="--fuel"):
+        run(start("(loop $l nop (br $l))"), Limits(fuel=1))
+
+
+def test_memory() -> None:
+    with pytest.raises(LimitError, match="--memory-max-bytes"):
+        run(GROWING, Limits(memory_max_bytes=1 << 20))
+    with pytest.raises(LimitError, match="starts within"):
+        run(module('(memory 17) (func (export "_start"))'), Limits(memory_max_bytes=1 << 20))
+    refused = """
+        (if (i32.ne (memory.grow (i32.const 16)) (i32.const -1)) (then unreachable))
+        (if (i32.ne (memory.grow (i32.const 15)) (i32.const 1)) (then unreachable))"""
+    assert run(start(refused), Limits(memory_max_bytes=1 << 20)) == 0
+
+
+def test_a_start_function_is_limited_too() -> None:
+    body = '(func $f (loop $l (br $l))) (start $f) (func (export "_start"))'
+    with pytest.raises(LimitError, match="--fuel"):
+        run(module(body), Limits(fuel=1000))
+
+
+def test_all_missing_imports_are_named() -> None:
+    content = module("""
+        (import "env" "f" (func))
+        (import "env" "memory" (memory 1))
+        (import "wasi_unstable" "fd_write" (func))
+        (import "wasi_snapshot_preview1" "fd_wirte" (func))
+        (import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))
+        (import "avow_evidence" "attest" (func))
+        (func (export "_start") unreachable)""")
+    with pytest.raises(ImportsError) as refused:
+        run(content)
+    said = str(refused.value)
+    for name in (
+        "env.f (no grant allows it)",
+        "env.memory (no grant allows it)",
+        "wasi_unstable.fd_write (no grant allows it)",
+        "wasi_snapshot_preview1.fd_wirte (no grant allows it)",
+        "avow_evidence.attest (`--grant evidence` allows it)",
+    ):
+        assert name in said
+    assert "sched_yield" not in said
+
+
+def test_an_import_of_another_type_is_refused() -> None:
+    body = '(import "wasi_snapshot_preview1" "proc_exit" (func (param i64)))'
+    with pytest.raises(ImportsError, match="proc_exit"):
+        run(module(f'{body} (func (export "_start"))'))
+
+
+def seen_by(body: str, grants: Grants = NOTHING) -> list[object]:
+    """Runs `body`, which may call $peek(address, length) and $poke(address, length)."""
+    seen: list[object] = []
+
+    def peek(memory: GuestMemory, address: int, length: int) -> int:
+        seen.append(memory.read(address, length))
+        return 7
+
+    def poke(memory: GuestMemory, address: int, length: int) -> int:
+        memory.write(address, b"x" * length)
+        return 0
+
+    extra = tuple(
+        ExtraImport("avow_evidence", name, ("i32", "i32"), function)
+        for name, function in (("peek", peek), ("poke", poke))
+    )
+    imports = "".join(
+        f'(import "avow_evidence" "{n}" (func ${n} (param i32 i32) (result i32)))'
+        for n in ("peek", "poke")
+    )
+    content = module(f'{imports} (memory (export "memory") 1) (func (export "_start") {body})')
+    run(content, grants=grants, extra=extra)
+    return seen
+
+
+WITH_EVIDENCE = Grants(evidence=True)
+
+
+def test_extra_imports_need_their_grant() -> None:
+    with pytest.raises(ImportsError, match="--grant evidence"):
+        seen_by("")
+    body = """
+        (drop (call $poke (i32.const 1) (i32.const 2)))
+        (if (i32.ne (call $peek (i32.const 0) (i32.const 4)) (i32.const 7)) (then unreachable))"""
+    assert seen_by(body, WITH_EVIDENCE) == [b"\0xx\0"]
+
+
+@pytest.mark.parametrize("name", ["peek", "poke"])
+@pytest.mark.parametrize(
+    ("address", "length"), [(65536, 1), (65535, 2), (-1, 1), (0, 65537), (-16, 32), (1, -1)]
+)
+def test_a_pointer_outside_of_the_memory_ends_the_program(
+    name: str, address: int, length: int
+) -> None:
+    body = f"(drop (call ${name} (i32.const {address}) (i32.const {length})))"
+    with pytest.raises(TrapError, match="memory of 65536 bytes"):
+        seen_by(body, WITH_EVIDENCE)
+
+
+def test_what_an_extra_import_raises_comes_out() -> None:
+    def fail(memory: GuestMemory) -> int:
+        raise MalformedError("from within")
+
+    extra = (ExtraImport("avow_verify", "verify", (), fail),)
+    content = module("""
+        (import "avow_verify" "verify" (func $v (result i32)))
+        (memory (export "memory") 1)
+        (func (export "_start") (drop (call $v)))""")
+    with pytest.raises(MalformedError, match="from within"):
+        run(content, grants=WITH_EVIDENCE, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "0 bytes that begin with nothing"),
+        (b"\0asm", "version bytes"),
+        (b"\0asm\x02\0\0\0", "version bytes 02000000"),
+        (b"\0asm\x0c\0\x01\0", "version bytes 0c000100"),
+        (b"#!/bin/sh\n", "begin with 23212f62"),
+        (b'\n(module (func (export "_start")))', "its text format"),
+        (b"\x7fELF" + bytes(60), "compiled code"),
+    ],
+)
+def test_no_program(content: bytes, said: str) -> None:
+    with pytest.raises(ModuleError, match=said):
+        load(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\0asm\x01\0\0\0\xff", "expected a valid WebAssembly module"),
+        (b"\0asm\x0d\0\x01\0\xff", "expected a valid WebAssembly component"),
+        (start("")[:-1], "expected a valid WebAssembly module"),
+        (start("") + b"\0", "expected a valid WebAssembly module"),
+        (module("(memory 1 1 shared)"), "without threads"),
+        (module("(memory i64 1)"), "64-bit memories"),
+        (module(""), "exports the function `_start`"),
+        (module('(func (export "_start") (param i32))'), "without parameters"),
+        (module('(func (export "_start") (result i32) i32.const 0)'), "without parameters"),
+        (module('(memory (export "_start") 1)'), "exports the function `_start`"),
+    ],
+)
+def test_no_good_program(content: bytes, said: str) -> None:
+    with pytest.raises(ModuleError, match=said):
+        run(content)
+
+
+def test_what_is_hashed_is_what_is_compiled() -> None:
+    """The caller's buffer may change at any time: the digest and the code are of one copy."""
+    good, bad = start("nop"), start("unreachable"[:0] + "(drop (i32.const 1)) unreachable")
+    buffer = bytearray(good)
+    program = load(buffer)
+    buffer[:] = bad
+    assert program.sha256 == hashlib.sha256(good).digest()
+    running = program.start(Surroundings(arguments=("app",), grants=NOTHING))
+    assert running.exit_code() == 0
+
+
+COMMAND = """(component
+  (core module $m (func (export "run") (result i32) {body}))
+  (core instance $i (instantiate $m))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $r (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.3" (instance $r)))"""
+
+
+def component(body: str) -> bytes:
+    return bytes(wat2wasm(COMMAND.format(body=body)))
+
+
+def test_a_component() -> None:
+    assert kind_of(component("i32.const 0")) is Kind.COMPONENT
+    assert run(component("i32.const 0")) == 0
+    assert run(component("i32.const 1")) == 1
+    with pytest.raises(TrapError, match="unreachable"):
+        run(component("unreachable"))
+    with pytest.raises(LimitError, match="--fuel"):
+        run(component("(loop $l (br $l)) i32.const 0"), Limits(fuel=1000))
+
+
+def test_a_component_has_limits() -> None:
+    recursive = COMMAND.replace('(func (export "run")', '(func $f (export "run")')
+    with pytest.raises(LimitError, match="--stack-max-bytes"):
+        run(bytes(wat2wasm(recursive.format(body="call $f"))), Limits(stack_max_bytes=1 << 16))
+    large = COMMAND.replace("(core module $m ", "(core module $m (memory 17) ")
+    content = bytes(wat2wasm(large.format(body="i32.const 0")))
+    with pytest.raises(LimitError, match="--memory-max-bytes"):
+        run(content, Limits(memory_max_bytes=1 << 20))
+
+
+CLOCK = """(component
+  (import "wasi:clocks/{clock}@0.2.1" (instance $clock
+    (export "resolution" (func {result}))))
+  (core module $m
+    (import "c" "r" (func $r {core}))
+    {memory}
+    (func (export "run") (result i32) {call} i32.const 0))
+  {given}
+  (core instance $c (export "r" (func $core)))
+  (core instance $i (instantiate $m (with "c" (instance $c))))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $r (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.3" (instance $r)))"""
+MONOTONIC = CLOCK.format(
+    clock="monotonic-clock",
+    result="(result u64)",
+    core="(result i64)",
+    memory="",
+    call="(drop (call $r))",
+    given='(core func $core (canon lower (func $clock "resolution")))',
+)
+
+
+def test_a_component_gets_no_clock_that_was_not_granted() -> None:
+    content = bytes(wat2wasm(MONOTONIC))
+    with pytest.raises(ImportsError, match="clock:monotonic"):
+        run(content)
+    with pytest.raises(ImportsError, match="clock:monotonic"):
+        run(content, grants=Grants(clocks=frozenset({"realtime"})))
+    assert run(content, grants=Grants(clocks=frozenset({"monotonic"}))) == 0
+    # Not called, not missed.
+    assert run(bytes(wat2wasm(MONOTONIC.replace("(drop (call $r))", "")))) == 0
+
+
+def test_imports_of_a_component_are_named() -> None:
+    text = COMMAND.replace(
+        "(component",
+        '(component (import "wasi:http/types@0.2.0" (instance))'
+        ' (import "a:b/c" (instance)) (import "wasi:io/poll@0.3.0" (instance))',
+        1,
+    )
+    with pytest.raises(ImportsError) as refused:
+        run(bytes(wat2wasm(text.format(body="i32.const 0"))))
+    for name in ("wasi:http/types@0.2.0", "a:b/c", "wasi:io/poll@0.3.0"):
+        assert f"{name} (no grant allows it)" in str(refused.value)
+
+
+def test_a_component_that_is_no_program() -> None:
+    with pytest.raises(ModuleError, match="wasi:cli/run"):
+        run(bytes(wat2wasm("(component)")))
+
+
+@pytest.mark.parametrize("grant", ["tcp:h:1", "listen:h:1", "evidence"])
+def test_a_grant_that_a_component_cannot_have_is_refused(grant: str) -> None:
+    grants = parse_grants([grant], folder=Path("/"))
+    with pytest.raises(MalformedError, match=grant.split(":")[0]):
+        run(component("i32.const 0"), grants=grants)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    grants = parse_grants(["plain:/in=absent"], folder=tmp_path)
+    with pytest.raises(AvowError, match="plain:/in"):
+        run(component("i32.const 0"), grants=grants)
