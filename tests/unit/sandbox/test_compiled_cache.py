@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -118,7 +119,7 @@ def test_another_version_or_processor_is_another_entry(
     load(CODE, cache=cache_of(files))
     monkeypatch.setattr(engine_settings, "_processor_features", lambda: "fpu")
     assert not load(CODE, cache=cache_of(files)).from_cache
-    monkeypatch.setattr(engine_settings.importlib.metadata, "version", lambda name: "49.0.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "49.0.0")
     assert not load(CODE, cache=cache_of(files)).from_cache
     assert len(files.content) == 3
 

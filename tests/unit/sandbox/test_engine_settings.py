@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from wasmtime import Config
 
-from avow.errors import DeniedError
+from avow.errors import DeniedError, MalformedError
 from avow.sandbox import engine, engine_settings
 from avow.sandbox.engine_settings import CORE_SETTINGS, configured, program_settings
 from avow.sandbox.limits import Limits
@@ -55,7 +55,7 @@ def test_of_a_program(settings_made: list[dict[str, Any]]) -> None:
 
 
 def test_of_the_core(settings_made: list[dict[str, Any]]) -> None:
-    with pytest.raises(engine.MalformedError, match="memory"):
+    with pytest.raises(MalformedError, match="memory"):
         engine.load(MODULE)
     assert settings_made == [dict(CORE_SETTINGS)]
 
