@@ -7,6 +7,21 @@ const std = @import("std");
 
 pub const store = @import("store/store.zig");
 
+comptime {
+    _ = @import("store/exports.zig");
+    _ = @import("wasi/exports.zig");
+}
+
+pub const panic = std.debug.FullPanic(panicNow);
+
+fn panicNow(message: []const u8, _: ?usize) noreturn {
+    const prefix = "avow vault: ";
+    _ = std.os.linux.write(2, prefix.ptr, prefix.len);
+    _ = std.os.linux.write(2, message.ptr, message.len);
+    _ = std.os.linux.write(2, "\n", 1);
+    @trap();
+}
+
 /// Changes with every change of what is exported here.
 const INTERFACE_VERSION = 1;
 
