@@ -190,7 +190,6 @@ class Event:
 class ServiceLimits:
     """What strangers may use up. Of times the unit is seconds."""
 
-    stores_max: int = STORES_MAX
     connections_max: int = CONNECTIONS_MAX
     message_timeout_s: float = MESSAGE_TIMEOUT_S
     idle_timeout_s: float = IDLE_TIMEOUT_S

@@ -76,6 +76,14 @@ class TpmDevice:
         with contextlib.suppress(UnavailableError):
             self.close()
 
+    def call(self, function: Callable[[Any, Any], _T]) -> _T:
+        """`function(ESAPI, tpm2_pytss)` on the TPM's thread, where it may raise the TPM's errors.
+
+        Raises `UnavailableError`; its cause is the TPM's error, where there was one.
+        """
+        library = _library()
+        return self._run(lambda: function(self._esapi, library))
+
     def make_primary(self, template: bytes) -> TpmKey:
         """The primary key of the endorsement hierarchy that belongs to `template`."""
         library = _library()

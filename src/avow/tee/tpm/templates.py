@@ -41,6 +41,15 @@ _AK_ATTRIBUTES: Final = (
     | structures.RESTRICTED
     | structures.SIGN
 )
+_STORAGE_ATTRIBUTES: Final = (
+    structures.FIXED_TPM
+    | structures.FIXED_PARENT
+    | structures.SENSITIVE_DATA_ORIGIN
+    | structures.USER_WITH_AUTH
+    | structures.NO_DA
+    | structures.RESTRICTED
+    | structures.DECRYPT
+)
 # TPM2_PolicySecret(TPM_RH_ENDORSEMENT), PolicyA of the profile.
 _EK_POLICY: Final = bytes.fromhex(
     "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
@@ -69,6 +78,16 @@ AK_RSA: Final = _area(
     _AK_ATTRIBUTES,
     b"",
     struct.pack(">HHHHI", ALG_NULL, ALG_RSASSA, ALG_SHA256, 2048, 0) + _tpm2b(b""),
+)
+# A primary key of the owner hierarchy that protects what is kept outside of the TPM, without a
+# password (TCG "TPM v2.0 Provisioning Guidance", section 7.5.1).
+STORAGE_ECC: Final = _area(
+    ALG_ECC,
+    _STORAGE_ATTRIBUTES,
+    b"",
+    struct.pack(">HHHHHH", ALG_AES, 128, ALG_CFB, ALG_NULL, _CURVE_P256, ALG_NULL)
+    + _tpm2b(bytes(32))
+    + _tpm2b(bytes(32)),
 )
 
 

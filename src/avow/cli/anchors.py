@@ -1,0 +1,166 @@
+"""`--anchor`: from its text to an anchor of one store."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import click
+
+from avow.errors import DamagedError, MalformedError
+from avow.sealing.anchor import INTERVAL_S, Anchor, CounterAnchor
+from avow.sealing.witness import SECRET_BYTES, parse_public_key, store_key
+from avow.sealing.witness_client import WitnessAnchor, parse_endpoint
+
+if TYPE_CHECKING:
+    from avow.tee.tpm.device import TpmDevice
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+NONE: Final = "none"
+SECRET_PATH: Final = "/anchor"
+_TPM: Final = re.compile(r"tpm:0x([0-9a-fA-F]{8})(?:#([0-9a-f]{68}))?")
+_WITNESS: Final = "witness:"
+
+
+class IdentifiedRoot(Protocol):
+    """What is needed of `avow.sealing.store.Root`."""
+
+    @property
+    def store_id(self) -> bytes:
+        """The store's id (16 bytes)."""
+
+
+class SecretStore(Protocol):
+    """What is needed of `avow.sealing.store.Store`."""
+
+    @property
+    def root(self) -> IdentifiedRoot:
+        """The newest commit."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+
+    def make_file(self, path: str) -> object:
+        """A new, empty file."""
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+
+    def write(self, path: str, data: bytes) -> object:
+        """From the start of a file."""
+
+
+def anchor_options(command: Command) -> Command:
+    """Adds --anchor, --anchor-interval and --accept-rollback to a command that opens a store; it
+    gets them as `anchor`, `anchor_interval_s` and `accept_rollback`."""
+    options: tuple[Callable[[Command], Command], ...] = (
+        click.option(
+            "--anchor",
+            default=NONE,
+            show_default=True,
+            metavar="ANCHOR",
+            help="What remembers how new the store is: tpm:0x01800042 (a counter in the TPM), "
+            "witness:HOST:PORT#KEY (see `avow witness`), or none.",
+        ),
+        click.option(
+            "--anchor-interval",
+            "anchor_interval_s",
+            type=click.FloatRange(0),
+            default=INTERVAL_S,
+            show_default=True,
+            metavar="SECONDS",
+            help="How often the anchor is moved on while there are commits; 0: with each of them.",
+        ),
+        click.option(
+            "--accept-rollback",
+            type=click.IntRange(1),
+            metavar="SEQUENCE",
+            help="Once: open the store although it is older than its anchor. SEQUENCE is what the "
+            "refusal printed; what came after it is lost.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_anchor(text: str) -> None:
+    """Raises `MalformedError` for a text that names no anchor; opens nothing."""
+    if text == NONE:
+        return
+    if text.startswith(_WITNESS):
+        _parse_witness(text)
+    else:
+        _parse_tpm(text)
+
+
+def open_anchor(text: str, store: SecretStore, *, device: TpmDevice | None = None) -> Anchor | None:
+    """The anchor that `text` names, for an open store; None for "none".
+
+    The store's secret is made where it has none yet, and is durable with the next commit. `device`
+    is an open TPM, where the process has one already. Raises `MalformedError`, `UnavailableError`
+    where the TPM is not there, and `DamagedError`. A witness is asked later.
+    """
+    if text == NONE:
+        return None
+    if text.startswith(_WITNESS):
+        endpoint, public_key = _parse_witness(text)
+        store_id = store.root.store_id
+        key = store_key(_secret(store), store_id)
+        return WitnessAnchor(endpoint, public_key, key, store_id)
+    index, parent = _parse_tpm(text)
+    from avow.tee.tpm.attester import TpmSettings
+    from avow.tee.tpm.device import TpmDevice
+    from avow.tee.tpm.nv_counter import NvCounter, counter_authorisation
+
+    own = device is None
+    if device is None:
+        settings = TpmSettings.from_environment(os.environ)
+        device = TpmDevice(settings.tcti, settings.timeout_s)
+    try:
+        authorisation = counter_authorisation(_secret(store), store.root.store_id)
+        counter = NvCounter(device, index, authorisation, parent=parent, closes_device=own)
+    except BaseException:
+        if own:
+            device.close()
+        raise
+    return CounterAnchor(counter, f"the TPM's counter {index:#010x}")
+
+
+def _parse_witness(text: str) -> tuple[Any, bytes]:
+    place, mark, key = text.removeprefix(_WITNESS).partition("#")
+    if not mark:
+        raise _malformed(text)
+    return parse_endpoint(place), parse_public_key(key)
+
+
+def _parse_tpm(text: str) -> tuple[int, bytes | None]:
+    from avow.tee.tpm.nv_counter import INDICES
+
+    match = _TPM.fullmatch(text)
+    if match is None or int(match[1], 16) not in INDICES:
+        raise _malformed(text)
+    return int(match[1], 16), None if match[2] is None else bytes.fromhex(match[2])
+
+
+def _secret(store: SecretStore) -> bytes:
+    if not store.exists(SECRET_PATH):
+        store.make_file(SECRET_PATH)
+        store.write(SECRET_PATH, os.urandom(SECRET_BYTES))
+    secret = store.read(SECRET_PATH)
+    if len(secret) != SECRET_BYTES:
+        raise DamagedError(
+            f"expected {SECRET_BYTES} bytes in {SECRET_PATH} of the store, got {len(secret)}; "
+            f"restore it: without it the store cannot speak to its anchor"
+        )
+    return secret
+
+
+def _malformed(text: str) -> MalformedError:
+    return MalformedError(
+        f"expected an anchor such as tpm:0x01800042, witness:192.0.2.7:7420#KEY or none, got "
+        f"{text[:100]!r}; `avow witness` prints the one to use"
+    )

@@ -1,0 +1,224 @@
+"""`--key`: from its text to the owner key that opens a store."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from avow.errors import DeniedError, MalformedError, UnavailableError
+from avow.sealing.keys import (
+    KEY_BYTES,
+    KeyBinding,
+    bind_key,
+    checked_key,
+    read_key_file,
+    write_key_file,
+    write_new_file,
+)
+
+if TYPE_CHECKING:
+    from avow.evidence.claims import Workload
+    from avow.tee.tpm.device import TpmDevice
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SOURCES: Final = "file:PATH, tpm:PATH, gramine, gramine:mrsigner, snp or provisioned"
+_TPM: Final = re.compile(r"tpm:([^#]+)(?:#([0-9a-f]{68}))?")
+_FILE: Final = "file:"
+_BLOB_BYTES_MAX: Final = 4096
+_PCRS: Final = re.compile(r"(?:[0-9]{1,2}(?:,[0-9]{1,2})*)?")
+_PCR_MAX: Final = 23
+
+
+def key_option(command: Command) -> Command:
+    """Adds --key to a command that opens a store; it gets it as `key`, None when it is absent."""
+    return click.option(
+        "--key",
+        metavar="SOURCE",
+        help=f"Where the store's key comes from: {SOURCES}.",
+    )(command)
+
+
+def new_key_options(command: Command) -> Command:
+    """Adds --key-pcrs to a command that makes keys; it gets a tuple of numbers as `key_pcrs`."""
+    return click.option(
+        "--key-pcrs",
+        default="",
+        callback=lambda context, parameter, text: parse_pcrs(text),
+        metavar="PCRS",
+        help="For a new key of tpm:PATH: seal it to these PCRs as they are now, such as 0,2,4,7, "
+        "beside PCR 23, in which avow measures what runs.",
+    )(command)
+
+
+def parse_pcrs(text: str) -> tuple[int, ...]:
+    """The numbers in `text`, such as "0,2,7". Raises `MalformedError`."""
+    if not _PCRS.fullmatch(text) or any(int(each) > _PCR_MAX for each in text.split(",") if each):
+        raise MalformedError(
+            f"expected numbers of PCRs from 0 to {_PCR_MAX} such as 0,2,4,7, got {text[:80]!r}; "
+            f"correct them"
+        )
+    return tuple(int(each) for each in text.split(",") if each)
+
+
+def check_source(source: str) -> None:
+    """Raises `MalformedError` for a text that names no source of keys; opens nothing."""
+    named = source in {"gramine", "gramine:mrsigner", "snp", "provisioned"}
+    in_file = source.startswith(_FILE) and source != _FILE
+    if not (named or in_file or _TPM.fullmatch(source)):
+        raise MalformedError(
+            f"expected {SOURCES} as the source of a key, got {source[:100]!r}; correct it"
+        )
+
+
+def owner_key(
+    source: str,
+    binding: KeyBinding | None = None,
+    *,
+    provisioned: bytes | None = None,
+    simulated: bool = False,
+    device: TpmDevice | None = None,
+) -> bytes:
+    """The owner key (32 bytes) that `source` gives to what `binding` names.
+
+    `provisioned` is what the owner handed over, if anything; `simulated` says that the platform is
+    the simulated one, which has no keys to give. `device` is an open TPM, where the process has
+    one already. A file needs no binding.
+
+    Raises `MalformedError`, `UnavailableError`, `DeniedError` where the source will not give it,
+    and `UntrustedError` where somebody answers for the TPM.
+    """
+    check_source(source)
+    if source.startswith(_FILE):
+        return read_key_file(Path(source.removeprefix(_FILE)))
+    if source == "provisioned":
+        return _provisioned(provisioned)
+    if simulated:
+        raise DeniedError(
+            f"expected file:PATH as the source of the key on the simulated platform, got "
+            f"{source!r}: that platform protects nothing and vouches for nobody; keep the key in "
+            f"a file, or use a real platform"
+        )
+    bound = _needed(binding, source)
+    if source == "snp":
+        from avow.tee.snp.derived_key import read_derived_key
+
+        return bind_key(read_derived_key(), bound)
+    if source.startswith("gramine"):
+        from avow.tee.configfs_tsm import KernelFiles
+        from avow.tee.sgx.seal_key import read_seal_key
+
+        return bind_key(read_seal_key(KernelFiles(), of_signer=source != "gramine"), bound)
+    return bind_key(_unsealed(source, bound, device), bound)
+
+
+def new_owner_key(
+    source: str,
+    binding: KeyBinding | None = None,
+    *,
+    pcrs: tuple[int, ...] = (),
+    simulated: bool = False,
+    device: TpmDevice | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> bytes:
+    """As `owner_key`, for a store that is made: `file:` and `tpm:` make their file, which must not
+    be there. `pcrs` are what a TPM seals to beside PCR 23; `say` is told what to write down.
+    """
+    check_source(source)
+    if source.startswith(_FILE):
+        key = secrets.token_bytes(KEY_BYTES)
+        write_key_file(Path(source.removeprefix(_FILE)), key)
+        return key
+    if not source.startswith("tpm:") or simulated:
+        return owner_key(source, binding, simulated=simulated, device=device)
+    bound = _needed(binding, source)
+    path, parent = _tpm_place(source)
+    if path.exists():
+        raise UnavailableError(
+            f"expected to make the key {path}, got that there is one; choose another path"
+        )
+    from avow.tee.tpm.sealing import seal
+
+    secret = secrets.token_bytes(KEY_BYTES)
+    with _Tpm(device) as tpm:
+        blob, name = seal(tpm, secret, _workload(bound), pcrs, parent=parent)
+    write_new_file(path, blob.encoded(), "sealed key")
+    say(f"sealed to PCRs {', '.join(map(str, blob.pcrs))}; --key tpm:{path}#{name.hex()}")
+    return bind_key(secret, bound)
+
+
+def _provisioned(key: bytes | None) -> bytes:
+    if key is None:
+        raise UnavailableError(
+            "expected a store key from the owner, got none; hand it over with `avow provision`"
+        )
+    return checked_key(key, "the owner")
+
+
+def _needed(binding: KeyBinding | None, source: str) -> KeyBinding:
+    if binding is None:
+        raise MalformedError(
+            f"expected file:PATH as the source of the key here, got {source!r}: a platform's key "
+            f"is bound to what runs, and only that opens the store with it; add an owner key from "
+            f"a file to the store to look into it"
+        )
+    return binding
+
+
+def _unsealed(source: str, binding: KeyBinding, device: TpmDevice | None) -> bytes:
+    from avow.tee.tpm.sealing import decode_blob, unseal
+
+    path, parent = _tpm_place(source)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_BLOB_BYTES_MAX + 1)
+    except OSError as error:
+        raise UnavailableError(
+            f"expected to read the sealed key {path}, got {error.strerror}; correct the path, or "
+            f"make one with `avow store init`"
+        ) from error
+    blob = decode_blob(content, str(path))
+    with _Tpm(device) as tpm:
+        return unseal(tpm, blob, _workload(binding), parent=parent)
+
+
+def _tpm_place(source: str) -> tuple[Path, bytes | None]:
+    match = _TPM.fullmatch(source)
+    if match is None:
+        raise MalformedError(f"expected tpm:PATH as the source of a key, got {source[:100]!r}")
+    return Path(match[1]), None if match[2] is None else bytes.fromhex(match[2])
+
+
+def _workload(binding: KeyBinding) -> Workload:
+    from avow.evidence.claims import BOOT_ID_BYTES, Workload
+
+    # What is measured does not depend on when the process was started.
+    return Workload(binding.module, binding.runtime, binding.configuration, bytes(BOOT_ID_BYTES))
+
+
+class _Tpm:
+    """The TPM that is open already, or the one that the environment names, for a while."""
+
+    def __init__(self, device: TpmDevice | None) -> None:
+        self._given = device
+        self._own: TpmDevice | None = None
+
+    def __enter__(self) -> TpmDevice:
+        if self._given is not None:
+            return self._given
+        from avow.tee.tpm.attester import TpmSettings
+        from avow.tee.tpm.device import TpmDevice
+
+        settings = TpmSettings.from_environment(os.environ)
+        self._own = TpmDevice(settings.tcti, settings.timeout_s)
+        return self._own
+
+    def __exit__(self, *exception: object) -> None:
+        if self._own is not None:
+            self._own.close()

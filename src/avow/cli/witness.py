@@ -1,0 +1,136 @@
+"""`avow witness`: remembers for other machines how new their stores are."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Final
+
+import click
+
+from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
+from avow.cli.exit_codes import ExitCode
+from avow.sealing.witness import public_key_text
+from avow.sealing.witness_client import Endpoint, parse_endpoint
+from avow.sealing.witness_service import (
+    CONNECTIONS_MAX,
+    STORES_MAX,
+    Event,
+    ServiceLimits,
+    Witness,
+    WitnessService,
+    open_state,
+    run_service,
+)
+
+_LISTEN: Final = "127.0.0.1:7420"
+
+
+@click.command()
+@click.option(
+    "--listen",
+    default=_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where stores ask; port 0 takes a free one.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="The folder of its key and of what it remembers; made at the first start. Never restore "
+    "it from a backup.",
+)
+@click.option(
+    "--stores-max",
+    type=click.IntRange(1),
+    default=STORES_MAX,
+    show_default=True,
+    metavar="COUNT",
+    help="How many stores it remembers.",
+)
+@click.option("--known-only", is_flag=True, help="Take no new stores.")
+@click.option(
+    "--connections-max",
+    type=click.IntRange(1),
+    default=CONNECTIONS_MAX,
+    show_default=True,
+    metavar="COUNT",
+    help="How many stores may be connected at a time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+def witness(
+    listen: str,
+    state: Path,
+    stores_max: int,
+    known_only: bool,
+    connections_max: int,
+    as_json: bool,
+) -> int:
+    """Remember the newest state of sealed stores, for machines that may be turned back.
+
+    Run it on another machine than the stores, and give them what it prints as --anchor. SIGTERM and
+    Ctrl-C end it.
+
+    \b
+    avow witness --listen 192.0.2.7:7420 --state /var/lib/avow-witness
+    """
+    say = _say_json if as_json else _say
+    with configuration_errors():
+        endpoint = parse_endpoint(listen)
+    with operation_errors(), storage_errors():
+        memory, key = open_state(state)
+        try:
+            limits = ServiceLimits(connections_max=connections_max)
+            # Those that are known stay, also when there are more.
+            answering = Witness(memory, key, stores_max=0 if known_only else stores_max, note=say)
+            public = public_key_text(answering.public_key)
+
+            def ready(port: int) -> None:
+                place = Endpoint(endpoint.host, port)
+                if as_json:
+                    _print_json(
+                        event="listening", address=str(place), key=public, stores=len(memory)
+                    )
+                else:
+                    click.echo(f"remembers {len(memory)} stores; --anchor witness:{place}#{public}")
+
+            run_service(
+                WitnessService(answering, limits, note=say),
+                endpoint.host,
+                endpoint.port,
+                ready=ready,
+                signals=(signal.SIGTERM, signal.SIGINT),
+            )
+        finally:
+            memory.close()
+    return ExitCode.OK
+
+
+def _say(event: Event) -> None:
+    what = f"{event.what}: {event.reason}" if event.reason else event.what
+    if event.store:
+        what += (
+            f": store {event.store_id}, sequence {event.sequence}, anchor {event.anchor}, "
+            f"key {event.store}"
+        )
+    click.echo(what)
+
+
+def _say_json(event: Event) -> None:
+    if event.store:
+        _print_json(
+            event=event.what,
+            store=event.store_id,
+            key=event.store,
+            sequence=event.sequence,
+            anchor=event.anchor,
+        )
+    else:
+        _print_json(event=event.what, reason=event.reason)
+
+
+def _print_json(**content: object) -> None:
+    click.echo(json.dumps(content))

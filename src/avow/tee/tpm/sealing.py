@@ -1,0 +1,253 @@
+"""A secret that one machine's TPM gives back while its PCRs are as they were meant to be.
+
+TPM 2.0 Library, Part 1, section 27 (sealed data), Part 3, sections 12.1 (TPM2_Create), 12.7
+(TPM2_Unseal) and 23.7 (TPM2_PolicyPCR). docs/spec/freshness.md has the file's format and says what
+a policy over PCRs is worth.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from avow.errors import DeniedError, MalformedError, UnavailableError
+from avow.evidence.claims import Workload
+from avow.tee.tpm import event_log
+from avow.tee.tpm.attester import Measuring
+from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.sessions import (
+    StorageKey,
+    answered,
+    hmac_session,
+    policy_session,
+    refusal,
+    storage_key,
+)
+from avow.tee.tpm.structures import ALG_NULL, ALG_SHA256, FIXED_PARENT, FIXED_TPM, NO_DA, PCRS
+
+SECRET_BYTES: Final = 32
+_MAGIC: Final = b"AVOWTPMK"
+_VERSION: Final = 1
+_HEAD: Final = struct.Struct("<8s I I")
+_PART_BYTES_MAX: Final = 1024
+_ALG_KEYEDHASH: Final = 0x0008
+_CC_POLICY_PCR: Final = 0x0000017F
+# TPM_RC.
+_RC_POLICY_FAIL: Final = 0x09D
+_RC_PCR_CHANGED: Final = 0x128
+_RC_INTEGRITY: Final = 0x09F
+_ATTEMPTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBlob:
+    """What a file holds: which PCRs the policy is over, TPMT_PUBLIC, and the contents of
+    TPM2B_PRIVATE."""
+
+    pcrs: tuple[int, ...]
+    public: bytes
+    private: bytes
+
+    def encoded(self) -> bytes:
+        """The file's content."""
+        bitmap = sum(1 << number for number in self.pcrs)
+        parts = b"".join(
+            struct.pack("<H", len(part)) + part for part in (self.public, self.private)
+        )
+        return _HEAD.pack(_MAGIC, _VERSION, bitmap) + parts
+
+
+def decode_blob(content: bytes, name: str) -> SealedBlob:
+    """What `SealedBlob.encoded` made. `name` is the file's. Raises `MalformedError`."""
+    parts: list[bytes] = []
+    try:
+        magic, version, bitmap = _HEAD.unpack_from(content)
+        offset = _HEAD.size
+        for _ in range(2):
+            (size,) = struct.unpack_from("<H", content, offset)
+            parts.append(content[offset + 2 : offset + 2 + size])
+            if not 0 < size <= _PART_BYTES_MAX or len(parts[-1]) != size:
+                raise _malformed(name, f"a part of {size} bytes")
+            offset += 2 + size
+    except struct.error as error:
+        raise _malformed(name, f"{len(content)} bytes") from error
+    pcrs = tuple(number for number in range(PCRS) if bitmap >> number & 1)
+    if (magic, version) != (_MAGIC, _VERSION) or bitmap >> PCRS or event_log.PCR not in pcrs:
+        raise _malformed(name, "another head")
+    if offset != len(content):
+        raise _malformed(name, f"{len(content) - offset} bytes more")
+    return SealedBlob(pcrs, parts[0], parts[1])
+
+
+def pcr_policy(values: Mapping[int, bytes]) -> bytes:
+    """The digest (32 bytes) of TPM2_PolicyPCR over these PCRs of the SHA-256 bank."""
+    selected = sum(1 << number for number in values).to_bytes(PCRS // 8, "little")
+    selection = struct.pack(">I H B", 1, ALG_SHA256, len(selected)) + selected
+    digest = hashlib.sha256(b"".join(values[number] for number in sorted(values))).digest()
+    command = struct.pack(">I", _CC_POLICY_PCR)
+    return hashlib.sha256(bytes(32) + command + selection + digest).digest()
+
+
+def measured_pcr(workload: Workload) -> bytes:
+    """The value (32 bytes) of PCR 23 while `workload` runs."""
+    return event_log.replay(event_log.start(workload))
+
+
+def seal(
+    device: TpmDevice,
+    secret: bytes,
+    workload: Workload,
+    pcrs: Iterable[int] = (),
+    *,
+    parent: bytes | None = None,
+) -> tuple[SealedBlob, bytes]:
+    """`secret` (32 bytes), to be given back while `workload` runs and the `pcrs` are as now.
+
+    `workload` need not run yet: the value that PCR 23 will have is computed. `parent` is the Name
+    (34 bytes) that the TPM's storage key must have; the one that it has is returned with the blob.
+    Raises `UnavailableError` and `UntrustedError`.
+    """
+    others = sorted({*pcrs} - {event_log.PCR})
+    if len(secret) != SECRET_BYTES or any(number not in range(PCRS) for number in others):
+        raise MalformedError(
+            f"expected a secret of {SECRET_BYTES} bytes and PCRs from 0 to {PCRS - 1}, got "
+            f"{len(secret)} bytes and {others}; name other PCRs"
+        )
+    with storage_key(device, parent) as key:
+        values = _read_pcrs(device, key, others) | {event_log.PCR: measured_pcr(workload)}
+        public = _template(pcr_policy(values))
+
+        def create(esapi: Any, library: Any, session: Any) -> tuple[bytes, bytes]:
+            area, _ = library.TPMT_PUBLIC.unmarshal(public)
+            sensitive = library.TPMS_SENSITIVE_CREATE(data=secret)
+            private, made, *_ = esapi.create(
+                key.handle,
+                library.TPM2B_SENSITIVE_CREATE(sensitive),
+                library.TPM2B_PUBLIC(publicArea=area),
+                session1=session,
+            )
+            return made.publicArea.marshal(), bytes(private)
+
+        with hmac_session(device, key, decrypt=True) as session:
+            made, private = answered(device, lambda esapi, library: create(esapi, library, session))
+        return SealedBlob(tuple(sorted(values)), made, private), key.name
+
+
+def unseal(
+    device: TpmDevice, blob: SealedBlob, workload: Workload, *, parent: bytes | None = None
+) -> bytes:
+    """The secret (32 bytes). `workload` is what runs; it is measured if it was not.
+
+    Raises `DeniedError` when the PCRs are not those of the policy or the blob is not this TPM's,
+    `UnavailableError` and `UntrustedError`.
+    """
+    wanted = measured_pcr(workload)
+    for _ in range(_ATTEMPTS):
+        if not _is_measured(device, wanted):
+            Measuring(device).measure(workload)
+        try:
+            secret = _unseal(device, blob, parent)
+        except UnavailableError as error:
+            code = refusal(error)
+            if code in {_RC_POLICY_FAIL, _RC_PCR_CHANGED}:
+                if code == _RC_PCR_CHANGED or not _is_measured(device, wanted):
+                    # Several attested programs may share a TPM, and each measures itself.
+                    continue
+                raise _denied(blob) from error
+            if code == _RC_INTEGRITY:
+                raise DeniedError(
+                    "expected a key that this machine's TPM sealed, got another one: it is of "
+                    "another machine, the TPM was cleared since, or the file was changed; open "
+                    "the store with another owner key"
+                ) from error
+            raise
+        if len(secret) != SECRET_BYTES:
+            raise MalformedError(
+                f"expected a sealed secret of {SECRET_BYTES} bytes, got {len(secret)}; the file "
+                f"is not one that avow made"
+            )
+        return secret
+    raise UnavailableError(
+        f"expected PCR {event_log.PCR} to stay as it was measured, got others in {_ATTEMPTS} "
+        f"attempts; see what else uses it"
+    )
+
+
+def _unseal(device: TpmDevice, blob: SealedBlob, parent: bytes | None) -> bytes:
+    selection = "sha256:" + ",".join(map(str, blob.pcrs))
+
+    def load(esapi: Any, library: Any, key: StorageKey) -> Any:
+        area, _ = library.TPMT_PUBLIC.unmarshal(blob.public)
+        return esapi.load(
+            key.handle,
+            library.TPM2B_PRIVATE(blob.private),
+            library.TPM2B_PUBLIC(publicArea=area),
+        )
+
+    def give(esapi: Any, handle: Any, policy: Any, session: Any) -> bytes:
+        # Without a digest: the TPM takes its PCRs, and compares the policy when it unseals.
+        esapi.policy_pcr(policy, b"", selection)
+        return bytes(esapi.unseal(handle, session1=policy, session2=session))
+
+    with (
+        storage_key(device, parent) as key,
+        hmac_session(device, key, encrypt=True) as session,
+        policy_session(device) as policy,
+    ):
+        handle = device.call(lambda esapi, library: load(esapi, library, key))
+        try:
+            return answered(device, lambda esapi, library: give(esapi, handle, policy, session))
+        finally:
+            device.call(lambda esapi, library: esapi.flush_context(handle))
+
+
+def _read_pcrs(device: TpmDevice, key: StorageKey, numbers: list[int]) -> dict[int, bytes]:
+    """Values that the TPM authenticated: a policy over the host's own would be the host's."""
+
+    def read(session: Any, number: int, esapi: Any, library: Any) -> list[bytes]:
+        _, _, digests = esapi.pcr_read(f"sha256:{number}", session1=session)
+        return [bytes(each) for each in digests]
+
+    values: dict[int, bytes] = {}
+    with hmac_session(device, key, audit=True) as session:
+        for number in numbers:
+            found = answered(device, functools.partial(read, session, number))
+            if len(found) != 1:
+                raise UnavailableError(
+                    "expected a bank of SHA-256 PCRs in the TPM, got none; switch it on with "
+                    "`tpm2_pcrallocate sha256:all` or in the firmware"
+                )
+            values[number] = found[0]
+    return values
+
+
+def _is_measured(device: TpmDevice, wanted: bytes) -> bool:
+    return hmac.compare_digest(device.read_pcrs([event_log.PCR])[event_log.PCR], wanted)
+
+
+def _template(policy: bytes) -> bytes:
+    """TPMT_PUBLIC of a sealed data object: only `policy` (32 bytes) opens it."""
+    attributes = FIXED_TPM | FIXED_PARENT | NO_DA
+    head = struct.pack(">HHI", _ALG_KEYEDHASH, ALG_SHA256, attributes)
+    return head + struct.pack(">H", len(policy)) + policy + struct.pack(">HH", ALG_NULL, 0)
+
+
+def _denied(blob: SealedBlob) -> DeniedError:
+    named = ", ".join(map(str, blob.pcrs))
+    return DeniedError(
+        f"expected the PCRs {named} as when the key was sealed, got other values: another module, "
+        f"configuration or version of avow (PCR {event_log.PCR}), or another firmware or system "
+        f"was started; start what the key was made for, or open the store with another owner key"
+    )
+
+
+def _malformed(name: str, actual: str) -> MalformedError:
+    return MalformedError(
+        f"expected a key that a TPM sealed for avow in {name}, got something else ({actual}); "
+        f"correct the path"
+    )
