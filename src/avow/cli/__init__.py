@@ -28,6 +28,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "attest": ("avow.cli.attest", "attest", "Write evidence to a file."),
     "verify": ("avow.cli.verify", "verify", "Judge evidence in a file by a policy."),
     "provision": ("avow.cli.provision", "provision", "Hand secrets to an attested node."),
+    "witness": ("avow.cli.witness", "witness", "Remember for others how new their stores are."),
     "pub": ("avow.cli.pub", "pub", "Publish messages."),
     "sub": ("avow.cli.sub", "sub", "Subscribe and print messages."),
     "inspect": ("avow.cli.inspect", "inspect", "Show what evidence a broker gives."),
