@@ -7,6 +7,8 @@ const disk_file = @import("disk.zig");
 const opening = @import("opening.zig");
 const roots = @import("roots.zig");
 const keys = @import("keys.zig");
+const check_file = @import("check.zig");
+const compact_file = @import("compact.zig");
 const xaes = @import("xaes.zig");
 const store_file = @import("store.zig");
 const Store = store_file.Store;
@@ -49,7 +51,8 @@ export fn avow_store_create(
     return 0;
 }
 
-/// With error.Damaged `damage` says where.
+/// With error.Damaged `damage` says where, and `path` (a zero byte behind it) is that of its inode as
+/// far as it can be told.
 export fn avow_store_open(
     disk: ?*const Disk,
     fd: i32,
@@ -60,10 +63,13 @@ export fn avow_store_open(
     now_ns: u64,
     into: *?*Store,
     damage: *errors.Damage,
+    path: [*]u8,
+    path_max: usize,
 ) callconv(.c) i64 {
     const store = opening.prepare(allocator, diskOf(disk, fd), session, cache_bytes) catch |err| return errors.code(err);
     opening.open(store, owner, read_only != 0, now_ns) catch |err| {
         damage.* = store.damage;
+        path[check_file.pathOf(store, damage.inode, path[0 .. path_max - 1])] = 0;
         store.close();
         return errors.code(err);
     };
@@ -292,6 +298,30 @@ export fn avow_store_rotate(store: *Store, owners: [*]const format.Key, owners_c
     if (store.is_broken) return errors.code(error.Broken);
     if (store.is_read_only) return errors.code(error.ReadOnly);
     return done(keys.rotate(store, owners[0..owners_count], entropy, now_ns));
+}
+
+/// Reads and proves everything. Returns how many findings there are; `into` has the first of them.
+export fn avow_store_check(store: *Store, into: [*]errors.Damage, count: usize) callconv(.c) i64 {
+    store.lock.acquire();
+    defer store.lock.release();
+    if (store.is_broken) return errors.code(error.Broken);
+    return counted(check_file.check(store, into[0..count]));
+}
+
+/// The path of an inode for messages; its length, 0 when it has none.
+export fn avow_store_path(store: *Store, inode: u64, into: [*]u8, count: usize) callconv(.c) i64 {
+    store.lock.acquire();
+    defer store.lock.release();
+    return @intCast(check_file.pathOf(store, inode, into[0..count]));
+}
+
+export fn avow_store_compact(store: *Store, rewrite: u32, now_ns: u64) callconv(.c) i64 {
+    store.lock.acquire();
+    defer store.lock.release();
+    if (store.is_broken) return errors.code(error.Broken);
+    if (store.is_read_only) return errors.code(error.ReadOnly);
+    if (rewrite != 0) compact_file.rewrite(store, now_ns) catch |err| return errors.code(err);
+    return done(compact_file.compact(store, now_ns));
 }
 
 /// XAES-256-GCM for the test with the published vectors: `into` takes 16 bytes more than `plain` has.

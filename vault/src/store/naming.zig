@@ -19,7 +19,7 @@ pub fn directoryAt(store: *Store, number: u64) Error!*Inode {
 }
 
 /// The inode of an entry, which has to be there and of its kind.
-fn inodeOf(store: *Store, dir: *Inode, place: directory.Place) Error!*Inode {
+pub fn inodeOf(store: *Store, dir: *Inode, place: directory.Place) Error!*Inode {
     const block = place.offset / format.BLOCK_BYTES;
     const inode = inodes.get(store, place.inode) catch |err| return switch (err) {
         error.NotFound => store.damagedAt(dir.number, 0, block),
