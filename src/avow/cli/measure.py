@@ -10,10 +10,11 @@ import click
 
 from avow import __version__, artefacts
 from avow.broker.config import Configuration
-from avow.cli.command_error import configuration_errors
+from avow.cli.app_options import ProgramCommand, app_options, effective_app, read_module
+from avow.cli.command_error import configuration_errors, storage_errors
 from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
-from avow.cli.references import broker_references
+from avow.cli.references import ReferenceValues, broker_references
 from avow.sandbox.manifest import runtime_manifest
 
 
@@ -28,7 +29,7 @@ def measure(context: click.Context, reference: bool) -> int:
     """Print the SHA-256 of what would run."""
     if context.invoked_subcommand is None:
         if not reference:
-            raise click.UsageError("expected broker, runtime or --reference, got nothing")
+            raise click.UsageError("expected broker, app, runtime or --reference, got nothing")
         _print_references(Configuration(), as_json=False)
     elif reference:
         raise click.UsageError("expected --reference after the name of the command")
@@ -77,6 +78,10 @@ def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
 def _print_references(configuration: Configuration, *, as_json: bool) -> None:
     with configuration_errors():
         values = broker_references(configuration).printable()
+    _print_values(values, as_json=as_json)
+
+
+def _print_values(values: dict[str, str], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"version": __version__, **values}))
         return
@@ -93,4 +98,21 @@ def measure_runtime() -> int:
     """
     with configuration_errors():
         click.echo(runtime_manifest().text, nl=False)
+    return ExitCode.OK
+
+
+@measure.command("app", cls=ProgramCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@app_options
+def measure_app(as_json: bool, **given: Any) -> int:
+    """Print what a policy names of a program that `avow run` runs with the same options.
+
+    Module, runtime and configuration: the bytes of the program, avow itself, and what the program
+    is granted. Of `--store` only matters that it is given.
+    """
+    with configuration_errors(), storage_errors():
+        app = effective_app(given)
+        digest = hashlib.sha256(read_module(app.module)).digest()
+        values = ReferenceValues(digest, runtime_manifest().digest, app.configuration).printable()
+    _print_values(values, as_json=as_json)
     return ExitCode.OK

@@ -21,7 +21,7 @@ from wasmtime import (
     WasmtimeError,
 )
 
-from avow.errors import AvowError, ImportsError, LimitError, ModuleError
+from avow.errors import AvowError, ImportsError, LimitError, ModuleError, StorageError
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
 from avow.sandbox.limits import (
@@ -104,31 +104,48 @@ def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundin
     linker = Linker(engine)
     for each in surroundings.extra_imports:
         each.define(linker)
-    wasi = Wasi.of(surroundings)
     memory: Memory | None = None
-    try:
+    with Wasi.of(surroundings) as wasi:
         wasi.define(linker)
-        instance = linker.instantiate(store, module)
-        memory = _memory_of(store, instance)
-        if memory is not None:
-            wasi.attach(store, memory)
-        function = instance.exports(store)[entry]
-        if isinstance(function, Func):
-            function(store)
-    except Trap as trap:
-        if wasi.exit_code is None:
-            in_use = 0 if memory is None else memory.data_len(store)
-            raise stopped(trap, limits, in_use) from trap
-    except WasmtimeError as error:
-        raise _unlinked(error, limits) from error
-    finally:
-        wasi.close()
-    return (wasi.exit_code or 0) & 0xFF
+        try:
+            instance = linker.instantiate(store, module)
+            memory = _memory_of(store, instance)
+            if memory is not None:
+                wasi.attach(store, memory)
+            function = instance.exports(store)[entry]
+            if isinstance(function, Func):
+                function(store)
+        except (Trap, WasmtimeError) as error:
+            # `proc_exit` ends a program from within a call, which looks like this too.
+            if wasi.exit_code is None:
+                _report_damage(wasi)
+                in_use = 0 if memory is None else memory.data_len(store)
+                raise _error_of(error, limits, in_use) from error
+        _report_damage(wasi)
+        return (wasi.exit_code or 0) & 0xFF
 
 
 def _memory_of(store: Store, instance: Instance) -> Memory | None:
     memory = instance.exports(store).get("memory")
     return memory if isinstance(memory, Memory) else None
+
+
+def _report_damage(wasi: Wasi) -> None:
+    """Raises `DamagedError` when the program met a damaged file, whatever it made of that.
+
+    A full disk is the program's own affair, as everywhere. One that failed is reported by the last
+    commit, which then fails too.
+    """
+    try:
+        wasi.check_store()
+    except StorageError:
+        return
+
+
+def _error_of(error: Trap | WasmtimeError, limits: Limits, memory_bytes: int) -> AvowError:
+    if isinstance(error, Trap):
+        return stopped(error, limits, memory_bytes)
+    return _unlinked(error, limits)
 
 
 def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:

@@ -1,0 +1,145 @@
+"""What makes the effective configuration of a program: for `avow run` and `avow measure app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from avow.errors import MalformedError, ModuleError, UnavailableError
+from avow.sandbox.grants import ALL_OF_THE_STORE, KINDS, Grants, configuration_digest, parse_grants
+from avow.sandbox.limits import Limits
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MODULE_BYTES_MAX: Final = 1 << 30
+_PROGRAM_ARGUMENTS: Final = "avow.program_arguments"
+_LIMITS: Final = ("memory_max_bytes", "stack_max_bytes", "run_timeout_s", "fuel")
+
+_OPTIONS: Final = (
+    click.argument("module", required=False, type=click.Path(path_type=Path, dir_okay=False)),
+    click.option(
+        "--app",
+        "app_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Module, arguments, grants and limits from FILE, a TOML file such as app.toml.",
+    ),
+    click.option(
+        "--grant",
+        "grants",
+        multiple=True,
+        metavar="GRANT",
+        help=f"Let the program use something: {'; '.join(KINDS.values())}. May be repeated.",
+    ),
+    click.option(
+        "--store",
+        "store_folder",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="The sealed store. Without a sealed grant the program sees all its /files, as /.",
+    ),
+    click.option("--timeout-s", "run_timeout_s", type=float, metavar="N", help="Time to run."),
+    click.option("--fuel", type=int, metavar="N", help="Instructions to run, about."),
+    click.option("--memory-max-bytes", type=int, metavar="N", help="Linear memory, at most."),
+    click.option("--stack-max-bytes", type=int, metavar="N", help="Stack of calls, at most."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveApp:
+    """File and command line, joined. `arguments`: all that the program sees, its name first."""
+
+    module: Path
+    arguments: tuple[str, ...]
+    grants: Grants
+    limits: Limits
+
+    @property
+    def configuration(self) -> bytes:
+        """The digest (32 bytes) of all this, but for the module."""
+        return configuration_digest(self.arguments, self.grants, self.limits.measured())
+
+
+class ProgramCommand(click.Command):
+    """A command whose arguments behind `--` are those of a program, whatever they look like."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keeps them from click."""
+        own, behind = args, list[str]()
+        if "--" in args:
+            at = args.index("--")
+            own, behind = args[:at], args[at + 1 :]
+        ctx.meta[_PROGRAM_ARGUMENTS] = tuple(behind)
+        try:
+            return super().parse_args(ctx, own)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message:
+                error.message += "; arguments of the program go behind `--`"
+            raise
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Says that there can be some."""
+        return [*super().collect_usage_pieces(ctx), "[-- ARGUMENT...]"]
+
+
+def app_options(command: Command) -> Command:
+    """Adds the options to a `ProgramCommand`; `effective_app` takes what they give."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def effective_app(given: dict[str, Any]) -> EffectiveApp:
+    """What was given, joined. Raises an `AvowError`."""
+    module, grants, limits = given["module"], Grants(), Limits()
+    arguments: tuple[str, ...] = ()
+    if given["app_file"] is not None:
+        from avow.sandbox.app_file import load_app
+
+        app = load_app(given["app_file"])
+        arguments, grants, limits = app.arguments, app.grants, app.limits
+        if module is not None and module.resolve() != app.module.resolve():
+            raise MalformedError(
+                f"expected one module, got {module} and that of {given['app_file']}; leave one out "
+                f"(arguments of the program go behind `--`)"
+            )
+        module = app.module
+    if module is None:
+        raise click.UsageError("expected a module or --app, got neither")
+    grants = grants.joined(parse_grants(given["grants"], folder=Path.cwd()))
+    if given["store_folder"] is not None and not grants.sealed:
+        grants = replace(grants, sealed=(ALL_OF_THE_STORE,))
+    if given["store_folder"] is None and grants.sealed:
+        raise MalformedError(
+            f"expected a store for the grant sealed:{grants.sealed[0].guest}, got none; name it "
+            f"with --store"
+        )
+    behind = click.get_current_context().meta[_PROGRAM_ARGUMENTS]
+    limits = limits.overridden({name: given[name] for name in _LIMITS})
+    return EffectiveApp(module, (module.name, *arguments, *behind), grants, limits)
+
+
+def read_module(path: Path) -> bytes:
+    """The bytes of a module, read once: these are measured, and these run.
+
+    Raises `ModuleError` for what is no file or far too large, `UnavailableError` when it cannot be
+    read.
+    """
+    try:
+        if not path.is_file():
+            raise ModuleError(f"expected a WebAssembly file at {path}, got none; correct the path")
+        with path.open("rb") as file:
+            content = file.read(MODULE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UnavailableError(
+            f"expected a readable module, got {error.strerror!r} for {path}; correct the path"
+        ) from error
+    if len(content) > MODULE_BYTES_MAX:
+        raise ModuleError(
+            f"expected a module of at most {MODULE_BYTES_MAX} bytes, got more in {path}"
+        )
+    return content

@@ -1,0 +1,156 @@
+"""What `avow run` wires for a store: its key, its anchor, and the compiled code in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from avow.cli.command_error import configuration_errors
+from avow.errors import AvowError, MalformedError
+from avow.sandbox.compiled_cache import CompiledCache
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS: Final = (
+    click.option(
+        "--key",
+        metavar="SOURCE",
+        help="The key of the store: file:PATH, tpm:PATH, gramine, snp or provisioned.",
+    ),
+    click.option(
+        "--anchor",
+        default="none",
+        show_default=True,
+        metavar="ANCHOR",
+        help="What remembers the store's state: tpm:0x01800042, witness:HOST:PORT#KEY or none.",
+    ),
+    click.option(
+        "--accept-rollback",
+        type=click.IntRange(1),
+        metavar="SEQUENCE",
+        help="Go on from a store that was put back to this commit.",
+    ),
+)
+
+
+def store_options(command: Command) -> Command:
+    """Adds the options; `--store` itself is one of `app_options`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+class NoStore:
+    """A program without a store: nothing is kept, and its code is compiled at each start."""
+
+    store = None
+    cache = None
+
+    def commit(self) -> None:
+        """Nothing to do."""
+
+    def keep(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    @contextmanager
+    def anchored(self, failed: Callable[[AvowError], None]) -> Iterator[None]:
+        """Nothing to do."""
+        yield
+
+
+class ProgramStore:
+    """An open store with its anchor. `note` is told what its owner should know."""
+
+    def __init__(self, store: Any, fresh: Any, note: Callable[[str], None]) -> None:
+        self.store = store
+        self.cache = CompiledCache(store, note)
+        self._fresh = fresh
+
+    def commit(self) -> None:
+        """Make durable what is written up to now."""
+        self.store.commit()
+
+    def keep(self) -> None:
+        """The same with the anchor, but leave the store open: a program may still be using it."""
+        self._fresh.close()
+        self.store.commit()
+
+    def close(self) -> None:
+        """Commit, move the anchor on, and close."""
+        try:
+            self._fresh.close()
+        finally:
+            self.store.close()
+
+    @contextmanager
+    def anchored(self, failed: Callable[[AvowError], None]) -> Iterator[None]:
+        """In here the anchor moves on with the store; `failed` is told when it cannot."""
+        with self._fresh.in_background(failed):
+            yield
+
+
+def open_program_store(
+    folder: Path | None,
+    module: bytes,
+    configuration: bytes,
+    given: dict[str, Any],
+    note: Callable[[str], None],
+) -> ProgramStore | NoStore:
+    """The store in `folder`, made if it is not there, for a program.
+
+    `module` and `configuration` are digests (32 bytes), to which keys of platforms are bound.
+    Raises an `AvowError`.
+    """
+    with configuration_errors():
+        _check_options(folder, given)
+    if folder is None:
+        return NoStore()
+    # Imported here: a program without a store starts without all this.
+    from avow.cli.anchors import open_anchor
+    from avow.cli.store_keys import owner_key
+    from avow.sandbox.manifest import runtime_manifest
+    from avow.sealing.anchor import begin_fresh, open_fresh
+    from avow.sealing.keys import KeyBinding
+    from avow.sealing.store import CONTAINER, Store
+
+    # A key in a file is bound to nothing, and the manifest takes as long as starting the program.
+    runtime = hashlib.sha256(b"").digest()
+    if not given["key"].startswith("file:"):
+        runtime = runtime_manifest().digest
+    with configuration_errors():
+        key = owner_key(given["key"], KeyBinding(module, configuration, runtime))
+    made = not (folder / CONTAINER).exists()
+    if made:
+        Store.create(folder, [key]).close()
+        note(f"made a new store in {folder}")
+    store = Store.open(folder, key)
+    try:
+        anchor = open_anchor(given["anchor"], store)
+        accepted = given["accept_rollback"]
+        if made and accepted is None:
+            return ProgramStore(store, begin_fresh(store, anchor), note)
+        return ProgramStore(store, open_fresh(store, anchor, accept_rollback=accepted), note)
+    except AvowError:
+        store.abandon()
+        raise
+
+
+def _check_options(folder: Path | None, given: dict[str, Any]) -> None:
+    for name in ("key", "accept_rollback"):
+        if folder is None and given[name] is not None:
+            raise MalformedError(
+                f"expected --store beside --{name.replace('_', '-')}, got none; add it"
+            )
+    if folder is not None and given["key"] is None:
+        raise MalformedError(
+            f"expected --key SOURCE beside --store, got none; `avow store init {folder} "
+            f"--new-key file:owner.key` makes a store and a key"
+        )

@@ -1,0 +1,94 @@
+"""`avow run`: a program in the sandbox, with nothing but what was granted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from avow.cli.app_options import (
+    EffectiveApp,
+    ProgramCommand,
+    app_options,
+    effective_app,
+    read_module,
+)
+from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
+from avow.cli.program_store import NoStore, ProgramStore, open_program_store, store_options
+from avow.cli.supervision import end_at_once, native_signals, supervise
+from avow.errors import AvowError, MalformedError
+from avow.sandbox.grants import Grants
+from avow.sandbox.program import Surroundings, kind_of, load
+
+
+@click.command(cls=ProgramCommand)
+@app_options
+@store_options
+def run(**given: Any) -> int:
+    """Run the WebAssembly program MODULE with nothing but what was granted.
+
+    MODULE is a command of WASI preview 1, or a component of preview 2. What comes behind `--` are
+    its arguments. Its exit code is the exit code; signals end it as they end a native program.
+
+    \b
+    avow run app.wasm
+    avow run app.wasm --store ./data --key file:owner.key --grant clock:realtime -- --verbose
+    avow run --app app.toml --store ./data --key file:owner.key
+    """
+    native_signals()
+    with configuration_errors(), storage_errors():
+        app = effective_app(given)
+        content = read_module(app.module)
+        # Before a store is opened, or even made, for what is no program.
+        kind_of(content)
+    return _run(app, content, given)
+
+
+def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
+    with operation_errors(), storage_errors(), _store(app, content, given) as store:
+        program = load(content, limits=app.limits, cache=store.cache)
+        with configuration_errors(), storage_errors():
+            program.check(app.grants)
+            _check_folders(app.grants)
+        surroundings = Surroundings(
+            arguments=app.arguments,
+            grants=app.grants,
+            environment=os.environ,
+            store=store.store,
+            denied=_say,
+        )
+        running = program.start(surroundings)
+        with store.anchored(lambda error: end_at_once(error, store)):
+            return supervise(running, app.limits, store)
+
+
+@contextmanager
+def _store(
+    app: EffectiveApp, content: bytes, given: dict[str, Any]
+) -> Iterator[ProgramStore | NoStore]:
+    """The program's store, kept at the end however the program ends."""
+    module = hashlib.sha256(content).digest()
+    store = open_program_store(given["store_folder"], module, app.configuration, given, _say)
+    try:
+        yield store
+    except AvowError:
+        store.close()
+        raise
+    store.close()
+
+
+def _check_folders(grants: Grants) -> None:
+    for each in grants.plain:
+        if not each.host.is_dir():
+            raise MalformedError(
+                f"expected a folder {each.host} for the grant plain:{each.guest}, got none; create "
+                f"it or correct the path"
+            )
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"avow: {sentence}", err=True)
