@@ -28,6 +28,7 @@ ROOMS: Sequence[ModuleType] = (avow.evidence, avow.channel, avow.policy, avow.te
 PREFIXES = {
     "E": "Evidence, on every platform",
     "C": "The attested channel",
+    "PR": "Provisioning",
     "P": "The policy",
     "TPM": "TPM 2.0",
     "SGX": "Intel SGX",

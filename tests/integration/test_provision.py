@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.attested_clients import broker_policy
 from tests.integration.provisioned_broker import (
     PASSWORD,
     STORE_KEY,
@@ -181,6 +182,25 @@ def test_a_file_that_changes_between_measuring_and_using_is_noticed(owner: Owner
         assert done.returncode == 3
         assert b"as the evidence says" in done.stderr
         assert not listens(running)
+
+
+def test_the_owner_reads_why_a_broker_cannot_start(owner: Owner) -> None:
+    """Its secrets are right, and its port belongs to somebody else."""
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        url = f"mqtts://127.0.0.1:{occupied.getsockname()[1]}"
+        text = owner.configure().read_text().replace("mqtts://127.0.0.1:0", url)
+        write(owner.config, text)
+        write(owner.folder / "policy.toml", broker_policy("--config", str(owner.config)))
+        running = ServiceProcess(("--tee", "simulated", "--config", str(owner.config)))
+        try:
+            done = owner.provision(owners_port(running))
+            assert done.returncode == 1
+            assert b"expected a free port" in done.stderr
+            assert running.wait() == 2
+        finally:
+            running.close()
 
 
 def test_bad_input(owner: Owner) -> None:

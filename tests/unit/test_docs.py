@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 RUN_TIMEOUT_S = 240
 # Written on pages; they may be taken on the machine that tests.
-PORTS = (1884, 8883, 8884)
+PORTS = (1884, 8883, 8884, 8899)
 
 # `<!-- run -->`, `<!-- run in background -->`, `<!-- prints -->` and `<!-- file NAME -->` before a
 # fenced block say what the block is; readers do not see them.
@@ -77,6 +77,7 @@ def _commands(folder: Path, port: int) -> Path:
         "#!/bin/bash\n"
         'case "$1 $*" in\n'
         "    *://* | *--config* | measure* | user* | policy* | attest* | verify* | tee*) ;;\n"
+        "    provision*) ;;\n"
         f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
         f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
         "esac\n"
@@ -157,6 +158,12 @@ def test_quick_start_works(folder: Path) -> None:
 
 
 @pytest.mark.openssl
+def test_provisioning_works(folder: Path) -> None:
+    printed = run_page((DOCS / "how-to/provision.md").read_text(), folder)
+    assert any("taken: keys store; files tls.crt, tls.key, users\n" in each for each in printed)
+
+
+@pytest.mark.openssl
 @pytest.mark.tpm
 def test_attesting_with_a_tpm_works(folder: Path) -> None:
     try:
@@ -203,6 +210,7 @@ def test_runnable_blocks_are_found() -> None:
         "how-to/measurement.md",
         "how-to/attested-clients.md",
         "how-to/policy.md",
+        "how-to/provision.md",
         "how-to/tpm.md",
     }
 

@@ -73,10 +73,12 @@ class ProvisioningLog:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a broker starts with. `offer` is there where its secrets come from an owner."""
+    """What a broker starts with. `offer` and `listener` are there where its secrets come from an
+    owner."""
 
     prepared: Prepared
     offer: Offer | None = None
+    listener: ProvisioningListener | None = None
 
     @property
     def provisioned(self) -> Provisioned | None:
@@ -96,6 +98,9 @@ class Ready:
         except AvowError as error:
             if self.offer is not None:
                 self.offer.refused(error)
+            if self.listener is not None:
+                # The process ends now, and the owner shall read why.
+                self.listener.stop()
             raise
         if self.offer is not None:
             self.offer.taken()
@@ -131,7 +136,7 @@ def await_secrets(
             case Offer() as offer:
                 prepared = _prepared(starting, offer, log, load_judge)
                 if prepared is not None:
-                    return Ready(prepared, offer)
+                    return Ready(prepared, offer, listener)
             case _:
                 log.info("nothing to reload", reason="the owner has not come yet")
 

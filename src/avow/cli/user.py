@@ -8,6 +8,7 @@ import click
 
 from avow.broker.config_file import Overrides, load_configuration
 from avow.broker.users import add_user, check_name, new_user, read_users, remove_user
+from avow.channel.provisioning import provisioned_name
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.secrets_input import new_password
@@ -97,6 +98,12 @@ def _users_file(file: Path | None, config: Path | None) -> Path:
     if path is None:
         raise CommandError(
             f"expected the key `password_file` in {config}, got none; add it or use --file",
+            ExitCode.USAGE,
+        )
+    if provisioned_name(path) is not None:
+        raise CommandError(
+            f"expected a file as `password_file` in {config}, got {str(path)!r}; use --file, and "
+            f"hand that file over with `avow provision`",
             ExitCode.USAGE,
         )
     return path

@@ -213,6 +213,14 @@ bits = "hex:00ff"
     assert names == {"secrets.toml", "store.key", "users"}
 
 
+def test_the_example_is_one_and_obviously_no_real_one() -> None:
+    path = Path(__file__).parents[3] / "examples/secrets.toml"
+    found = load_secrets(path)
+    assert found.secrets.keys == {"store": bytes(32)}
+    assert set(found.secrets.files) == {"tls.crt", "tls.key", "users", "devices.psk"}
+    assert found.sources == (path,)
+
+
 @pytest.mark.parametrize(
     "text",
     [
