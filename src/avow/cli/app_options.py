@@ -78,7 +78,9 @@ class ProgramCommand(click.Command):
             return super().parse_args(ctx, own)
         except click.UsageError as error:
             if "unexpected extra argument" in error.message:
-                error.message += "; arguments of the program go behind `--`"
+                raise click.UsageError(
+                    f"{error.message}; arguments of the program go behind `--`", ctx
+                ) from error
             raise
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-import click
-
+from avow.cli.anchors import anchor_options, open_anchor
 from avow.cli.command_error import configuration_errors
+from avow.cli.store_keys import key_option, new_owner_key, owner_key
 from avow.errors import AvowError, MalformedError
 from avow.sandbox.compiled_cache import CompiledCache
+from avow.sandbox.manifest import runtime_manifest
+from avow.sealing.anchor import Freshness, begin_fresh, open_fresh
+from avow.sealing.keys import KeyBinding
+from avow.sealing.store import CONTAINER, Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_OPTIONS: Final = (
-    click.option(
-        "--key",
-        metavar="SOURCE",
-        help="The key of the store: file:PATH, tpm:PATH, gramine, snp or provisioned.",
-    ),
-    click.option(
-        "--anchor",
-        default="none",
-        show_default=True,
-        metavar="ANCHOR",
-        help="What remembers the store's state: tpm:0x01800042, witness:HOST:PORT#KEY or none.",
-    ),
-    click.option(
-        "--accept-rollback",
-        type=click.IntRange(1),
-        metavar="SEQUENCE",
-        help="Go on from a store that was put back to this commit.",
-    ),
-)
 
 
 def store_options(command: Command) -> Command:
     """Adds the options; `--store` itself is one of `app_options`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return key_option(anchor_options(command))
 
 
 class NoStore:
@@ -69,7 +49,7 @@ class NoStore:
 class ProgramStore:
     """An open store with its anchor. `note` is told what its owner should know."""
 
-    def __init__(self, store: Any, fresh: Any, note: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, fresh: Freshness, note: Callable[[str], None]) -> None:
         self.store = store
         self.cache = CompiledCache(store, note)
         self._fresh = fresh
@@ -113,34 +93,39 @@ def open_program_store(
         _check_options(folder, given)
     if folder is None:
         return NoStore()
-    # Imported here: a program without a store starts without all this.
-    from avow.cli.anchors import open_anchor
-    from avow.cli.store_keys import owner_key
-    from avow.sandbox.manifest import runtime_manifest
-    from avow.sealing.anchor import begin_fresh, open_fresh
-    from avow.sealing.keys import KeyBinding
-    from avow.sealing.store import CONTAINER, Store
-
     # A key in a file is bound to nothing, and the manifest takes as long as starting the program.
-    runtime = hashlib.sha256(b"").digest()
-    if not given["key"].startswith("file:"):
-        runtime = runtime_manifest().digest
-    with configuration_errors():
-        key = owner_key(given["key"], KeyBinding(module, configuration, runtime))
+    runtime = bytes(32) if given["key"].startswith("file:") else runtime_manifest().digest
     made = not (folder / CONTAINER).exists()
+    with configuration_errors():
+        key = _key(given["key"], KeyBinding(module, configuration, runtime), made, note)
     if made:
         Store.create(folder, [key]).close()
         note(f"made a new store in {folder}")
     store = Store.open(folder, key)
     try:
-        anchor = open_anchor(given["anchor"], store)
-        accepted = given["accept_rollback"]
-        if made and accepted is None:
-            return ProgramStore(store, begin_fresh(store, anchor), note)
-        return ProgramStore(store, open_fresh(store, anchor, accept_rollback=accepted), note)
+        return ProgramStore(store, _fresh(store, made, given), note)
     except AvowError:
         store.abandon()
         raise
+
+
+def _key(source: str, binding: KeyBinding, made: bool, note: Callable[[str], None]) -> bytes:
+    """The key; with a store that is made, its file is made too where there is none."""
+    kind, _, place = source.partition(":")
+    path = Path(place if kind == "file" else place.partition("#")[0])
+    if made and kind in ("file", "tpm") and not path.exists():
+        key = new_owner_key(source, binding, say=note)
+        note(f"made a new key in {path}; without it nobody opens the store")
+        return key
+    return owner_key(source, binding)
+
+
+def _fresh(store: Store, made: bool, given: dict[str, Any]) -> Freshness:
+    anchor = open_anchor(given["anchor"], store)
+    interval_s, accepted = given["anchor_interval_s"], given["accept_rollback"]
+    if made and accepted is None:
+        return begin_fresh(store, anchor, interval_s=interval_s)
+    return open_fresh(store, anchor, accept_rollback=accepted, interval_s=interval_s)
 
 
 def _check_options(folder: Path | None, given: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from avow.cli.supervision import end_at_once, native_signals, supervise
 from avow.errors import AvowError, MalformedError
 from avow.sandbox.grants import Grants
 from avow.sandbox.program import Surroundings, kind_of, load
+from avow.sealing.store import Store
 
 
 @click.command(cls=ProgramCommand)
@@ -53,7 +54,7 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
         program = load(content, limits=app.limits, cache=store.cache)
         with configuration_errors(), storage_errors():
             program.check(app.grants)
-            _check_folders(app.grants)
+            _prepare_folders(app.grants, store.store)
         surroundings = Surroundings(
             arguments=app.arguments,
             grants=app.grants,
@@ -81,13 +82,24 @@ def _store(
     store.close()
 
 
-def _check_folders(grants: Grants) -> None:
+def _prepare_folders(grants: Grants, store: Store | None) -> None:
+    """Granted folders are there: sealed ones are made, so that a first run needs no preparation."""
     for each in grants.plain:
         if not each.host.is_dir():
             raise MalformedError(
                 f"expected a folder {each.host} for the grant plain:{each.guest}, got none; create "
                 f"it or correct the path"
             )
+    for sealed in grants.sealed:
+        path = f"/files/{sealed.folder}".rstrip("/")
+        if store is None or store.exists(path):
+            continue
+        if sealed.read_only:
+            raise MalformedError(
+                f"expected {path} in the store for the grant sealed:{sealed.guest}:ro, got none; "
+                f"fill it with `avow store put`"
+            )
+        store.make_directory(path, parents=True)
 
 
 def _say(sentence: str) -> None:
