@@ -139,6 +139,7 @@ class _Setup(ctypes.Structure):
                 "memory_data",
                 "memory_data_size",
                 "trap_new",
+                "trap_new_code",
                 "clock_gettime",
                 "store",
             )
@@ -155,6 +156,7 @@ _WASMTIME_FUNCTIONS: Final = {
     "memory_data": "wasmtime_memory_data",
     "memory_data_size": "wasmtime_memory_data_size",
     "trap_new": "wasmtime_trap_new",
+    "trap_new_code": "wasmtime_trap_new_code",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def guest() -> Iterator[Guest]:
         yield guest
 
 
-def refused(guest: Guest, path: str, oflags: int = 0, **how: int) -> Errno:
+def refused(guest: Guest, path: str, oflags: int = 0, **how: Any) -> Errno:
     with pytest.raises(FailedError) as caught:
         guest.open(path, oflags, **how)
     return caught.value.errno

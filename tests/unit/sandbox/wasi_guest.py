@@ -370,12 +370,19 @@ class MemoryDisk:
 
 
 KEY = bytes(range(32))
-_SETTINGS = {"arguments": ["program"], "entropy": bytes(32), "started_ns": OLD_TIME_NS}
+_SETTINGS: dict[str, Any] = {
+    "arguments": ["program"],
+    "entropy": bytes(32),
+    "started_ns": OLD_TIME_NS,
+}
 
 
 @contextmanager
 def sealed_guest(
-    *more: SealedDirectory, disk: MemoryDisk | None = None, **settings: Any
+    *more: SealedDirectory,
+    disk: MemoryDisk | None = None,
+    attach: bool = True,
+    **settings: Any,
 ) -> Iterator[Guest]:
     """A program with all of a new sealed store at `/`, and a time that stands still."""
     settings = {
@@ -387,7 +394,7 @@ def sealed_guest(
     directories = (SealedDirectory("/", "/files"), *more)
     try:
         with Wasi(directories=directories, store=store, **settings) as wasi:
-            yield Guest(wasi)
+            yield Guest(wasi, attach=attach)
     finally:
         store.close()
 

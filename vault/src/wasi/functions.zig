@@ -19,6 +19,9 @@ comptime {
     std.debug.assert(@sizeOf(Value) == 16);
 }
 
+/// WASMTIME_TRAP_CODE_INTERRUPT. `avow_wasi_ending` tells why.
+const TRAP_INTERRUPT = 10;
+
 pub const Callback = *const fn (?*anyopaque, *wasi.Caller, [*]Value, usize) callconv(.c) ?*wasi.Trap;
 
 /// `parameters`: `i` for an i32, `I` for an i64, in their order. The result is an i32, the errno, but
@@ -61,7 +64,7 @@ fn Wrapped(comptime function: anytype) type {
             }
             values[0] = .{ .i64 = 0 };
             @call(.auto, function, arguments) catch |err| {
-                if (err == error.Stopped) return trap(self, "the program ended");
+                if (err == error.Stopped) return self.api.trap_new_code(TRAP_INTERRUPT);
                 values[0].i32 = errno.number(err);
             };
             return null;

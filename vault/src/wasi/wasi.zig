@@ -88,6 +88,7 @@ pub const Api = extern struct {
     memory_data: *const fn (*Context, *const anyopaque) callconv(.c) ?[*]u8,
     memory_data_size: *const fn (*Context, *const anyopaque) callconv(.c) usize,
     trap_new: *const fn ([*]const u8, usize) callconv(.c) ?*Trap,
+    trap_new_code: *const fn (u8) callconv(.c) ?*Trap,
 };
 
 /// Mirrored field by field in src/avow/sandbox/wasi.py.
