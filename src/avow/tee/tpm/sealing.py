@@ -23,6 +23,7 @@ from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.sessions import (
     StorageKey,
     answered,
+    forget,
     hmac_session,
     policy_session,
     refusal,
@@ -203,7 +204,7 @@ def _unseal(device: TpmDevice, blob: SealedBlob, parent: bytes | None) -> bytes:
         try:
             return answered(device, lambda esapi, library: give(esapi, handle, policy, session))
         finally:
-            device.call(lambda esapi, library: esapi.flush_context(handle))
+            forget(device, handle)
 
 
 def _read_pcrs(device: TpmDevice, key: StorageKey, numbers: list[int]) -> dict[int, bytes]:

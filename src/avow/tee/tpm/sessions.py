@@ -89,7 +89,7 @@ def storage_key(device: TpmDevice, pinned: bytes | None) -> Iterator[StorageKey]
             )
         yield StorageKey(handle, name)
     finally:
-        _flush(device, handle)
+        forget(device, handle)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def hmac_session(device: TpmDevice, key: StorageKey | None = None, **uses: bool)
     try:
         yield session
     finally:
-        _flush(device, session)
+        forget(device, session)
 
 
 @contextmanager
@@ -143,10 +143,11 @@ def policy_session(device: TpmDevice) -> Iterator[Any]:
     try:
         yield session
     finally:
-        _flush(device, session)
+        forget(device, session)
 
 
-def _flush(device: TpmDevice, handle: Any) -> None:
+def forget(device: TpmDevice, handle: Any) -> None:
+    """Removes a loaded object or a session from the TPM's memory, which has few places."""
     # What happened before says more than that the TPM could not forget afterwards.
     with contextlib.suppress(UnavailableError):
         device.call(lambda esapi, library: esapi.flush_context(handle))

@@ -1,0 +1,277 @@
+"""Keys sealed by a TPM and counters in it, on a real TPM in software: swtpm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from avow.cli import store_keys
+from avow.cli.anchors import open_anchor
+from avow.errors import (
+    DeniedError,
+    MalformedError,
+    RolledBackError,
+    UnavailableError,
+    UntrustedError,
+)
+from avow.evidence.claims import Workload
+from avow.sealing.anchor import begin_fresh, open_fresh
+from avow.sealing.keys import KeyBinding, bind_key
+from avow.tee.tpm import event_log
+from avow.tee.tpm.attester import Measuring
+from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.nv_counter import NvCounter
+from avow.tee.tpm.sealing import SealedBlob, decode_blob, measured_pcr, pcr_policy, seal, unseal
+from avow.testing.swtpm import SoftwareTpm
+from tests.unit.sealing.anchor_world import Disk
+from tests.unit.sealing.secret_store import SecretStore
+
+pytestmark = pytest.mark.tpm
+
+SECRET = bytes(range(32))
+RUNS = Workload(b"m" * 32, b"r" * 32, b"c" * 32, bytes(32))
+BINDING = KeyBinding(RUNS.module, RUNS.configuration, RUNS.runtime)
+INDEX = 0x01800042
+
+
+@pytest.fixture(scope="module")
+def tpm() -> Iterator[SoftwareTpm]:
+    with SoftwareTpm() as started:
+        yield started
+
+
+@pytest.fixture
+def device(tpm: SoftwareTpm) -> Iterator[TpmDevice]:
+    opened = TpmDevice(tpm.tcti, 5)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def fresh_tpm() -> Iterator[SoftwareTpm]:
+    with SoftwareTpm() as started:
+        yield started
+
+
+def test_a_secret_comes_back(device: TpmDevice) -> None:
+    blob, _ = seal(device, SECRET, RUNS, (0, 7, 15))
+    assert blob.pcrs == (0, 7, 15, 23)
+    again = decode_blob(blob.encoded(), "blob")
+    assert again == blob
+    assert unseal(device, again, RUNS) == SECRET
+
+
+def test_pcr_23_is_measured_where_it_was_not(device: TpmDevice) -> None:
+    blob, _ = seal(device, SECRET, RUNS)
+    device.reset_pcr(event_log.PCR)
+    assert unseal(device, blob, RUNS) == SECRET
+    assert device.read_pcrs([event_log.PCR])[event_log.PCR] == measured_pcr(RUNS)
+
+
+def test_what_is_measured_already_is_left_alone(device: TpmDevice) -> None:
+    """The attester's log must stay true."""
+    blob, _ = seal(device, SECRET, RUNS)
+    measuring = Measuring(device)
+    measuring.measure(RUNS)
+    assert unseal(device, blob, RUNS) == SECRET
+    assert measuring.holds(device.read_pcrs([event_log.PCR]))
+
+
+@pytest.mark.parametrize("part", ["module", "configuration", "runtime"])
+def test_another_workload_is_denied(device: TpmDevice, part: str) -> None:
+    blob, _ = seal(device, SECRET, RUNS)
+    with pytest.raises(DeniedError, match="another module, configuration or version"):
+        unseal(device, blob, replace(RUNS, **{part: b"\x09" * 32}))
+
+
+def test_another_system_is_denied(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    blob, _ = seal(device, SECRET, RUNS, (4,))
+    without, _ = seal(device, SECRET, RUNS)
+    device.extend_pcr(4, b"\x01" * 32)
+    with pytest.raises(DeniedError, match="PCRs 4, 23"):
+        unseal(device, blob, RUNS)
+    assert unseal(device, without, RUNS) == SECRET
+    device.close()
+
+
+def test_policy_is_the_tpms(device: TpmDevice) -> None:
+    """One that leaves out PCR 23 in the file, but not in the key, opens nothing."""
+    blob, _ = seal(device, SECRET, RUNS, (7,))
+    with pytest.raises(DeniedError):
+        unseal(device, replace(blob, pcrs=(23,)), RUNS)
+    digest = pcr_policy(device.read_pcrs([7]) | {23: measured_pcr(RUNS)})
+    assert digest in blob.public
+
+
+def test_survives_power_loss(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    blob, _ = seal(device, SECRET, RUNS)
+    counter = NvCounter(device, INDEX, SECRET)
+    counter.begin()
+    value = counter.increment()
+    device.close()
+    fresh_tpm.stop()
+    fresh_tpm.start()
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    assert unseal(device, blob, RUNS) == SECRET
+    assert NvCounter(device, INDEX, SECRET).read() == value
+    device.close()
+
+
+def test_of_another_machine(device: TpmDevice, fresh_tpm: SoftwareTpm) -> None:
+    blob, _ = seal(device, SECRET, RUNS)
+    other = TpmDevice(fresh_tpm.tcti, 5)
+    with pytest.raises(DeniedError, match="of another machine"):
+        unseal(other, blob, RUNS)
+    other.close()
+
+
+def test_a_changed_file(device: TpmDevice) -> None:
+    blob, _ = seal(device, SECRET, RUNS)
+    private = bytearray(blob.private)
+    private[-1] ^= 1
+    with pytest.raises(DeniedError, match="the file was changed"):
+        unseal(device, SealedBlob(blob.pcrs, blob.public, bytes(private)), RUNS)
+
+
+def test_many_times_over(device: TpmDevice) -> None:
+    """Nothing stays behind in the TPM's few places for keys and sessions, also not on failures."""
+    blob, _ = seal(device, SECRET, RUNS, (7,))
+    for _ in range(5):
+        assert unseal(device, blob, RUNS) == SECRET
+        with pytest.raises(DeniedError):
+            unseal(device, replace(blob, pcrs=(23,)), RUNS)
+        with pytest.raises(UntrustedError):
+            unseal(device, blob, RUNS, parent=bytes(34))
+
+
+def test_counter(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    counter = NvCounter(device, INDEX, SECRET)
+    assert counter.read() is None
+    with pytest.raises(UnavailableError, match="got none"):
+        counter.increment()
+    first = counter.begin()
+    assert [counter.read(), counter.increment(), counter.read()] == [first, first + 1, first + 1]
+    with pytest.raises(UnavailableError, match="counted already"):
+        counter.begin()
+    with pytest.raises(DeniedError, match="another authorisation"):
+        NvCounter(device, INDEX, b"\x01" * 32).read()
+    # Whoever may, deletes it; what comes after starts higher.
+    device.call(lambda esapi, library: esapi.nv_undefine_space(esapi.tr_from_tpmpublic(INDEX)))
+    assert counter.read() is None
+    assert counter.begin() > first + 1
+    device.close()
+
+
+def test_a_counter_whose_making_was_cut_short(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    counter = NvCounter(device, INDEX, SECRET)
+    counter._define()
+    assert counter.read() is None
+    first = counter.begin()
+    assert counter.read() == first
+    device.close()
+
+
+def test_an_index_that_is_no_counter(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+
+    def define(esapi: object, library: object) -> None:
+        attributes = library.TPMA_NV.AUTHREAD | library.TPMA_NV.AUTHWRITE  # type: ignore[attr-defined]
+        public = library.TPMS_NV_PUBLIC(  # type: ignore[attr-defined]
+            nvIndex=INDEX,
+            nameAlg=library.TPM2_ALG.SHA256,  # type: ignore[attr-defined]
+            attributes=attributes,
+            dataSize=8,
+        )
+        esapi.nv_define_space(SECRET, library.TPM2B_NV_PUBLIC(nvPublic=public))  # type: ignore[attr-defined]
+
+    device.call(define)
+    for doing in (NvCounter(device, INDEX, SECRET).read, NvCounter(device, INDEX, SECRET).begin):
+        with pytest.raises(DeniedError, match="got something else"):
+            doing()
+    device.close()
+
+
+def test_owner_keys_from_a_tpm(
+    device: TpmDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store.tpm"
+    said: list[str] = []
+    key = store_keys.new_owner_key(
+        f"tpm:{path}", BINDING, pcrs=(0, 7), device=device, say=said.append
+    )
+    assert store_keys.owner_key(f"tpm:{path}", BINDING, device=device) == key
+    assert key not in path.read_bytes()
+    (line,) = said
+    pinned = line.split("--key ")[1]
+    assert store_keys.owner_key(pinned, BINDING, device=device) == key
+    with pytest.raises(UntrustedError):
+        store_keys.owner_key(f"tpm:{path}#{'00' * 34}", BINDING, device=device)
+    with pytest.raises(DeniedError):
+        store_keys.owner_key(f"tpm:{path}", replace(BINDING, module=b"x" * 32), device=device)
+    with pytest.raises(UnavailableError, match="there is one"):
+        store_keys.new_owner_key(f"tpm:{path}", BINDING, device=device)
+    # What the TPM gives is bound as well: the policy alone would not tell two stores apart.
+    secret = unseal(device, decode_blob(path.read_bytes(), "x"), RUNS)
+    assert key == bind_key(secret, BINDING) != secret
+
+
+def test_owner_keys_from_the_tpm_of_the_environment(
+    fresh_tpm: SoftwareTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVOW_TPM_TCTI", fresh_tpm.tcti)
+    key = store_keys.new_owner_key(f"tpm:{tmp_path / 'k'}", BINDING)
+    assert store_keys.owner_key(f"tpm:{tmp_path / 'k'}", BINDING) == key
+
+
+def test_anchor_on_a_tpm(fresh_tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVOW_TPM_TCTI", fresh_tpm.tcti)
+    disk = Disk()
+    store = SecretStore(disk)
+    fresh = begin_fresh(store, open_anchor("tpm:0x01800042", store))
+    old = store.root
+    fresh.close()
+    store = SecretStore(disk, files=store.files)
+    fresh = open_fresh(store, open_anchor("tpm:0x01800042", store))
+    fresh.close()
+    store = SecretStore(disk, root=old, files=store.files)
+    anchor = open_anchor("tpm:0x01800042", store)
+    assert anchor is not None
+    with pytest.raises(RolledBackError, match="the TPM's counter 0x01800042"):
+        open_fresh(store, anchor)
+    open_fresh(store, anchor, accept_rollback=old.sequence).close()
+    # Another store cannot take the place.
+    other = SecretStore(Disk())
+    other.root_id = b"\x01" * 16
+    anchor = open_anchor("tpm:0x01800042", other)
+    assert anchor is not None
+    with pytest.raises(DeniedError, match="another store"):
+        begin_fresh(other, anchor)
+    anchor.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"AVOWTPMK",
+        SealedBlob((23,), b"p", b"q").encoded() + b"\0",
+        SealedBlob((23,), b"p", b"q").encoded()[:-1],
+        SealedBlob((23,), b"", b"q").encoded(),
+        SealedBlob((23,), b"p", b"").encoded(),
+        SealedBlob((7,), b"p", b"q").encoded(),
+        SealedBlob((23, 24), b"p", b"q").encoded(),
+        SealedBlob((23,), b"p" * 1025, b"q").encoded(),
+        b"AVOWTPML" + SealedBlob((23,), b"p", b"q").encoded()[8:],
+        SealedBlob((23,), b"p", b"q").encoded()[:8] + b"\2" + bytes(3) + bytes(20),
+    ],
+)
+def test_files_that_are_none(content: bytes) -> None:
+    with pytest.raises(MalformedError, match="in store\\.tpm"):
+        decode_blob(content, "store.tpm")
