@@ -187,11 +187,12 @@ def test_random_bytes_come_from_the_entropy() -> None:
 def test_exit() -> None:
     with bare_guest() as guest:
         assert guest.wasi.exit_code is None
+        wasi = guest.wasi
         with pytest.raises(Trap):
             guest.call("proc_exit", 42)
-        assert guest.wasi.exit_code == 42
-    # After the end too.
-    assert guest.wasi.exit_code == 42
+        assert wasi.exit_code == 42
+    # After it was closed too.
+    assert wasi.exit_code == 42
 
 
 def test_raise() -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from wasmtime import Engine, Func, Instance, Linker, Memory, Module, Store
 
-from avow.sandbox.wasi import FUNCTIONS, MODULE, SealedDirectory, Wasi
+from avow.sandbox.wasi import FUNCTIONS, MODULE, PlainDirectory, SealedDirectory, Wasi
 from avow.sealing import store as sealed
 
 Errno = enum.IntEnum(
@@ -379,7 +379,7 @@ _SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def sealed_guest(
-    *more: SealedDirectory,
+    *more: SealedDirectory | PlainDirectory,
     disk: MemoryDisk | None = None,
     attach: bool = True,
     **settings: Any,

@@ -87,9 +87,9 @@ const O_NOCTTY = 0o400;
 const O_NONBLOCK = 0o4000;
 
 fn openFlags(flags: u32) u64 {
-    var all: u64 = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    // openat2 refuses the others beside O_PATH.
+    var all: u64 = O_CLOEXEC | if (flags & OPEN_PATH != 0) @as(u64, O_PATH) else O_NOCTTY | O_NONBLOCK;
     if (flags & OPEN_DIRECTORY != 0) all |= O_DIRECTORY;
-    if (flags & OPEN_PATH != 0) all |= O_PATH;
     if (flags & OPEN_LINK != 0) all |= O_NOFOLLOW;
     return all;
 }
