@@ -5,6 +5,7 @@
 const std = @import("std");
 const Allocator = std.mem.Allocator;
 const format = @import("format.zig");
+const pages = @import("pages.zig");
 
 pub const Frame = struct {
     inode: u64 = 0,
@@ -22,7 +23,7 @@ pub const Frame = struct {
 const CHUNK_FRAMES = 64;
 const Chunk = struct {
     frames: [CHUNK_FRAMES]Frame,
-    data: []align(format.BLOCK_BYTES) format.Block,
+    data: pages.Blocks,
 };
 
 /// At least this many frames, so that what one operation works on never pushes itself out.
@@ -51,7 +52,7 @@ pub const Cache = struct {
 
     pub fn deinit(self: *Cache) void {
         for (self.chunks.items) |chunk| {
-            std.heap.page_allocator.free(chunk.data);
+            pages.give(chunk.data);
             self.allocator.destroy(chunk);
         }
         self.chunks.deinit(self.allocator);
@@ -97,7 +98,7 @@ pub const Cache = struct {
         try self.chunks.ensureUnusedCapacity(self.allocator, 1);
         const chunk = try self.allocator.create(Chunk);
         errdefer self.allocator.destroy(chunk);
-        chunk.data = try std.heap.page_allocator.alignedAlloc(format.Block, .fromByteUnits(format.BLOCK_BYTES), CHUNK_FRAMES);
+        chunk.data = try pages.take(CHUNK_FRAMES);
         for (&chunk.frames, chunk.data) |*frame, *data| {
             frame.* = .{ .data = @alignCast(data), .next = self.free };
             self.free = frame;

@@ -3,6 +3,7 @@
 const std = @import("std");
 const format = @import("format.zig");
 const inodes = @import("inodes.zig");
+const pages = @import("pages.zig");
 const roots = @import("roots.zig");
 const Frame = @import("cache.zig").Frame;
 const cache_file = @import("cache.zig");
@@ -21,7 +22,7 @@ const GROW_SLOTS_MAX = 16384;
 
 /// Sealed blocks on their way out.
 pub const Out = struct {
-    bytes: []format.Block,
+    bytes: pages.Blocks,
     start: u64 = 0,
     count: usize = 0,
     /// Slots that were taken and not used yet.

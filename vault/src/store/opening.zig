@@ -4,6 +4,7 @@ const std = @import("std");
 const format = @import("format.zig");
 const inodes = @import("inodes.zig");
 const roots = @import("roots.zig");
+const pages = @import("pages.zig");
 const tree = @import("tree.zig");
 const commit = @import("commit.zig");
 const Disk = @import("disk.zig").Disk;
@@ -26,10 +27,10 @@ pub const NewEntropy = extern struct {
 pub fn prepare(allocator: std.mem.Allocator, disk: Disk, session: *const [SESSION_BYTES]u8, cache_bytes: u64) Error!*Store {
     const store = try allocator.create(Store);
     errdefer allocator.destroy(store);
-    const out = try std.heap.page_allocator.alloc(format.Block, commit.OUT_BLOCKS);
-    errdefer std.heap.page_allocator.free(out);
-    const run = try std.heap.page_allocator.alloc(u8, tree.RUN_MAX * format.BLOCK_BYTES);
-    errdefer std.heap.page_allocator.free(run);
+    const out = try pages.take(commit.OUT_BLOCKS);
+    errdefer pages.give(out);
+    const run = try pages.take(tree.RUN_MAX);
+    errdefer pages.give(run);
     store.* = .{
         .allocator = allocator,
         .disk = disk,

@@ -12,6 +12,7 @@ const inodes = @import("inodes.zig");
 const directory = @import("directory.zig");
 const naming = @import("naming.zig");
 const files = @import("files.zig");
+const pages = @import("pages.zig");
 const commit_file = @import("commit.zig");
 const Disk = @import("disk.zig").Disk;
 const Cache = @import("cache.zig").Cache;
@@ -69,7 +70,7 @@ pub const Store = struct {
     /// Found at opening.
     orphans: std.ArrayList(u64) = .empty,
     out: commit_file.Out,
-    run: []u8,
+    run: pages.Blocks,
     sealed_block: format.Block = undefined,
     name: [NAME_MAX_BYTES]u8 = undefined,
     is_read_only: bool = false,
@@ -84,8 +85,8 @@ pub const Store = struct {
         self.inodes.deinit(allocator);
         self.slots.deinit(allocator);
         self.orphans.deinit(allocator);
-        std.heap.page_allocator.free(self.out.bytes);
-        std.heap.page_allocator.free(self.run);
+        pages.give(self.out.bytes);
+        pages.give(self.run);
         if (self.old_ring) |ring| {
             ring.wipe();
             allocator.destroy(ring);

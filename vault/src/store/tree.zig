@@ -89,7 +89,7 @@ pub fn fetch(store: *Store, inode: *Inode, first: u64, wanted: u64) Error!?*Fram
 }
 
 fn loadRun(store: *Store, inode: *Inode, first: u64, pointers: []const Pointer) Error!*Frame {
-    const sealed = store.run[0 .. pointers.len * format.BLOCK_BYTES];
+    const sealed: []u8 = std.mem.sliceAsBytes(store.run[0..pointers.len]);
     const got = try store.disk.readUpTo(pointers[0].slot * format.BLOCK_BYTES, sealed);
     if (got < format.BLOCK_BYTES) return store.damagedAt(inode.number, 0, first);
     var wanted: ?*Frame = null;
