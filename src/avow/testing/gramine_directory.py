@@ -2,15 +2,16 @@
 
 What it shares with Gramine, as tests rely on it: without remote attestation `attestation_type` is
 "none" and `quote` is not there; `user_report_data` takes 64 bytes; `quote` is made anew at each
-read, over what was written last, and zeros before.
+read, over what was written last, and zeros before; `keys/` has the seal keys, outside of an enclave
+none.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _REPORT_DATA_BYTES = 64
@@ -24,6 +25,7 @@ class GramineDirectory:
     driver: Callable[[bytes], bytes]
     attestation_type: str = "dcap"
     user_report_data: bytes = bytes(_REPORT_DATA_BYTES)
+    keys: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, path: Path, content: bytes) -> None:
         """open, write and close."""
@@ -37,6 +39,8 @@ class GramineDirectory:
         """open and read to the end."""
         if path == self.root / "attestation_type":
             return self.attestation_type.encode()
+        if path.parent == self.root / "keys" and path.name in self.keys:
+            return self.keys[path.name]
         if path != self.root / "quote" or self.attestation_type == "none":
             raise _os_error(errno.ENOENT, path)
         return self.driver(self.user_report_data)
