@@ -89,20 +89,28 @@ def open_attestation(prepared: Measurable) -> StartingAttestation:
     name = prepared.configuration.attestation.tee
     if name is None:
         return StartingAttestation(None, prepared)
+    return StartingAttestation(open_platform(name, "the broker"), prepared)
+
+
+def open_platform(name: str, whom: str) -> Attester:
+    """The platform of this name, or, for `auto`, the first that is there and not simulated.
+
+    `whom` it shall vouch for is said in the error, an `UnavailableError`.
+    """
     from avow.tee.platforms import detect, open_attester
 
     if name != "auto":
-        return StartingAttestation(open_attester(name), prepared)
+        return open_attester(name)
     found = detect()
     if not any(each.present for each in found if each.platform != SIMULATED):
         absent = "; ".join(
             f"{each.platform}: {each.reason}" for each in found if each.platform != SIMULATED
         )
         raise UnavailableError(
-            f"expected a platform that can vouch for the broker, got none ({absent}); `avow tee` "
+            f"expected a platform that can vouch for {whom}, got none ({absent}); `avow tee` "
             f"lists them, `--tee simulated` goes on without any protection"
         )
-    return StartingAttestation(open_attester(name, found=found), prepared)
+    return open_attester(name, found=found)
 
 
 def load_judge(

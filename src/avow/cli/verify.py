@@ -50,6 +50,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="DIR",
     help="What the vendors say about their hardware: certificates, revocation lists, collateral.",
 )
+@click.option(
+    "--program",
+    is_flag=True,
+    help="EVIDENCE is what a program under `avow run --attest` has asked for.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an EAR's claims as JSON.")
 def verify(
     evidence: Path,
@@ -58,9 +63,10 @@ def verify(
     unsafe_any_nonce: bool,
     moment: datetime | None,
     endorsements: Path | None,
+    program: bool,
     as_json: bool,
 ) -> int:
-    """Judge evidence that `avow attest` wrote.
+    """Judge evidence that `avow attest` wrote, or that a program made.
 
     Exit 0: accepted. 3: refused, by the policy or for its origin. 4: it could not be judged.
     """
@@ -74,10 +80,11 @@ def verify(
         content = read_named_file(evidence, "evidence")
     now = datetime.now(UTC) if moment is None else moment
     try:
-        verified = verify_document(content, nonce, now, endorsements)
+        role = Role.PROGRAM if program else Role.DOCUMENT
+        verified = verify_document(content, nonce, now, endorsements, role=role)
     except AvowError as error:
         if as_json:
-            click.echo(_error_json(error), nl=False)
+            click.echo(error_json(error), nl=False)
         with judging_errors():
             raise
     result = rules.appraise(verified)
@@ -95,9 +102,15 @@ def verify(
 
 
 def verify_document(
-    content: bytes, nonce: bytes | None, now: datetime, endorsements: Path | None
+    content: bytes,
+    nonce: bytes | None,
+    now: datetime,
+    endorsements: Path | None,
+    *,
+    role: Role = Role.DOCUMENT,
 ) -> Verified:
-    """The claims of evidence in a file; without `nonce`, its own is taken.
+    """The claims of evidence in a file, of role DOCUMENT or PROGRAM; without `nonce`, its own is
+    taken.
 
     Raises an `AvowError`.
     """
@@ -106,11 +119,12 @@ def verify_document(
     if nonce is None:
         nonce = decode_claims(decode_evidence(content).claims).nonce
     known = None if endorsements is None else load_endorsements(endorsements)
-    expectation = Expectation(nonce, Role.DOCUMENT, b"", DOCUMENT_BINDER)
+    expectation = Expectation(nonce, role, b"", DOCUMENT_BINDER)
     return verify_evidence(content, expectation, verifiers(known), now)
 
 
-def _error_json(error: AvowError) -> str:
+def error_json(error: AvowError) -> str:
+    """What could not be judged, and why, as a JSON object."""
     finding = error.finding
     content: dict[str, object] = {"judged": False, "error": str(error)}
     if finding is not None:

@@ -40,6 +40,13 @@ class Role(enum.IntEnum):
     DOCUMENT = 3
     # The extension of a certificate (RA-TLS); it proves who has the key, not when.
     CERTIFICATE = 4
+    # What a program in the sandbox asks for, with user data of its own choice in it.
+    PROGRAM = 5
+
+    @property
+    def has_key(self) -> bool:
+        """False where there is no connection, and so no key to name."""
+        return self not in (Role.DOCUMENT, Role.PROGRAM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,9 @@ class Claims:
     """One set of claims, for one nonce (32 bytes).
 
     `key` is the SHA-256 (32 bytes) of the SubjectPublicKeyInfo of the key that the sender proves to
-    hold, or empty where there is none (role DOCUMENT). `issued_at_s` is the sender's clock, in
-    seconds since 1970; freshness comes from the nonce, not from it. `user_data` (0 to 1024 bytes)
-    is the only field that a guest program can choose.
+    hold, or empty where there is none (roles DOCUMENT and PROGRAM). `issued_at_s` is the sender's
+    clock, in seconds since 1970; freshness comes from the nonce, not from it. `user_data` (0 to
+    1024 bytes) is the only field that a guest program can choose.
     """
 
     nonce: bytes
@@ -119,7 +126,7 @@ def decode_claims(content: bytes) -> Claims:
     if type(issued_at_s) is not int or type(role) is not int:
         raise _malformed("whole numbers as time and role", "others")
     if role not in Role._value2member_map_:
-        raise _malformed("a role from 1 to 4", str(role))
+        raise _malformed("a role from 1 to 5", str(role))
     claims = Claims(
         nonce=_bytes(fields[_NONCE]),
         role=Role(role),
@@ -151,7 +158,7 @@ def _check_sizes(claims: Claims) -> None:
         "runtime digest": (len(workload.runtime), DIGEST_BYTES),
         "configuration digest": (len(workload.configuration), DIGEST_BYTES),
         "boot id": (len(workload.boot_id), BOOT_ID_BYTES),
-        "key digest": (len(claims.key), 0 if claims.role is Role.DOCUMENT else DIGEST_BYTES),
+        "key digest": (len(claims.key), DIGEST_BYTES if claims.role.has_key else 0),
     }
     for name, (actual, expected) in sizes.items():
         if actual != expected:

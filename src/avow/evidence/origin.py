@@ -33,14 +33,14 @@ CHECKS: Final = (ENVELOPE, PLATFORM, CLAIMS, NONCE, ROLE, KEY, BOUND, MEASURED, 
 
 _AGAIN: Final = "ask again; if it stays so, somebody is between you and the peer"
 
-# What evidence for a file is bound to: no connection.
+# What evidence for a file or of a program is bound to: no connection.
 DOCUMENT_BINDER: Final = bytes(64)
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
     """What the verifying side knows itself: its nonce (32 bytes), the peer's role, the SHA-256 of
-    the peer's key (32 bytes; empty for role DOCUMENT) and the binder (64 bytes)."""
+    the peer's key (32 bytes; empty for roles DOCUMENT and PROGRAM) and the binder (64 bytes)."""
 
     nonce: bytes
     role: Role

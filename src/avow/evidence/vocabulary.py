@@ -38,7 +38,7 @@ _TPM = ("tpm", "azure")
 
 KINDS: tuple[ClaimKind, ...] = (
     _kind("platform", str, "The platform whose hardware signed."),
-    _kind("role", str, "server, client, document or certificate."),
+    _kind("role", str, "server, client, document, certificate or program."),
     _kind("module", bytes, "SHA-256 of the WebAssembly module.", size=32),
     _kind("runtime", bytes, "SHA-256 of the runtime's manifest.", size=32),
     _kind("configuration", bytes, "SHA-256 of the configuration.", size=32),

@@ -30,7 +30,7 @@ PLATFORMS: Final = ("tpm", "sgx", "tdx", "snp", "azure", "nitro", "psa", "cca", 
 # What a claim can say at all, so that a slip of the pen is found when the policy is loaded.
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "platform": PLATFORMS,
-    "role": ("server", "client", "document", "certificate"),
+    "role": ("server", "client", "document", "certificate", "program"),
     "snp.signer": ("vcek", "vlek"),
     "snp.product": ("milan", "genoa", "turin"),
     "azure.confidential_type": ("snp", "tdx"),

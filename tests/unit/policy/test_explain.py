@@ -46,7 +46,7 @@ It accepts evidence in 2 ways, and refuses everything else.
    - `module` (SHA-256 of the WebAssembly module) is {A} or {"b2" * 32}
    - `configuration` (SHA-256 of the configuration) is {A}
    - `evidence_age_s` (Seconds since the sender's clock said that it was made) is from -60 to 300
-   - `role` (server, client, document or certificate) is server
+   - `role` (server, client, document, certificate or program) is server
    It accepts with a warning, because it does not look at
    - `runtime` (SHA-256 of the runtime's manifest)
 

@@ -1,0 +1,213 @@
+"""The functions by which a program in the sandbox proves itself and judges others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from wasmtime import WasmtimeError
+
+from avow.channel.attestation import ServerAttestation
+from avow.cli.program_attestation import evidence_import, verify_import
+from avow.errors import AvowError, TrapError, UnavailableError
+from avow.evidence.claims import Role, decode_claims
+from avow.evidence.envelope import decode_evidence
+from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
+from avow.evidence.report_data import ReportData
+from avow.tee.simulated.attester import SimulatedAttester
+from avow.tee.simulated.verifier import SimulatedVerifier
+from avow.testing.attesting_guest import (
+    CONFIGURATION,
+    LENGTH_AT,
+    MEMORY_BYTES,
+    NONCE_AT,
+    OUT_AT,
+    OUT_BYTES,
+    RUNTIME,
+    USER_DATA_AT,
+    Guest,
+    attestation_of,
+    module_bytes,
+)
+
+NONCE = bytes(range(32))
+MODULE = hashlib.sha256(module_bytes()).digest()
+KNOWN = {"simulated": SimulatedVerifier()}
+POLICY = f"""
+version = 1
+name = "the guest"
+unsafe_simulated = true
+platform = "simulated"
+role = "program"
+module = "{MODULE.hex()}"
+runtime = "{RUNTIME.hex()}"
+configuration = "{CONFIGURATION.hex()}"
+evidence_age_s = {{ min = -60, max = 60 }}
+"""
+
+
+class Smoking(SimulatedAttester):
+    """Quotes twice (at the start, and the first time), then never again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quotes = 0
+
+    def quote(self, report_data: ReportData) -> bytes:
+        self.quotes += 1
+        if self.quotes > 2:
+            raise UnavailableError("expected a device, got smoke; call somebody")
+        return super().quote(report_data)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def attestation() -> Iterator[ServerAttestation]:
+    made = attestation_of(Smoking())
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def guest(attestation: ServerAttestation, said: list[str]) -> Guest:
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    return Guest(
+        [evidence_import(attestation, say=said.append, clock=now), verify_import(KNOWN, clock=now)]
+    )
+
+
+def verified(evidence: bytes, role: Role = Role.PROGRAM) -> Verified:
+    return verify_evidence(
+        evidence, Expectation(NONCE, role, b"", DOCUMENT_BINDER), KNOWN, datetime.now(UTC)
+    )
+
+
+def test_the_evidence_names_the_module_and_has_the_programs_words_in_one_claim(
+    guest: Guest,
+) -> None:
+    code, evidence = guest.attest(NONCE, b"my public key")
+    assert code == 0
+    claims = verified(evidence).claims
+    assert claims["role"] == "program"
+    assert claims["module"] == MODULE
+    assert claims["runtime"] == RUNTIME
+    assert claims["configuration"] == CONFIGURATION
+    assert claims["user_data"] == b"my public key"
+    assert claims["key"] == b""
+
+
+@pytest.mark.parametrize(("length", "code"), [(0, 0), (1024, 0), (1025, 1), (0xFFFFFFFF, 1)])
+def test_how_much_a_program_can_say(guest: Guest, length: int, code: int) -> None:
+    guest.write(NONCE_AT, NONCE)
+    signed = length - 2**32 if length >= 2**31 else length
+    numbers = (USER_DATA_AT, signed, NONCE_AT, OUT_AT, OUT_BYTES, LENGTH_AT)
+    assert guest.call("attest", *numbers) == code
+    written = int.from_bytes(guest.read(LENGTH_AT, 4), "little")
+    assert (written > 0) is (code == 0)
+
+
+def test_too_little_room_says_how_much_and_writes_nothing(guest: Guest) -> None:
+    guest.write(NONCE_AT, NONCE)
+    marked = b"\xaa" * OUT_BYTES
+    guest.write(OUT_AT, marked)
+    assert guest.call("attest", USER_DATA_AT, 0, NONCE_AT, OUT_AT, 16, LENGTH_AT) == 68
+    wanted = int.from_bytes(guest.read(LENGTH_AT, 4), "little")
+    assert wanted > 16
+    assert guest.read(OUT_AT, OUT_BYTES) == marked
+
+
+def test_no_evidence_is_an_errno_and_a_line_for_the_operator(guest: Guest, said: list[str]) -> None:
+    assert guest.attest(NONCE)[0] == 0
+    assert guest.attest(NONCE)[0] == 29
+    assert said == [
+        "no evidence for the program: expected a device, got smoke; call somebody",
+    ]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (MEMORY_BYTES - 1, 2, NONCE_AT, OUT_AT, OUT_BYTES, LENGTH_AT),
+        (USER_DATA_AT, 0, MEMORY_BYTES - 31, OUT_AT, OUT_BYTES, LENGTH_AT),
+        (USER_DATA_AT, 0, -1, OUT_AT, OUT_BYTES, LENGTH_AT),
+        (USER_DATA_AT, 0, NONCE_AT, MEMORY_BYTES - 16, OUT_BYTES, LENGTH_AT),
+        (USER_DATA_AT, 0, NONCE_AT, OUT_AT, OUT_BYTES, MEMORY_BYTES - 3),
+        (USER_DATA_AT, 0, NONCE_AT, OUT_AT, OUT_BYTES, -4),
+    ],
+)
+def test_addresses_outside_end_the_program(guest: Guest, numbers: tuple[int, ...]) -> None:
+    with pytest.raises((TrapError, WasmtimeError), match="inside of the program"):
+        guest.call("attest", *numbers)
+
+
+def test_a_program_judges_another_one(guest: Guest) -> None:
+    _, evidence = guest.attest(NONCE, b"hello")
+    code, result = guest.verify(evidence, NONCE, POLICY.encode())
+    assert code == 0
+    assert json.loads(result)["submods"]
+    assert b"hello".hex().encode() in result
+
+
+def other(text: str, by: str) -> bytes:
+    assert text in POLICY
+    return POLICY.replace(text, by).encode()
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "words"),
+    [
+        (other(MODULE.hex(), "00" * 32), 2, b"contraindicated"),
+        (other("unsafe_simulated = true", ""), 28, b"unsafe_simulated"),
+        (other('role = "program"', 'role = "server"'), 2, b"contraindicated"),
+        (b"version = 1", 28, b'"judged": false'),
+        (b"\xff", 28, b"UTF-8"),
+        (b"", 28, b'"judged": false'),
+    ],
+)
+def test_zero_says_accepted_and_nothing_else_does(
+    guest: Guest, policy: bytes, code: int, words: bytes
+) -> None:
+    _, evidence = guest.attest(NONCE)
+    found, result = guest.verify(evidence, NONCE, policy)
+    assert found == code
+    assert words in result
+
+
+def test_evidence_that_is_none_or_old(guest: Guest) -> None:
+    _, evidence = guest.attest(NONCE)
+    assert guest.verify(evidence, bytes(32), POLICY.encode())[0] == 2
+    assert guest.verify(evidence[:-1], NONCE, POLICY.encode())[0] == 28
+    assert guest.verify(b"", NONCE, POLICY.encode())[0] == 28
+    changed = bytearray(evidence)
+    changed[len(changed) // 2] ^= 1
+    assert guest.verify(bytes(changed), NONCE, POLICY.encode())[0] in (2, 28)
+    # Longer than evidence can be: not even read.
+    assert guest.call("verify", 0, 65537, NONCE_AT, 0, 0, OUT_AT, OUT_BYTES, LENGTH_AT) == 1
+    assert guest.call("verify", 0, 0, NONCE_AT, 0, 262145, OUT_AT, OUT_BYTES, LENGTH_AT) == 1
+
+
+def test_acceptance_without_room_for_the_result_is_no_acceptance(guest: Guest) -> None:
+    _, evidence = guest.attest(NONCE)
+    guest.write(8192, evidence)
+    guest.write(131072, POLICY.encode())
+    numbers = (8192, len(evidence), NONCE_AT, 131072, len(POLICY.encode()), OUT_AT, 8, LENGTH_AT)
+    assert guest.call("verify", *numbers) == 68
+
+
+def test_claims_of_a_program_are_those_of_the_profile(guest: Guest) -> None:
+    _, evidence = guest.attest(NONCE)
+    claims = decode_claims(decode_evidence(evidence).claims)
+    assert claims.role is Role.PROGRAM
+    for role in (Role.SERVER, Role.CLIENT, Role.DOCUMENT, Role.CERTIFICATE):
+        with pytest.raises(AvowError, match="E5"):
+            verified(evidence, role)
