@@ -381,6 +381,27 @@ class Store:
             done += got
         return bytes(buffer[:done]) if done < left else bytes(buffer)
 
+    def read_into(self, inode: int, offset: int, address: int, length: int) -> None:
+        """Exactly ``length`` bytes of a file to a place in memory: of the pump's core, for one.
+
+        Raises DamagedError, and MalformedError where the file ends before.
+        """
+        done = 0
+        while done < length:
+            got = self._call(
+                "read", inode, offset + done, address + done, length - done, what="reading"
+            )
+            if got == 0:
+                raise MalformedError(
+                    f"expected {length} bytes at {offset} of inode {inode}, got {done}"
+                )
+            done += got
+
+    def error(self, code: int, what: str) -> AvowError:
+        """The error that a negative result of the native store stands for, when others call it;
+        ``what`` was asked for."""
+        return self._error(code, what)
+
     def write(self, path: str, data: bytes, offset: int = 0) -> None:
         """Writes into a file that exists; beyond its end it grows, and a gap reads as zeros."""
         _require_range(offset, len(data))
@@ -467,7 +488,9 @@ class Store:
         _require_keys(keys)
         fresh = _drawn(self._entropy, library.ROTATION_ENTROPY_BYTES)
         joined = b"".join(keys)
-        self._call("rotate", joined, len(keys), fresh, self._clock_ns(), what="rotating the keys")
+        # Refused as too large when the keyring is full; then this says what to do.
+        what = "rotating the keys, of which a store keeps 32 (compact with rewrite drops the old)"
+        self._call("rotate", joined, len(keys), fresh, self._clock_ns(), what=what)
 
     def compact(self, rewrite: bool = False) -> None:
         """Makes the container as small as it gets. ``rewrite``: seals everything anew under the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,14 +112,13 @@ def durable_images(base: bytes, log: Sequence[Event]) -> Iterator[bytes]:
 
 
 def cuts(
-    base: bytes, log: Sequence[Event], *, step_bytes: int = 1, start: int = 0
+    base: bytes, log: Sequence[Event], *, wanted: Callable[[Write, int], bool] | None = None
 ) -> Iterator[tuple[int, int, bytearray]]:
     """The process dies while it writes: every prefix of the log, cut at every byte of each write.
 
     Yields the index of the event that was cut, the bytes of it that were written, and the image,
-    which is the same object each time: copy it before it is changed. Cut byte k of a write is on
-    the disk, all before it too, and nothing behind it. With `step_bytes`, only every so many
-    bytes, from `start`, and the whole write.
+    which is the same object each time: copy it before it is changed. With `wanted`, only the cuts
+    after so many bytes of a write for which it says yes, and those at the end of each event.
     """
     image = bytearray(base)
     yield 0, 0, image
@@ -129,10 +128,11 @@ def cuts(
             yield number, 0, image
             continue
         done = 0
-        for end in [*range(start % step_bytes or step_bytes, len(event.data), step_bytes)]:
-            apply(image, Write(event.offset + done, event.data[done:end]))
-            done = end
-            yield number, end, image
+        for end in range(1, len(event.data)):
+            if wanted is None or wanted(event, end):
+                apply(image, Write(event.offset + done, event.data[done:end]))
+                done = end
+                yield number, end, image
         apply(image, Write(event.offset + done, event.data[done:]))
         yield number, len(event.data), image
 

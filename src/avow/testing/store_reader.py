@@ -138,7 +138,9 @@ class RootRecord:
     committed_ns: int
     before: bytes
     digest: bytes
-    slot_nonces: tuple[bytes, ...]
+    # Nonce and sealed ring key of each owner key's slot; the sealed keyring.
+    key_slots: tuple[tuple[bytes, bytes], ...]
+    sealed_ring: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +224,10 @@ class StoreReader:
     def sealed(self) -> Iterator[Sealed]:
         """Every use of a key that made what this root record reaches, and the record itself."""
         root = self.root
-        for nonce in root.slot_nonces:
+        for nonce, sealed in root.key_slots:
             # Under an owner's key, which one reader does not have for all slots: the nonce alone.
-            yield Sealed(b"", nonce, "key slot")
-        yield Sealed(root.ring_key, root.ring_nonce, "keyring")
+            yield Sealed(b"", nonce, f"key slot {sealed.hex()}")
+        yield Sealed(root.ring_key, root.ring_nonce, f"keyring {root.sealed_ring.hex()}")
         yield Sealed(root.data_keys[-1], root.body_nonce, f"body of {root.digest.hex()}")
         yield from self.uses
 
@@ -446,7 +448,8 @@ def _open_record(
         committed_ns=ns,
         before=before,
         digest=hashlib.sha256(raw).digest(),
-        slot_nonces=tuple(each[1] for each in taken),
+        key_slots=tuple((each[1], each[2]) for each in taken),
+        sealed_ring=raw[704:_BODY_NONCE_AT],
     )
 
 

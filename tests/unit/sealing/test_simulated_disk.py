@@ -59,9 +59,12 @@ def test_every_byte_of_every_write_is_a_cut() -> None:
     ]
 
 
-def test_cuts_with_steps_reach_the_whole_write() -> None:
-    found = [(event, done) for event, done, _ in cuts(b"", LOG[:2], step_bytes=3, start=1)]
-    assert found == [(0, 0), (0, 1), (0, 4), (1, 0)]
+def test_only_the_cuts_that_are_wanted_and_the_ends_of_events() -> None:
+    found = [
+        (event, done, bytes(image))
+        for event, done, image in cuts(b"", LOG[:2], wanted=lambda write, end: end == 3)
+    ]
+    assert found == [(0, 0, b""), (0, 3, b"aaa"), (0, 4, b"aaaa"), (1, 0, b"aaaa")]
 
 
 def test_what_was_synced_is_never_lost_and_the_rest_may_be() -> None:
