@@ -26,10 +26,16 @@ const Report = struct {
     into: []errors.Damage,
     count: usize = 0,
 
+    /// Names behind damage are not known, so links cannot be counted.
+    has_lost_names: bool = false,
+
     fn add(self: *Report, inode: u64, level: u32, index: u64, finding: Finding) void {
-        if (self.count < self.into.len) {
-            self.into[self.count] = .{ .inode = inode, .level = level, .index = index, .kind = @backingInt(finding) };
+        const new: errors.Damage = .{ .inode = inode, .level = level, .index = index, .kind = @backingInt(finding) };
+        // A block of a directory is looked at twice: as a block, and for its entries.
+        for (self.into[0..@min(self.count, self.into.len)]) |known| {
+            if (std.meta.eql(known, new)) return;
         }
+        if (self.count < self.into.len) self.into[self.count] = new;
         self.count += 1;
     }
 
@@ -54,11 +60,17 @@ pub fn check(store: *Store, into: []errors.Damage) Error!usize {
     @memset(names, 0);
     var number = store.inodes.taken.nextSet(0, count);
     while (number < count) : (number = store.inodes.taken.nextSet(number + 1, count)) {
-        checkInode(store, number, names, block, &report) catch |err| try report.note(store, err);
+        inodes.relieve(store);
+        checkInode(store, number, names, block, &report) catch |err| {
+            try report.note(store, err);
+            report.has_lost_names = true;
+        };
     }
+    if (report.has_lost_names) return report.count;
     names[store_file.ROOT] += 1;
     number = store.inodes.taken.nextSet(0, count);
     while (number < count) : (number = store.inodes.taken.nextSet(number + 1, count)) {
+        inodes.relieve(store);
         // A record that cannot be read was found above.
         const inode = inodes.get(store, number) catch |err| {
             if (err == error.Damaged) continue;
@@ -74,9 +86,19 @@ fn checkInode(store: *Store, number: u64, names: []u32, block: *format.Block, re
     if (inode.height != 0) try checkTree(store, inode, inode.height - 1, 0, inode.root, block, report);
     if (inode.kind != .directory) return;
     var cookie: u64 = 0;
-    while (try directory.atOrAfter(store, try inodes.get(store, number), cookie)) |entry| {
-        cookie = entry.next;
+    while (true) {
+        inodes.relieve(store);
         const dir = try inodes.get(store, number);
+        const found_entry = directory.atOrAfter(store, dir, cookie) catch |err| {
+            try report.note(store, err);
+            report.has_lost_names = true;
+            // The blocks behind the damage may be whole.
+            if (store.damage.inode != number or store.damage.level != 0) return;
+            cookie = (store.damage.index + 1) * format.BLOCK_BYTES;
+            continue;
+        };
+        const entry = found_entry orelse return;
+        cookie = entry.next;
         const place: directory.Place = .{ .inode = entry.inode, .offset = entry.next - 1, .kind = @backingInt(entry.kind) };
         const found = naming.inodeOf(store, dir, place) catch |err| {
             try report.note(store, err);

@@ -111,6 +111,7 @@ fn sealBlock(store: *Store, frame: *Frame, want: u64) Error!format.Pointer {
 fn takeSlots(store: *Store, want: u64) Error!Run {
     const run = try store.slots.take(store.allocator, want);
     const end = run.start + run.count;
+    if (end > format.SLOTS_MAX) return error.NoSpace;
     if (end > store.disk_slots) {
         const step = std.math.clamp(store.disk_slots / 8, GROW_SLOTS_MIN, GROW_SLOTS_MAX);
         const slots = @max(end, store.disk_slots + step);

@@ -29,9 +29,11 @@ pub fn compact(store: *Store, now_ns: u64) Error!void {
         try commit.commit(store, now_ns);
         if (store.slots.trim() >= end_before) break;
     }
-    // The root record that says how many slots there are comes first, then the others go.
-    store.root.is_changed = true;
-    try commit.commit(store, now_ns);
+    // Both root records say how few slots there are before the others go.
+    for (0..2) |_| {
+        store.root.is_changed = true;
+        try commit.commit(store, now_ns);
+    }
     errdefer store.is_broken = true;
     try store.disk.setBytes(store.slots.end * format.BLOCK_BYTES);
     store.disk_slots = store.slots.end;
@@ -66,6 +68,7 @@ fn pass(store: *Store, from: u64) Error!void {
     const count = store.inodes.taken.words.items.len * 64;
     var number = store.inodes.taken.nextSet(0, count);
     while (number < count) : (number = store.inodes.taken.nextSet(number + 1, count)) {
+        inodes.relieve(store);
         const inode = try inodes.get(store, number);
         if (inode.height != 0) try move(store, inode, inode.height - 1, 0, inode.root, from);
     }

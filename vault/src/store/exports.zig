@@ -279,24 +279,21 @@ export fn avow_store_damage(store: *Store, into: *errors.Damage) callconv(.c) vo
 export fn avow_store_add_key(store: *Store, owner: *const format.Key, now_ns: u64) callconv(.c) i64 {
     store.lock.acquire();
     defer store.lock.release();
-    if (store.is_broken) return errors.code(error.Broken);
-    if (store.is_read_only) return errors.code(error.ReadOnly);
+    store.writable() catch |err| return errors.code(err);
     return done(keys.add(store, owner, now_ns));
 }
 
 export fn avow_store_remove_key(store: *Store, id: *const roots.KeyId, now_ns: u64) callconv(.c) i64 {
     store.lock.acquire();
     defer store.lock.release();
-    if (store.is_broken) return errors.code(error.Broken);
-    if (store.is_read_only) return errors.code(error.ReadOnly);
+    store.writable() catch |err| return errors.code(err);
     return done(keys.remove(store, id.*, now_ns));
 }
 
 export fn avow_store_rotate(store: *Store, owners: [*]const format.Key, owners_count: usize, entropy: *const keys.RotationEntropy, now_ns: u64) callconv(.c) i64 {
     store.lock.acquire();
     defer store.lock.release();
-    if (store.is_broken) return errors.code(error.Broken);
-    if (store.is_read_only) return errors.code(error.ReadOnly);
+    store.writable() catch |err| return errors.code(err);
     return done(keys.rotate(store, owners[0..owners_count], entropy, now_ns));
 }
 
@@ -304,7 +301,7 @@ export fn avow_store_rotate(store: *Store, owners: [*]const format.Key, owners_c
 export fn avow_store_check(store: *Store, into: [*]errors.Damage, count: usize) callconv(.c) i64 {
     store.lock.acquire();
     defer store.lock.release();
-    if (store.is_broken) return errors.code(error.Broken);
+    store.usable() catch |err| return errors.code(err);
     return counted(check_file.check(store, into[0..count]));
 }
 
@@ -318,8 +315,7 @@ export fn avow_store_path(store: *Store, inode: u64, into: [*]u8, count: usize) 
 export fn avow_store_compact(store: *Store, rewrite: u32, now_ns: u64) callconv(.c) i64 {
     store.lock.acquire();
     defer store.lock.release();
-    if (store.is_broken) return errors.code(error.Broken);
-    if (store.is_read_only) return errors.code(error.ReadOnly);
+    store.writable() catch |err| return errors.code(err);
     if (rewrite != 0) compact_file.rewrite(store, now_ns) catch |err| return errors.code(err);
     return done(compact_file.compact(store, now_ns));
 }

@@ -12,6 +12,8 @@ pub const FANOUT = 85;
 pub const HEIGHT_MAX = 8;
 /// Slots 0 to 3 hold root records.
 pub const SLOT_FIRST = 4;
+/// A slot has 6 bytes in a pointer.
+pub const SLOTS_MAX = 1 << 48;
 pub const INODE_BYTES = 128;
 pub const INODES_IN_BLOCK = BLOCK_BYTES / INODE_BYTES;
 pub const AD_BYTES = 32;

@@ -11,8 +11,8 @@ const Store = store_file.Store;
 const Kind = store_file.Kind;
 const Error = store_file.Error;
 
-/// More than these are not kept when nothing was changed in them.
-const KEPT_MAX = 4096;
+/// From this many on those go in which nothing was changed.
+const KNOWN_MAX = 8192;
 /// Directories whose names are kept in memory.
 const INDEXES_MAX = 64;
 
@@ -48,6 +48,7 @@ pub const Inodes = struct {
     taken: Bitmap = .{},
     free_from: u64 = store_file.ROOT,
     indexes: u32 = 0,
+    forget_at: u32 = KNOWN_MAX,
     last: ?*Inode = null,
 
     pub fn deinit(self: *Inodes, allocator: Allocator) void {
@@ -201,11 +202,13 @@ pub fn committed(store: *Store) void {
     }
     inodes.dirty.clearRetainingCapacity();
     inodes.last = null;
-    if (inodes.known.count() > KEPT_MAX) forgetClean(store);
 }
 
-fn forgetClean(store: *Store) void {
+/// Between two operations: inodes that nobody uses go when there are many.
+pub fn relieve(store: *Store) void {
     const inodes = &store.inodes;
+    if (inodes.known.count() < inodes.forget_at) return;
+    inodes.last = null;
     var kept: std.AutoHashMapUnmanaged(u64, *Inode) = .empty;
     var count: u32 = 0;
     var counted = inodes.known.valueIterator();
@@ -221,6 +224,8 @@ fn forgetClean(store: *Store) void {
     }
     inodes.known.deinit(store.allocator);
     inodes.known = kept;
+    // Where all are held, the next look is worth it only when there are twice as many.
+    inodes.forget_at = KNOWN_MAX +| 2 *| count;
 }
 
 fn isHeld(inode: *const Inode) bool {

@@ -81,8 +81,7 @@ fn refuseExisting(store: *Store) Error!void {
 
 pub fn open(store: *Store, owner: *const format.Key, read_only: bool, now_ns: u64) Error!void {
     const body = try roots.open(store, owner);
-    const disk_bytes = try store.disk.sizeBytes();
-    store.disk_slots = disk_bytes / format.BLOCK_BYTES;
+    store.disk_slots = @min(try store.disk.sizeBytes() / format.BLOCK_BYTES, format.SLOTS_MAX);
     if (body.slots > store.disk_slots) return store.damagedAt(0, roots.DAMAGE_ROOT, body.slots);
     store.slots.end = body.slots;
     try store.slots.taken.ensure(store.allocator, body.slots);
@@ -105,6 +104,8 @@ pub fn open(store: *Store, owner: *const format.Key, read_only: bool, now_ns: u6
 fn walkTable(store: *Store) Error!void {
     const table = &store.inodes.table;
     if (table.height == 0) return store.damagedAt(0, 0, 0);
+    if (table.root.isHole()) return store.damagedAt(0, 0, 0);
+    try store.checkPointer(table.root, 0, roots.DAMAGE_ROOT, 0);
     try walk(store, table, table.height - 1, 0, table.root);
 }
 

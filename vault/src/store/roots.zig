@@ -79,7 +79,7 @@ pub const Body = struct {
         if (!format.isZero(bytes[25..32]) or !format.isZero(bytes[BODY_USED_BYTES..])) return error.Damaged;
         if (body.table_size > format.SIZE_MAX or body.table_size % format.INODE_BYTES != 0) return error.Damaged;
         if (body.table_height != format.heightOf(body.table_size)) return error.Damaged;
-        if (body.slots < format.SLOT_FIRST or body.slots >= 1 << 48) return error.Damaged;
+        if (body.slots < format.SLOT_FIRST or body.slots > format.SLOTS_MAX) return error.Damaged;
         return body;
     }
 };

@@ -207,13 +207,15 @@ pub const Store = struct {
         try commit_file.commit(self, now_ns);
     }
 
-    fn usable(self: *const Store) Error!void {
+    /// Every operation begins with this, or with `writable`.
+    pub fn usable(self: *Store) Error!void {
         if (self.is_broken) return error.Broken;
+        inodes.relieve(self);
     }
 
-    fn writable(self: *const Store) Error!void {
-        if (self.is_broken) return error.Broken;
+    pub fn writable(self: *Store) Error!void {
         if (self.is_read_only) return error.ReadOnly;
+        try self.usable();
     }
 
     /// Notes where damage is. Level 253: the inode's record; 254: the root records.

@@ -155,6 +155,8 @@ pub fn dirty(store: *Store, inode: *Inode, frame: *Frame) Error!void {
 pub fn grow(store: *Store, inode: *Inode, size: u64) Error!void {
     if (size > format.SIZE_MAX) return error.TooLarge;
     try inodes.touch(store, inode);
+    // Between two heights a file has no meaning.
+    errdefer store.is_broken = true;
     const height = format.heightOf(size);
     while (inode.height < height) {
         const old = if (inode.height == 0) null else store.cache.find(inode.number, inode.height - 1, 0);
