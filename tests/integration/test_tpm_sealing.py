@@ -203,14 +203,15 @@ def test_owner_keys_from_a_tpm(
 ) -> None:
     path = tmp_path / "store.tpm"
     said: list[str] = []
-    key = store_keys.new_owner_key(
-        f"tpm:{path}", BINDING, pcrs=(0, 7), device=device, say=said.append
-    )
+    key = store_keys.new_owner_key(f"tpm:{path}@0,7", BINDING, device=device, say=said.append)
     assert store_keys.owner_key(f"tpm:{path}", BINDING, device=device) == key
     assert key not in path.read_bytes()
     (line,) = said
     pinned = line.split("--key ")[1]
     assert store_keys.owner_key(pinned, BINDING, device=device) == key
+    assert f"tpm:{path}@0,7#000b" in pinned
+    with pytest.raises(DeniedError, match="sealed to the PCRs"):
+        store_keys.owner_key(f"tpm:{path}@0", BINDING, device=device)
     with pytest.raises(UntrustedError):
         store_keys.owner_key(f"tpm:{path}#{'00' * 34}", BINDING, device=device)
     with pytest.raises(DeniedError):

@@ -17,6 +17,8 @@ import pytest
 
 import hatch_build
 from avow.cli import cli
+from avow.cli.anchors import check_anchor
+from avow.cli.store_keys import owner_key
 from docs import generate, zig_source
 
 ROOT = Path(generate.__file__).resolve().parents[1]
@@ -24,7 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 RUN_TIMEOUT_S = 240
 # Written on pages; they may be taken on the machine that tests.
-PORTS = (1884, 8883, 8884, 8899)
+PORTS = (1884, 7420, 8883, 8884, 8899)
 
 # `<!-- run -->`, `<!-- run in background -->`, `<!-- prints -->` and `<!-- file NAME -->` before a
 # fenced block say what the block is; readers do not see them.
@@ -77,7 +79,7 @@ def _commands(folder: Path, port: int) -> Path:
         "#!/bin/bash\n"
         'case "$1 $*" in\n'
         "    *://* | *--config* | measure* | user* | policy* | attest* | verify* | tee*) ;;\n"
-        "    provision*) ;;\n"
+        "    provision* | witness* | run* | store*) ;;\n"
         f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
         f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
         "esac\n"
@@ -176,6 +178,17 @@ def test_attesting_with_a_tpm_works(folder: Path) -> None:
     assert any("--tee auto would take tpm" in output for output in printed)
 
 
+def test_witness_says_what_stores_are_given(folder: Path) -> None:
+    printed = run_page((DOCS / "how-to/witness.md").read_text(), folder)
+    check_anchor(printed[1].strip())
+
+
+@pytest.mark.openssl
+def test_a_key_file_as_described_is_taken(folder: Path) -> None:
+    run_page((DOCS / "how-to/store-keys.md").read_text(), folder)
+    assert len(owner_key(f"file:{folder / 'owner.key'}")) == 32
+
+
 def test_measurement_is_reproduced_as_described(folder: Path) -> None:
     shutil.copytree(ROOT / "core", folder / "core")
     installed, by_hand = run_page((DOCS / "how-to/measurement.md").read_text(), folder)
@@ -208,6 +221,8 @@ def test_runnable_blocks_are_found() -> None:
     assert {page for page, steps in files.items() if steps} == {
         "quick-start.md",
         "how-to/measurement.md",
+        "how-to/store-keys.md",
+        "how-to/witness.md",
         "how-to/attested-clients.md",
         "how-to/policy.md",
         "how-to/provision.md",

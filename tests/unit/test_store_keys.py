@@ -88,13 +88,14 @@ def test_platform_keys_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
             f"tpm:x#{NAME[:-2]}",
             "gramine:mrenclave",
         ),
+        *("tpm:x@", "tpm:x@24", "tpm:x@0,", "tpm:x@,1", "tpm:x@0,,1", "tpm:x@007", "tpm:x@\u0661"),
         *("snp:", "FILE:x", "provisioned:x", "owner.key", "https://x"),
     ],
 )
 def test_sources_that_are_none(source: str) -> None:
     with pytest.raises(MalformedError, match="as the source of a key"):
         store_keys.owner_key(source, BINDING, provisioned=KEY)
-    store_keys.check_source(f"tpm:x#{NAME}")
+    store_keys.check_source(f"tpm:x@0,2,23#{NAME}")
 
 
 def test_a_sealed_key_that_is_not_there(tmp_path: Path) -> None:
@@ -103,14 +104,6 @@ def test_a_sealed_key_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"something else")
     with pytest.raises(MalformedError, match="a TPM sealed for avow"):
         store_keys.owner_key(f"tpm:{tmp_path / 'other'}", BINDING)
-
-
-def test_pcrs() -> None:
-    assert store_keys.parse_pcrs("") == ()
-    assert store_keys.parse_pcrs("0,2,23") == (0, 2, 23)
-    for wrong in ("24", "0,", ",1", "0 1", "-1", "all", "0,,1", "099", "\u0661"):
-        with pytest.raises(MalformedError, match="numbers of PCRs"):
-            store_keys.parse_pcrs(wrong)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES: Final = "file:PATH, tpm:PATH, gramine, gramine:mrsigner, snp or provisioned"
-_TPM: Final = re.compile(r"tpm:([^#]+)(?:#([0-9a-f]{68}))?")
+# A path, the PCRs that it is sealed to beside PCR 23, and the name of the TPM's storage key.
+_TPM: Final = re.compile(r"tpm:([^#@]+)(?:@([0-9]{1,2}(?:,[0-9]{1,2})*))?(?:#([0-9a-f]{68}))?")
 _FILE: Final = "file:"
 _BLOB_BYTES_MAX: Final = 4096
-_PCRS: Final = re.compile(r"(?:[0-9]{1,2}(?:,[0-9]{1,2})*)?")
 _PCR_MAX: Final = 23
 
 
@@ -45,36 +46,24 @@ def key_option(command: Command) -> Command:
     )(command)
 
 
-def new_key_options(command: Command) -> Command:
-    """Adds --key-pcrs to a command that makes keys; it gets a tuple of numbers as `key_pcrs`."""
-    return click.option(
-        "--key-pcrs",
-        default="",
-        callback=lambda context, parameter, text: parse_pcrs(text),
-        metavar="PCRS",
-        help="For a new key of tpm:PATH: seal it to these PCRs as they are now, such as 0,2,4,7, "
-        "beside PCR 23, in which avow measures what runs.",
-    )(command)
-
-
-def parse_pcrs(text: str) -> tuple[int, ...]:
-    """The numbers in `text`, such as "0,2,7". Raises `MalformedError`."""
-    if not _PCRS.fullmatch(text) or any(int(each) > _PCR_MAX for each in text.split(",") if each):
-        raise MalformedError(
-            f"expected numbers of PCRs from 0 to {_PCR_MAX} such as 0,2,4,7, got {text[:80]!r}; "
-            f"correct them"
-        )
-    return tuple(int(each) for each in text.split(",") if each)
-
-
 def check_source(source: str) -> None:
     """Raises `MalformedError` for a text that names no source of keys; opens nothing."""
     named = source in {"gramine", "gramine:mrsigner", "snp", "provisioned"}
     in_file = source.startswith(_FILE) and source != _FILE
-    if not (named or in_file or _TPM.fullmatch(source)):
+    if source.startswith("tpm:"):
+        _tpm_place(source)
+    elif not (named or in_file):
         raise MalformedError(
             f"expected {SOURCES} as the source of a key, got {source[:100]!r}; correct it"
         )
+
+
+def key_file(source: str) -> Path | None:
+    """The file that `source` names, None where it names none. Raises `MalformedError`."""
+    check_source(source)
+    if source.startswith(_FILE):
+        return Path(source.removeprefix(_FILE))
+    return _tpm_place(source).path if source.startswith("tpm:") else None
 
 
 def owner_key(
@@ -122,13 +111,12 @@ def new_owner_key(
     source: str,
     binding: KeyBinding | None = None,
     *,
-    pcrs: tuple[int, ...] = (),
     simulated: bool = False,
     device: TpmDevice | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> bytes:
     """As `owner_key`, for a store that is made: `file:` and `tpm:` make their file, which must not
-    be there. `pcrs` are what a TPM seals to beside PCR 23; `say` is told what to write down.
+    be there. `say` is told what to write down.
     """
     check_source(source)
     if source.startswith(_FILE):
@@ -138,18 +126,19 @@ def new_owner_key(
     if not source.startswith("tpm:") or simulated:
         return owner_key(source, binding, simulated=simulated, device=device)
     bound = _needed(binding, source)
-    path, parent = _tpm_place(source)
-    if path.exists():
+    place = _tpm_place(source)
+    if place.path.exists():
         raise UnavailableError(
-            f"expected to make the key {path}, got that there is one; choose another path"
+            f"expected to make the key {place.path}, got that there is one; choose another path"
         )
     from avow.tee.tpm.sealing import seal
 
     secret = secrets.token_bytes(KEY_BYTES)
     with _Tpm(device) as tpm:
-        blob, name = seal(tpm, secret, _workload(bound), pcrs, parent=parent)
-    write_new_file(path, blob.encoded(), "sealed key")
-    say(f"sealed to PCRs {', '.join(map(str, blob.pcrs))}; --key tpm:{path}#{name.hex()}")
+        blob, name = seal(tpm, secret, _workload(bound), place.pcrs, parent=place.parent)
+    write_new_file(place.path, blob.encoded(), "sealed key")
+    made = replace(place, parent=name)
+    say(f"sealed to PCRs {', '.join(map(str, blob.pcrs))}; write down --key {made}")
     return bind_key(secret, bound)
 
 
@@ -172,27 +161,50 @@ def _needed(binding: KeyBinding | None, source: str) -> KeyBinding:
 
 
 def _unsealed(source: str, binding: KeyBinding, device: TpmDevice | None) -> bytes:
+    from avow.tee.tpm.event_log import PCR
     from avow.tee.tpm.sealing import decode_blob, unseal
 
-    path, parent = _tpm_place(source)
+    place = _tpm_place(source)
     try:
-        with path.open("rb") as file:
+        with place.path.open("rb") as file:
             content = file.read(_BLOB_BYTES_MAX + 1)
     except OSError as error:
         raise UnavailableError(
-            f"expected to read the sealed key {path}, got {error.strerror}; correct the path, or "
-            f"make one with `avow store init`"
+            f"expected to read the sealed key {place.path}, got {error.strerror}; correct the path"
         ) from error
-    blob = decode_blob(content, str(path))
+    blob = decode_blob(content, str(place.path))
+    if place.pcrs and {*place.pcrs, PCR} != set(blob.pcrs):
+        raise DeniedError(
+            f"expected a key that is sealed to the PCRs {sorted({*place.pcrs, PCR})}, got one to "
+            f"{list(blob.pcrs)} in {place.path}; name the right ones, or make a new key"
+        )
     with _Tpm(device) as tpm:
-        return unseal(tpm, blob, _workload(binding), parent=parent)
+        return unseal(tpm, blob, _workload(binding), parent=place.parent)
 
 
-def _tpm_place(source: str) -> tuple[Path, bytes | None]:
+@dataclass(frozen=True, slots=True)
+class _TpmPlace:
+    """What `tpm:` names. `parent` is the Name (34 bytes) of the TPM's storage key."""
+
+    path: Path
+    pcrs: tuple[int, ...]
+    parent: bytes | None
+
+    def __str__(self) -> str:
+        pcrs = f"@{','.join(map(str, self.pcrs))}" if self.pcrs else ""
+        name = f"#{self.parent.hex()}" if self.parent is not None else ""
+        return f"tpm:{self.path}{pcrs}{name}"
+
+
+def _tpm_place(source: str) -> _TpmPlace:
     match = _TPM.fullmatch(source)
-    if match is None:
-        raise MalformedError(f"expected tpm:PATH as the source of a key, got {source[:100]!r}")
-    return Path(match[1]), None if match[2] is None else bytes.fromhex(match[2])
+    pcrs = tuple(map(int, match[2].split(","))) if match is not None and match[2] else ()
+    if match is None or any(number > _PCR_MAX for number in pcrs):
+        raise MalformedError(
+            f"expected tpm:PATH, tpm:PATH@0,2,4,7 (with numbers of PCRs) or either with #NAME as "
+            f"the source of a key, got {source[:120]!r}; correct it"
+        )
+    return _TpmPlace(Path(match[1]), pcrs, None if match[3] is None else bytes.fromhex(match[3]))
 
 
 def _workload(binding: KeyBinding) -> Workload:

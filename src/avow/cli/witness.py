@@ -71,8 +71,8 @@ def witness(
 ) -> int:
     """Remember the newest state of sealed stores, for machines that may be turned back.
 
-    Run it on another machine than the stores, and give them what it prints as --anchor. SIGTERM and
-    Ctrl-C end it.
+    Run it on another machine than the stores, and give them the first line that it prints as
+    --anchor. SIGTERM and Ctrl-C end it.
 
     \b
     avow witness --listen 192.0.2.7:7420 --state /var/lib/avow-witness
@@ -95,7 +95,8 @@ def witness(
                         event="listening", address=str(place), key=public, stores=len(memory)
                     )
                 else:
-                    click.echo(f"remembers {len(memory)} stores; --anchor witness:{place}#{public}")
+                    click.echo(f"witness:{place}#{public}")
+                    click.echo(f"listening on {place}; remembers {len(memory)} stores", err=True)
 
             run_service(
                 WitnessService(answering, limits, note=say),
@@ -116,7 +117,7 @@ def _say(event: Event) -> None:
             f": store {event.store_id}, sequence {event.sequence}, anchor {event.anchor}, "
             f"key {event.store}"
         )
-    click.echo(what)
+    click.echo(what, err=True)
 
 
 def _say_json(event: Event) -> None:
