@@ -1,8 +1,8 @@
-"""A component in Python: reads telemetry, refuses what is nonsense, and writes a summary.
+"""A component in Python: reads telemetry, refuses what is nonsense, and prints a summary.
 
-    telemetry readings.jsonl summary.json
+    telemetry /readings/today.jsonl
 
-A line of the input is `{"sensor": "s1", "time_s": 1, "value": 20.5}`. It is made into a WebAssembly
+A line of the file is `{"sensor": "s1", "time_s": 1, "value": 20.5}`. It is made into a WebAssembly
 component (WASI preview 2) by componentize-py, with CPython and this file inside.
 """
 
@@ -46,10 +46,8 @@ class Run:
     """What `wasi:cli/run` asks for."""
 
     def run(self) -> None:
-        """Raises SystemExit with 2 when the two files are not named."""
-        if len(sys.argv) != 3:
-            print("usage: telemetry READINGS SUMMARY", file=sys.stderr)
+        """Raises SystemExit with 2 when no file is named."""
+        if len(sys.argv) != 2:
+            print("usage: telemetry READINGS", file=sys.stderr)
             raise SystemExit(2)
-        found = summary(Path(sys.argv[1]).read_text().splitlines())
-        Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n")
-        print(json.dumps(found))
+        print(json.dumps(summary(Path(sys.argv[1]).read_text().splitlines())))
