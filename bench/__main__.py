@@ -10,6 +10,7 @@ SUBJECTS = {
     "attestation": "bench.attestation.run",
     "durability": "bench.durability",
     "sandbox": "bench.sandbox.run",
+    "start": "bench.start",
 }
 
 if sys.argv[1:2] and sys.argv[1] in SUBJECTS:
