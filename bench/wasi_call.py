@@ -80,6 +80,7 @@ def _avow(folder: Path) -> Iterator[Callable[[str, int], int]]:
     """Runs a loop over a new sealed store."""
     engine = Engine()
     with SealedStore.create(folder / "store", [os.urandom(32)]) as sealed:
+        sealed.make_file("/files/file")
         sealed.write("/files/file", bytes(4096))
         with Wasi(
             arguments=["bench"],

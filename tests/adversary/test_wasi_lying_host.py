@@ -6,7 +6,7 @@ import ctypes
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ class Run:
         self.ended, self.output, self.errors, self.told = ended, output, errors, host.told
 
 
-def run_lying(tmp_path: Path, rng: random.Random, *arguments: str, **settings: Any) -> Run:
+def run_lying(
+    tmp_path: Path,
+    rng: random.Random,
+    *arguments: str,
+    lies: Sequence[str] | None = None,
+    **settings: Any,
+) -> Run:
     (tmp_path / "stdin").write_bytes(CONTENT)
     with ExitStack() as stack:
         source = stack.enter_context((tmp_path / "stdin").open("rb"))
@@ -73,7 +79,7 @@ def run_lying(tmp_path: Path, rng: random.Random, *arguments: str, **settings: A
         wasi = stack.enter_context(
             Wasi(arguments=["streams", *arguments], entropy=bytes(32), stdio=streams, **settings)
         )
-        host = LyingHost(wasi, rng, rate=rng.choice((0.01, 0.1, 0.4)))
+        host = LyingHost(wasi, rng, rate=rng.choice((0.01, 0.1, 0.4)), lies=lies)
         ended = run(wasi, program("streams"))
     written = [(tmp_path / name).read_bytes() for name in ("output", "errors")]
     return Run(ended, written[0], written[1], host)
@@ -89,6 +95,17 @@ def test_copying(tmp_path: Path, seed: int) -> None:
         assert done.output == CONTENT, done.told
     else:
         assert done.ended.code == 1, done.told
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_program_need_not_notice(tmp_path: Path, seed: int) -> None:
+    """Short reads and writes, and time that jumps: all goes well."""
+    lies = ["read: short", "write: short", "clock: ahead", "clock: back", "poll: ready"]
+    copied = run_lying(tmp_path, random.Random(seed), "copy", lies=lies)
+    assert copied.output == CONTENT, copied.told
+    clocks = ["monotonic"]
+    timed = run_lying(tmp_path, random.Random(seed), "time", lies=lies, clocks=clocks)
+    assert timed.output == b"right\n", timed.told
 
 
 @pytest.mark.parametrize("seed", range(40))

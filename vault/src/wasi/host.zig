@@ -143,7 +143,9 @@ pub fn openInSteps(base: i32, path: [*:0]const u8, flags: u32) i64 {
         else
             openFlags(flags) | O_NOFOLLOW | (if (trailing) O_DIRECTORY else 0);
         const result = linux.syscall4(.openat, @as(u32, @bitCast(from)), @intFromPtr(&name), @intCast(wanted), 0);
-        if (last or signed(result) < 0) return signed(result);
+        if (signed(result) < 0) return signed(result);
+        // O_PATH opens a link where all else fails; followed it would have to be, and is not here.
+        if (last) return if (flags & OPEN_LINK == 0) refuseLink(@intCast(result)) else signed(result);
         if (depth == walked.len) {
             _ = linux.close(@intCast(result));
             return -@as(i64, @backingInt(linux.E.NAMETOOLONG));
@@ -152,6 +154,14 @@ pub fn openInSteps(base: i32, path: [*:0]const u8, flags: u32) i64 {
         depth += 1;
     }
     return -@as(i64, @backingInt(linux.E.NOENT));
+}
+
+fn refuseLink(fd: i32) i64 {
+    var found: Facts = undefined;
+    const result = nativeFacts(null, fd, &found);
+    if (result == 0 and found.mode & 0o170000 != 0o120000) return fd;
+    _ = linux.close(fd);
+    return if (result < 0) result else -@as(i64, @backingInt(linux.E.LOOP));
 }
 
 fn nativeClose(_: Context, fd: i32) callconv(.c) i64 {
