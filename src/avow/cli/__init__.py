@@ -28,6 +28,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "enrol": ("avow.cli.enrol", "enrol", "Certify the attestation key of a machine's TPM."),
     "attest": ("avow.cli.attest", "attest", "Write evidence to a file."),
     "verify": ("avow.cli.verify", "verify", "Judge evidence in a file by a policy."),
+    "store": ("avow.cli.store", "store", "Look into sealed stores, fill and check them."),
     "provision": ("avow.cli.provision", "provision", "Hand secrets to an attested node."),
     "witness": ("avow.cli.witness", "witness", "Remember for others how new their stores are."),
     "pub": ("avow.cli.pub", "pub", "Publish messages."),

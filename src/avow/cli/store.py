@@ -1,0 +1,478 @@
+"""`avow store`: an owner looks into a sealed store, fills it, checks it and changes its keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from avow.cli.command_error import (
+    CommandError,
+    configuration_errors,
+    operation_errors,
+    storage_errors,
+)
+from avow.cli.exit_codes import ExitCode
+from avow.cli.interrupts import sigterm_interrupts
+from avow.cli.progress import Progress, progress
+from avow.cli.store_export import (
+    PIECE_BYTES,
+    export_directory,
+    export_tar,
+    joined,
+    pieces,
+    walk,
+)
+from avow.cli.store_keys import new_owner_key, owner_key
+from avow.sealing.store import Root, Stat, Store
+
+_NS_PER_S: Final = 1_000_000_000
+_STANDARD_STREAM: Final = "-"
+
+_directory = click.argument(
+    "directory", type=click.Path(path_type=Path, file_okay=False), metavar="STORE"
+)
+_key = click.option(
+    "--key",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="The owner's key: file:PATH.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
+Decorated = Callable[..., Any]
+
+
+class _InPath(click.ParamType[str]):
+    """An absolute path inside of a store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.startswith("/"):
+            self.fail(
+                f"expected a path in the store such as /files/a, got {text!r}; begin it with /",
+                param,
+                ctx,
+            )
+        parts = [part for part in text.split("/") if part]
+        if {".", ".."} & set(parts):
+            self.fail(f"expected a path without . and .., got {text!r}", param, ctx)
+        return "/" + "/".join(parts)
+
+
+_IN_STORE: Final = _InPath()
+
+
+@click.group()
+def store() -> None:
+    """Look into a sealed store, fill it, check it, and change its keys.
+
+    STORE is its folder. One process at a time has it open; every change is whole or not there.
+    """
+
+
+def _opening_key(source: str) -> bytes:
+    with configuration_errors():
+        return owner_key(source)
+
+
+def _new_key(source: str) -> bytes:
+    with configuration_errors():
+        return new_owner_key(source)
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Errors become sentences and exit codes; SIGTERM ends a command as Ctrl-C does."""
+    try:
+        with operation_errors(), storage_errors(), sigterm_interrupts():
+            yield
+    except BrokenPipeError:
+        # Whoever reads our output has enough, as `head` has. Python flushes once more at its end
+        # and must find somewhere to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _reading(directory: Path, source: str) -> Iterator[Store]:
+    """The store, opened so that nothing in it changes."""
+    with _reporting(), Store.open(directory, _opening_key(source), read_only=True) as opened:
+        yield opened
+
+
+@contextmanager
+def _changing(directory: Path, source: str) -> Iterator[Store]:
+    """The store, opened for changes; they are committed at the end, or none of them is."""
+    with _reporting(), Store.open(directory, _opening_key(source)) as opened:
+        yield opened
+
+
+def readable(name: str) -> str:
+    """A name for a terminal: what would move its cursor is written as an escape sequence."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
+    )
+
+
+def _at(ns: int) -> str:
+    return datetime.fromtimestamp(ns / _NS_PER_S, UTC).isoformat(timespec="seconds")
+
+
+def _print_json(**fields: Any) -> None:
+    click.echo(json.dumps(fields, ensure_ascii=True))
+
+
+def _print_root(root: Root, as_json: bool, **more: Any) -> None:
+    fields = {
+        "sequence": root.sequence,
+        "root_hash": root.digest.hex(),
+        "anchor": root.anchor,
+        "store_id": root.store_id.hex(),
+        "slots": root.slots,
+        "free_slots": root.free_slots,
+        "damaged_copies": root.damaged_copies,
+        **more,
+    }
+    if as_json:
+        _print_json(**fields)
+        return
+    for name, value in fields.items():
+        click.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@store.command()
+@_directory
+@click.option(
+    "--key",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="A key that opens the store from now on. May be repeated, up to eight.",
+)
+@click.option(
+    "--new-key",
+    "new_sources",
+    multiple=True,
+    metavar="file:PATH",
+    help="The same with a new random key, written to a file that did not exist, mode 0600.",
+)
+def init(directory: Path, sources: tuple[str, ...], new_sources: tuple[str, ...]) -> int:
+    """Make a new, empty store in the folder STORE.
+
+    \b
+    avow store init ./data --new-key file:owner.key
+    """
+    if not sources and not new_sources:
+        raise click.UsageError("no key: give --key SOURCE or --new-key file:PATH")
+    with _reporting():
+        keys = [_opening_key(source) for source in sources]
+        keys += [_new_key(source) for source in new_sources]
+        with Store.create(directory, keys) as made:
+            root = made.root
+    click.echo(f"made the store {root.store_id.hex()} in {directory}")
+    return ExitCode.OK
+
+
+@store.command()
+@_directory
+@click.argument("path", type=_IN_STORE, default="/")
+@_key
+@click.option("-R", "--recursive", is_flag=True, help="Everything below, with whole paths.")
+@click.option("-l", "--long", "long_lines", is_flag=True, help="Kind, size and time as well.")
+@_json
+def ls(
+    directory: Path,
+    path: str,
+    source: str,
+    recursive: bool,
+    long_lines: bool,
+    as_json: bool,
+) -> int:
+    """List the names below PATH.
+
+    What in a name is no printable character is shown as an escape sequence; --json has it whole.
+    """
+    with _reading(directory, source) as opened:
+        for place, stat in _listed(opened, path, recursive):
+            if as_json:
+                _print_json(
+                    path=place,
+                    kind=stat.kind,
+                    size_bytes=stat.size_bytes,
+                    links=stat.links,
+                    modified_ns=stat.modified_ns,
+                )
+                continue
+            name = place if recursive else place.rpartition("/")[2] or place
+            shown = readable(name) + ("/" if stat.kind == "directory" and name != "/" else "")
+            if long_lines:
+                shown = f"{stat.kind:9} {stat.size_bytes:>14} {_at(stat.modified_ns)} {shown}"
+            click.echo(shown)
+    return ExitCode.OK
+
+
+def _listed(opened: Store, path: str, recursive: bool) -> Iterator[tuple[str, Stat]]:
+    if recursive:
+        yield from walk(opened, path)
+    elif opened.stat(path).kind != "directory":
+        yield path, opened.stat(path)
+    else:
+        for entry in sorted(opened.listdir(path), key=lambda each: each.name):
+            yield joined(path, entry.name), entry.stat
+
+
+@store.command()
+@_directory
+@click.argument("path", type=_IN_STORE)
+@_key
+def cat(directory: Path, path: str, source: str) -> int:
+    """Write the file PATH to standard output.
+
+    Every byte was proven before it is written. When a block in the middle is damaged, what came
+    before it was written and the exit code says so.
+    """
+    with _reading(directory, source) as opened:
+        stat = _file(opened, path)
+        for piece in pieces(opened, path, stat.size_bytes):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    return ExitCode.OK
+
+
+def _file(opened: Store, path: str) -> Stat:
+    stat = opened.stat(path)
+    if stat.kind == "directory":
+        raise CommandError(
+            f"expected a file at {path}, got a directory; see `avow store ls`", ExitCode.FAILED
+        )
+    return stat
+
+
+@store.command()
+@_directory
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("path", type=_IN_STORE)
+@_key
+def put(directory: Path, file: str, path: str, source: str) -> int:
+    """Write FILE, or standard input when it is -, to PATH in the store.
+
+    The folders on the way are made. It is one commit: PATH has the new content or, whatever
+    happens, the one that it had.
+    """
+    with _reporting():
+        stream = _input(file)
+    total = os.stat(file).st_size if file != _STANDARD_STREAM else None
+    with stream, _changing(directory, source) as opened, progress("writing", total) as shown:
+        _replace(opened, path, stream, shown)
+    return ExitCode.OK
+
+
+def _input(file: str) -> BufferedReader:
+    if file == _STANDARD_STREAM:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise CommandError(f"expected to read {file}, got: {error}", ExitCode.FAILED) from error
+
+
+def _replace(opened: Store, path: str, stream: BufferedReader, shown: Progress) -> None:
+    parent = path.rpartition("/")[0]
+    if parent and not opened.exists(parent):
+        opened.make_directory(parent, parents=True)
+    if opened.exists(path):
+        _file(opened, path)
+        # A file of its own: other names of the one that is there keep what they have.
+        opened.remove(path)
+    opened.make_file(path)
+    offset = 0
+    # `read` would go on until it has all it was asked for, deaf to Ctrl-C between two pieces.
+    while piece := stream.read1(PIECE_BYTES):
+        opened.write(path, piece, offset)
+        offset += len(piece)
+        shown.add(len(piece))
+
+
+@store.command()
+@_directory
+@click.argument("target", metavar="TARGET")
+@_key
+@click.option(
+    "--path",
+    type=_IN_STORE,
+    default="/",
+    show_default=True,
+    help="What is exported, with all below it.",
+)
+def export(directory: Path, target: str, source: str, path: str) -> int:
+    """Write the store in clear to the new folder TARGET, or, when it is -, as tar to stdout.
+
+    TARGET must not exist, and is complete when it does. Files are readable by their owner only.
+    """
+    if target == _STANDARD_STREAM and sys.stdout.isatty():
+        raise CommandError(
+            "expected standard output to be a file or a pipe, got a terminal; "
+            "write `avow store export STORE - ... > store.tar`",
+            ExitCode.USAGE,
+        )
+    if target != _STANDARD_STREAM and os.path.lexists(target):
+        raise CommandError(
+            f"expected nothing at {target}, got something; name another folder",
+            ExitCode.FAILED,
+        )
+    with _reading(directory, source) as opened:
+        total = sum(stat.size_bytes for _, stat in walk(opened, path) if stat.kind == "file")
+        with progress("exporting", total) as shown:
+            if target == _STANDARD_STREAM:
+                export_tar(opened, path, sys.stdout.buffer, shown.add)
+                sys.stdout.buffer.flush()
+            else:
+                count = export_directory(opened, path, Path(target), shown.add)
+                click.echo(f"wrote {count} files to {target}")
+    return ExitCode.OK
+
+
+@store.command()
+@_directory
+@_key
+@_json
+def check(directory: Path, source: str, as_json: bool) -> int:
+    """Read and prove every block, and name what is damaged: the file and the block.
+
+    Exit code 105 when something is. The root hash that is printed stands for every byte.
+    """
+    damages = 0
+    with _reading(directory, source) as opened:
+        with progress("checking"):
+            for damage in opened.check():
+                damages += 1
+                if as_json:
+                    _print_json(path=damage.path, what=damage.what)
+                else:
+                    click.echo(f"damaged: {readable(str(damage))}")
+        _print_root(opened.root, as_json, damages=damages)
+    if damages:
+        raise CommandError(
+            f"expected every block to be the one that was committed, got {damages} that are not; "
+            "restore these files from elsewhere",
+            ExitCode.DAMAGED,
+        )
+    return ExitCode.OK
+
+
+@store.command()
+@_directory
+@_key
+@click.option(
+    "--to",
+    "to_sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="A key that opens the store afterwards; default: that of --key. May be repeated.",
+)
+@click.option(
+    "--new-key",
+    "new_sources",
+    multiple=True,
+    metavar="file:PATH",
+    help="The same with a new random key, written to a file that did not exist, mode 0600.",
+)
+def rotate(
+    directory: Path, source: str, to_sources: tuple[str, ...], new_sources: tuple[str, ...]
+) -> int:
+    """Change the keys: what is written from now on is sealed under new ones.
+
+    Every owner key that is not named by --to or --new-key is refused afterwards. What is there
+    already is not written anew: for that, use `avow store compact --rewrite`.
+
+    \b
+    avow store rotate ./data --key file:old.key --new-key file:new.key
+    """
+    with _changing(directory, source) as opened:
+        keys = [_opening_key(each) for each in to_sources]
+        keys += [_new_key(each) for each in new_sources]
+        opened.rotate(keys or [_opening_key(source)])
+        root = opened.commit()
+    click.echo(f"rotated: {len(root.key_ids)} keys open the store, from sequence {root.sequence}")
+    return ExitCode.OK
+
+
+@store.command()
+@_directory
+@_key
+@click.option(
+    "--rewrite",
+    is_flag=True,
+    help="Seal every block anew and drop the keys from before the last rotation.",
+)
+def compact(directory: Path, source: str, rewrite: bool) -> int:
+    """Give the space of what was removed back to the disk."""
+    with _changing(directory, source) as opened:
+        before = opened.root.slots
+        with progress("compacting"):
+            opened.compact(rewrite=rewrite)
+            root = opened.commit()
+    click.echo(f"compacted: {before} blocks before, {root.slots} now")
+    return ExitCode.OK
+
+
+@store.command()
+@_directory
+@_key
+@click.option(
+    "--add",
+    "added",
+    multiple=True,
+    metavar="SOURCE",
+    help="Let this key open the store too. May be repeated.",
+)
+@click.option(
+    "--remove", "removed", multiple=True, metavar="ID", help="Refuse the key with this id."
+)
+@_json
+def keys(
+    directory: Path, source: str, added: tuple[str, ...], removed: tuple[str, ...], as_json: bool
+) -> int:
+    """List the ids of the keys that open the store; add and remove some before.
+
+    To remove a key keeps its owner out only together with `avow store rotate`.
+    """
+    ids = [_key_id(text) for text in removed]
+    if added or ids:
+        with _changing(directory, source) as opened:
+            for each in added:
+                opened.add_key(_opening_key(each))
+            for key_id in ids:
+                opened.remove_key(key_id)
+            root = opened.commit()
+    else:
+        with _reading(directory, source) as opened:
+            root = opened.root
+    for key_id in root.key_ids:
+        if as_json:
+            _print_json(id=key_id.hex())
+        else:
+            click.echo(key_id.hex())
+    return ExitCode.OK
+
+
+def _key_id(text: str) -> bytes:
+    try:
+        key_id = bytes.fromhex(text)
+    except ValueError:
+        key_id = b""
+    if len(key_id) != 8:
+        raise click.UsageError(
+            f"expected 16 hexadecimal digits as `avow store keys` prints them, got {text!r}"
+        )
+    return key_id

@@ -1,0 +1,342 @@
+"""`avow store`, as a user runs it: files go in and come out, and every refusal has its code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avow.cli import run
+from avow.cli.exit_codes import ExitCode
+from avow.cli.progress import progress
+from avow.sealing.store import Store
+from avow.testing.store_reader import SLOT_BYTES, Place, StoreReader
+
+LARGE = bytes(range(256)) * 12_000
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a store `data` and its key `owner.key`."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["store", "init", "data", "--new-key", "file:owner.key"]) == ExitCode.OK
+    return tmp_path
+
+
+KEY_OPTION = ("--key", "file:owner.key")
+
+
+def key(place: Path, name: str = "owner.key") -> bytes:
+    return bytes.fromhex((place / name).read_text())
+
+
+def command(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "avow", "store", *arguments],
+        input=given,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def put(place: Path, path: str, content: bytes) -> None:
+    source = place / "source"
+    source.write_bytes(content)
+    assert run(["store", "put", "data", str(source), path, *KEY_OPTION]) == ExitCode.OK
+
+
+def damage(place: Path, path: str, block: int) -> None:
+    """Flips a bit of a data block in the container."""
+    container = place / "data" / "store.avow"
+    image = bytearray(container.read_bytes())
+    reader = StoreReader(image, key(place))
+    wanted = Place(reader.lookup(path).number, 0, block)
+    (slot,) = [slot for slot, found in reader.used.items() if found == wanted]
+    image[slot * SLOT_BYTES + 9] ^= 4
+    container.write_bytes(image)
+
+
+def test_new_key_is_the_owners_alone(place: Path) -> None:
+    path = place / "owner.key"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(key(place)) == 32
+    before = path.read_text()
+    assert run(["store", "init", "more", "--new-key", "file:owner.key"]) == ExitCode.USAGE
+    assert path.read_text() == before
+    assert not (place / "more" / "store.avow").exists()
+
+
+def test_what_is_put_in_comes_out(place: Path) -> None:
+    for number, content in enumerate([b"", b"a line\n", LARGE]):
+        done = command("put", "data", "-", f"/files/deep/er/{number}", *KEY_OPTION, given=content)
+        assert (done.returncode, done.stderr) == (0, b"")
+        done = command("cat", "data", f"/files/deep/er/{number}", *KEY_OPTION)
+        assert (done.returncode, done.stdout) == (0, content)
+
+
+def test_put_replaces_a_file_as_a_whole(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(place, "/files/a", LARGE)
+    put(place, "/files/a", b"short")
+    reader = StoreReader((place / "data/store.avow").read_bytes(), key(place))
+    assert reader.tree()["/files/a"] == b"short"
+    assert run(["store", "put", "data", "source", "/files", *KEY_OPTION]) == ExitCode.FAILED
+    assert "directory" in capsys.readouterr().err
+
+
+def test_put_that_is_interrupted_changes_nothing(place: Path) -> None:
+    put(place, "/files/a", b"before")
+    before = (place / "data/store.avow").read_bytes()
+    putting = subprocess.Popen(
+        [sys.executable, "-m", "avow", "store", "put", "data", "-", "/files/a", *KEY_OPTION],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert putting.stdin is not None
+    # More than a pipe holds: when all of it is taken, the store is open and being written to.
+    putting.stdin.write(LARGE)
+    putting.stdin.flush()
+    # As Ctrl-C; SIGINT itself is ignored by what a shell runs in the background.
+    putting.send_signal(signal.SIGTERM)
+    # Its standard input stays open until it has ended.
+    assert putting.stderr is not None
+    assert putting.stderr.read() == b"\navow: interrupted\n"
+    assert putting.wait(timeout=60) == ExitCode.FAILED
+    putting.stdin.close()
+    putting.stderr.close()
+    reader = StoreReader((place / "data/store.avow").read_bytes(), key(place))
+    assert reader.tree()["/files/a"] == b"before"
+    assert reader.root.digest == StoreReader(before, key(place)).root.digest
+
+
+def test_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(place, "/files/b/c", b"12345")
+    put(place, "/files/a\x1b[2Jn\n", b"")
+    capsys.readouterr()
+    assert run(["store", "ls", "data", *KEY_OPTION]) == ExitCode.OK
+    assert capsys.readouterr().out == "cache/\nfiles/\njournal/\n"
+    assert run(["store", "ls", "data", "/files", *KEY_OPTION]) == ExitCode.OK
+    # A name cannot move the cursor of the terminal that lists it.
+    assert capsys.readouterr().out == "a\\x1b[2Jn\\n\nb/\n"
+    assert run(["store", "ls", "data", "-R", "--json", *KEY_OPTION]) == ExitCode.OK
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["path"], line["kind"]) for line in lines][-3:] == [
+        ("/files/b", "directory"),
+        ("/files/b/c", "file"),
+        ("/journal", "directory"),
+    ]
+    assert {line["path"]: line["size_bytes"] for line in lines}["/files/b/c"] == 5
+    assert "/files/a\x1b[2Jn\n" in {line["path"] for line in lines}
+    assert run(["store", "ls", "data", "-l", "/files/b", *KEY_OPTION]) == ExitCode.OK
+    assert capsys.readouterr().out.split()[:2] == ["file", "5"]
+
+
+def test_export_to_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(place, "/files/a", LARGE)
+    put(place, "/files/d/b", b"b")
+    assert run(["store", "export", "data", "out", "--path", "/files", *KEY_OPTION]) == ExitCode.OK
+    assert (place / "out/a").read_bytes() == LARGE
+    assert (place / "out/d/b").read_bytes() == b"b"
+    assert (place / "out").stat().st_mode & 0o777 == 0o700
+    assert (place / "out/a").stat().st_mode & 0o777 == 0o600
+    (place / "out/a").write_bytes(b"mine")
+    capsys.readouterr()
+    assert run(["store", "export", "data", "out", *KEY_OPTION]) == ExitCode.FAILED
+    assert "expected nothing at out" in capsys.readouterr().err
+    assert (place / "out/a").read_bytes() == b"mine"
+
+
+def test_export_as_tar(place: Path) -> None:
+    put(place, "/files/a", LARGE)
+    put(place, "/files/d/b", b"b")
+    with Store.open(place / "data", key(place)) as store:
+        store.make_directory("/files/empty")
+    done = command("export", "data", "-", *KEY_OPTION)
+    assert (done.returncode, done.stderr) == (0, b"")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        names = archive.getnames()
+        large = archive.extractfile("files/a")
+        assert large is not None
+        assert large.read() == LARGE
+    assert {"files/d/b", "files/empty", "journal"} <= set(names)
+
+
+def test_export_of_a_damaged_store_leaves_nothing_half_done(place: Path) -> None:
+    put(place, "/files/a", b"whole")
+    put(place, "/files/b", LARGE)
+    damage(place, "/files/b", 3)
+    assert run(["store", "export", "data", "out", *KEY_OPTION]) == ExitCode.DAMAGED
+    assert sorted(path.name for path in place.iterdir()) == ["data", "owner.key", "source"]
+
+
+def test_check_names_every_damage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(place, "/files/a", LARGE)
+    put(place, "/files/b", LARGE)
+    capsys.readouterr()
+    assert run(["store", "check", "data", *KEY_OPTION]) == ExitCode.OK
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    reader = StoreReader((place / "data/store.avow").read_bytes(), key(place))
+    assert said["root hash"] == reader.root.digest.hex()
+    assert said["sequence"] == str(reader.root.sequence)
+    assert said["damages"] == "0"
+    damage(place, "/files/a", 17)
+    damage(place, "/files/b", 0)
+    damage(place, "/files/b", 200)
+    assert run(["store", "check", "data", *KEY_OPTION, "--json"]) == ExitCode.DAMAGED
+    printed = capsys.readouterr()
+    *damages, summary = [json.loads(line) for line in printed.out.splitlines()]
+    assert [each["path"] for each in damages] == ["/files/a", "/files/b", "/files/b"]
+    assert "block 17 " in damages[0]["what"]
+    assert "block 200 " in damages[2]["what"]
+    assert summary["damages"] == 3
+    assert "got 3" in printed.err
+    # What is whole can still be had; what is not is not data.
+    assert run(["store", "cat", "data", "/files/b", *KEY_OPTION]) == ExitCode.DAMAGED
+    printed = capsys.readouterr()
+    assert "/files/b" in printed.err or "block 0" in printed.err
+
+
+def test_rotate_and_compact(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(place, "/files/a", LARGE)
+    arguments = ["store", "rotate", "data", *KEY_OPTION, "--new-key", "file:new.key"]
+    assert run(arguments) == ExitCode.OK
+    assert (place / "new.key").stat().st_mode & 0o777 == 0o600
+    capsys.readouterr()
+    assert run(["store", "ls", "data", *KEY_OPTION]) == ExitCode.WRONG_KEY
+    said = capsys.readouterr().err
+    assert said.startswith("avow: ")
+    assert said.count("\n") == 1
+    new = ("--key", "file:new.key")
+    assert run(["store", "compact", "data", "--rewrite", *new]) == ExitCode.OK
+    reader = StoreReader((place / "data/store.avow").read_bytes(), key(place, "new.key"))
+    assert reader.tree()["/files/a"] == LARGE
+    assert len({use.key for use in reader.uses}) == 1
+    assert run(["store", "check", "data", *new]) == ExitCode.OK
+
+
+def test_rotation_to_the_same_key(place: Path) -> None:
+    assert run(["store", "rotate", "data", *KEY_OPTION]) == ExitCode.OK
+    assert run(["store", "ls", "data", *KEY_OPTION]) == ExitCode.OK
+
+
+def test_keys_come_and_go(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["store", "init", "other", "--new-key", "file:second.key"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["store", "keys", "data", *KEY_OPTION]) == ExitCode.OK
+    (own,) = capsys.readouterr().out.split()
+    assert run(["store", "keys", "data", *KEY_OPTION, "--add", "file:second.key"]) == ExitCode.OK
+    first, second = capsys.readouterr().out.split()
+    assert own in (first, second)
+    arguments = ["store", "keys", "data", "--key", "file:second.key", "--remove", own, "--json"]
+    assert run(arguments) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == {"id": first if second == own else second}
+    assert run(["store", "keys", "data", *KEY_OPTION]) == ExitCode.WRONG_KEY
+    assert run(["store", "keys", "data", *KEY_OPTION, "--remove", "what"]) == ExitCode.USAGE
+
+
+@pytest.fixture
+def held(place: Path) -> Iterator[Path]:
+    """The store, open in this process."""
+    with Store.open(place / "data", key(place)):
+        yield place
+
+
+def test_a_store_in_use_is_refused(held: Path) -> None:
+    for arguments in (
+        ["ls", "data"],
+        ["cat", "data", "/files/a"],
+        ["check", "data"],
+        ["rotate", "data"],
+        ["compact", "data"],
+    ):
+        done = command(*arguments, *KEY_OPTION)
+        assert done.returncode == ExitCode.IN_USE, arguments
+        assert done.stderr.startswith(b"avow: ")
+        assert done.stderr.count(b"\n") == 1
+        assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["ls", "nothing", *KEY_OPTION], ExitCode.FAILED, "nothing"),
+        (["ls", "data"], ExitCode.USAGE, "--key"),
+        (["ls", "data", "files", *KEY_OPTION], ExitCode.USAGE, "begin it with /"),
+        (["cat", "data", "/../owner.key", *KEY_OPTION], ExitCode.USAGE, "without . and .."),
+        (["cat", "data", "/files/none", *KEY_OPTION], ExitCode.FAILED, "/files/none"),
+        (["cat", "data", "/files", *KEY_OPTION], ExitCode.FAILED, "directory"),
+        (["put", "data", "none", "/files/a", *KEY_OPTION], ExitCode.FAILED, "none"),
+        (["put", "data", "owner.key", "/", *KEY_OPTION], ExitCode.FAILED, "directory"),
+        (["ls", "data", "--key", "file:none"], ExitCode.USAGE, "none"),
+        (["ls", "data", "--key", "secret"], ExitCode.USAGE, "file:"),
+        (["init", "data", *KEY_OPTION], ExitCode.FAILED, "data"),
+        (["init", "more"], ExitCode.USAGE, "--new-key"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: ExitCode,
+    sentence: str,
+) -> None:
+    capsys.readouterr()
+    assert run(["store", *arguments]) == code
+    said = capsys.readouterr().err
+    assert said.startswith("avow: ")
+    assert said.count("\n") == 1
+    assert sentence in said
+
+
+def test_a_key_that_others_may_read_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "owner.key").chmod(0o640)
+    assert run(["store", "ls", "data", *KEY_OPTION]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "chmod 600" in said
+    assert key(place).hex() not in said
+
+
+def test_a_file_that_is_no_store(place: Path) -> None:
+    (place / "data/store.avow").write_bytes(b"something else" * 5000)
+    done = command("ls", "data", *KEY_OPTION)
+    assert done.returncode in (ExitCode.FAILED, ExitCode.DAMAGED)
+    assert done.stderr.startswith(b"avow: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_output_that_nobody_reads_ends_quietly(place: Path) -> None:
+    put(place, "/files/a", LARGE)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "avow", "store", "cat", "data", "/files/a", *KEY_OPTION],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_progress_is_said_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("writing", 4 << 20, every_s=0.001) as shown:
+        shown.add(1 << 20)
+        while not (said := capsys.readouterr().err):
+            pass
+    assert said.startswith("avow: writing: 0 s")
+    assert shown.line(7) == "avow: writing: 7 s, 1 of 4 MiB"
+    capsys.readouterr()
+    with progress("writing"):
+        pass
+    assert capsys.readouterr().err == ""
