@@ -9,6 +9,7 @@ from bench.run import main
 SUBJECTS = {
     "attestation": "bench.attestation.run",
     "durability": "bench.durability",
+    "sealing": "bench.sealing",
     "sandbox": "bench.sandbox.run",
     "start": "bench.start",
 }
