@@ -6,17 +6,26 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from wasmtime import WasmtimeError
 
 from avow.channel.attestation import ServerAttestation
+from avow.channel.provisioning import Provisioned
+from avow.cli.command_error import CommandError
+from avow.cli.measure import measure
 from avow.cli.program_attestation import evidence_import, verify_import
-from avow.errors import AvowError, TrapError, UnavailableError
+from avow.cli.program_trust import ProgramTrust
+from avow.errors import AvowError, MalformedError, TrapError, UnavailableError
 from avow.evidence.claims import Role, decode_claims
 from avow.evidence.envelope import decode_evidence
 from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
 from avow.evidence.report_data import ReportData
+from avow.sandbox.app_file import parse_app
+from avow.sandbox.grants import configuration_digest, parse_grants
+from avow.sandbox.program import Surroundings
 from avow.tee.simulated.attester import SimulatedAttester
 from avow.tee.simulated.verifier import SimulatedVerifier
 from avow.testing.attesting_guest import (
@@ -211,3 +220,62 @@ def test_claims_of_a_program_are_those_of_the_profile(guest: Guest) -> None:
     for role in (Role.SERVER, Role.CLIENT, Role.DOCUMENT, Role.CERTIFICATE):
         with pytest.raises(AvowError, match="E5"):
             verified(evidence, role)
+
+
+def seen(files: dict[str, bytes] | None) -> list[tuple[str, str]]:
+    """What a program with `env:TOKEN` and `env:HOME` sees."""
+    trust = ProgramTrust(provisioned=None if files is None else Provisioned({}, files))
+    host = {"TOKEN": "the host's", "HOME": "/root", "PATH": "/bin"}
+    grants = parse_grants(["env:TOKEN", "env:HOME"], folder=Path())
+    return Surroundings((), grants, trust.environment(host)).variables
+
+
+def test_provisioned_files_are_values_of_granted_names_and_come_before_the_hosts() -> None:
+    assert seen(None) == [("TOKEN", "the host's"), ("HOME", "/root")]
+    found = seen({"TOKEN": b"the owner's", "PATH": b"not granted"})
+    assert found == [("TOKEN", "the owner's"), ("HOME", "/root")]
+    for wrong in (b"\xff", b"a\0b"):
+        with pytest.raises(MalformedError, match="TOKEN"):
+            seen({"TOKEN": wrong})
+
+
+def test_the_owner_of_a_program_is_measured() -> None:
+    grants = parse_grants([], folder=Path())
+    digests = {
+        configuration_digest(["app"], grants, {}, owner=owner)
+        for owner in (None, "sha256:" + "00" * 32, "sha256:" + "01" * 32)
+    }
+    assert len(digests) == 3
+    assert configuration_digest(["app"], grants, {}) in digests
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"provision_listen": "127.0.0.1:0"}, "both the place and the owner"),
+        ({"provision_owner": "sha256:" + "00" * 32}, "both the place and the owner"),
+        ({"provision_listen": "nowhere", "provision_owner": "sha256:" + "00" * 32}, "host:port"),
+        ({"provision_listen": "127.0.0.1:0", "provision_owner": "me"}, "sha256:"),
+    ],
+)
+def test_where_and_by_whom_a_program_is_provisioned_go_together(
+    given: dict[str, str], words: str
+) -> None:
+    arguments = [part for name, text in given.items() for part in (f"--{name}", text)]
+    arguments = [part.replace("_", "-") if part.startswith("--") else part for part in arguments]
+    done = CliRunner().invoke(measure, ["app", "x.wasm", *arguments])
+    assert isinstance(done.exception, CommandError)
+    assert words in done.exception.sentence
+    assert done.exception.code == 2
+
+
+def test_an_app_file_says_who_provisions_it() -> None:
+    owner = "sha256:" + "00" * 32
+    table = f'[provisioning]\nlisten = "127.0.0.1:0"\nowner = "{owner}"\n'
+    app = parse_app(f'module = "a.wasm"\n{table}'.encode(), folder=Path(), name="app.toml")
+    assert app.provisioning is not None
+    assert (app.provisioning.listen, app.provisioning.owner) == ("127.0.0.1:0", owner)
+    with pytest.raises(MalformedError, match="did you mean `owner`"):
+        parse_app(
+            b'module = "a.wasm"\n[provisioning]\nowners = "x"\n', folder=Path(), name="app.toml"
+        )

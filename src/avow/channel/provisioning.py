@@ -128,15 +128,10 @@ class Provisioned:
     def _begun(self) -> bool:
         return bool(self.keys or self.files)
 
-    def key(self, name: str = STORE_KEY) -> bytes:
-        """The key (32 bytes) of this name. Raises `UnavailableError`."""
-        key = self.keys.get(name)
-        if key is None:
-            raise UnavailableError(
-                f"expected the key {name!r} among what the owner has provisioned, got none; add it "
-                f"to [keys] of the secrets"
-            )
-        return key
+    @property
+    def store_key(self) -> bytes | None:
+        """The key (32 bytes) that `provisioned` means as the source of a store's key."""
+        return self.keys.get(STORE_KEY)
 
     def reader(self, below: Read = read_named_file) -> Read:
         """Reads `provisioned:NAME` from here and every other path by `below`."""

@@ -42,6 +42,17 @@ _OPTIONS: Final = (
         metavar="DIR",
         help="The sealed store. Without a sealed grant the program sees all its /files, as /.",
     ),
+    click.option(
+        "--provision-listen",
+        metavar="PLACE",
+        help="Wait at PLACE (host:port) for secrets from the owner; see `avow provision`.",
+    ),
+    click.option(
+        "--provision-owner",
+        metavar="DIGEST",
+        help="With --provision-listen: `sha256:` and the digest of the owner's key. It is part of "
+        "the measured configuration.",
+    ),
     click.option("--timeout-s", "run_timeout_s", type=float, metavar="N", help="Time to run."),
     click.option("--fuel", type=int, metavar="N", help="Instructions to run, about."),
     click.option("--memory-max-bytes", type=int, metavar="N", help="Linear memory, at most."),
@@ -51,17 +62,24 @@ _OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class EffectiveApp:
-    """File and command line, joined. `arguments`: all that the program sees, its name first."""
+    """File and command line, joined. `arguments`: all that the program sees, its name first.
+    `provisioning`: where it waits for its owner, and who that is."""
 
     module: Path
     arguments: tuple[str, ...]
     grants: Grants
     limits: Limits
+    provisioning: tuple[str, str] | None = None
 
     @property
     def configuration(self) -> bytes:
         """The digest (32 bytes) of all this, but for the module."""
-        return configuration_digest(self.arguments, self.grants, self.limits.measured())
+        return configuration_digest(
+            self.arguments,
+            self.grants,
+            self.limits.measured(),
+            owner=None if self.provisioning is None else self.provisioning[1],
+        )
 
 
 class ProgramCommand(click.Command):
@@ -98,12 +116,15 @@ def app_options(command: Command) -> Command:
 def effective_app(given: dict[str, Any]) -> EffectiveApp:
     """What was given, joined. Raises an `AvowError`."""
     module, grants, limits = given["module"], Grants(), Limits()
+    listen, owner = given["provision_listen"], given["provision_owner"]
     arguments: tuple[str, ...] = ()
     if given["app_file"] is not None:
         from avow.sandbox.app_file import load_app
 
         app = load_app(given["app_file"])
         arguments, grants, limits = app.arguments, app.grants, app.limits
+        if app.provisioning is not None:
+            listen, owner = listen or app.provisioning.listen, owner or app.provisioning.owner
         if module is not None and module.resolve() != app.module.resolve():
             raise MalformedError(
                 f"expected one module, got {module} and that of {given['app_file']}; leave one out "
@@ -122,7 +143,24 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
         )
     behind = click.get_current_context().meta[_PROGRAM_ARGUMENTS]
     limits = limits.overridden({name: given[name] for name in _LIMITS})
-    return EffectiveApp(module, (module.name, *arguments, *behind), grants, limits)
+    return EffectiveApp(
+        module, (module.name, *arguments, *behind), grants, limits, _provisioning(listen, owner)
+    )
+
+
+def _provisioning(listen: str | None, owner: str | None) -> tuple[str, str] | None:
+    if listen is None and owner is None:
+        return None
+    if listen is None or owner is None:
+        raise MalformedError(
+            "expected both the place and the owner to be provisioned, got one of them; name "
+            "--provision-listen and --provision-owner, or both keys of [provisioning]"
+        )
+    from avow.channel.provisioning import parse_owner, parse_place
+
+    parse_place(listen)
+    parse_owner(owner)
+    return listen, owner
 
 
 def read_module(path: Path) -> bytes:

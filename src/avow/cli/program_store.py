@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from avow.cli.anchors import anchor_options, open_anchor
 from avow.cli.command_error import configuration_errors
-from avow.cli.store_keys import key_option, new_owner_key, owner_key
+from avow.cli.store_keys import key_file, key_option, new_owner_key, owner_key
 from avow.errors import AvowError, MalformedError
 from avow.sandbox.compiled_cache import CompiledCache
 from avow.sandbox.manifest import runtime_manifest
@@ -83,10 +83,13 @@ def open_program_store(
     configuration: bytes,
     given: dict[str, Any],
     note: Callable[[str], None],
+    *,
+    provisioned: bytes | None = None,
 ) -> ProgramStore | NoStore:
     """The store in `folder`, made if it is not there, for a program.
 
-    `module` and `configuration` are digests (32 bytes), to which keys of platforms are bound.
+    `module` and `configuration` are digests (32 bytes), to which keys of platforms are bound;
+    `provisioned` is the owner key that the owner has handed over.
     Raises an `AvowError`.
     """
     with configuration_errors():
@@ -97,7 +100,8 @@ def open_program_store(
     runtime = bytes(32) if given["key"].startswith("file:") else runtime_manifest().digest
     made = not (folder / CONTAINER).exists()
     with configuration_errors():
-        key = _key(given["key"], KeyBinding(module, configuration, runtime), made, note)
+        binding = KeyBinding(module, configuration, runtime)
+        key = _key(given["key"], binding, made, note, provisioned)
     if made:
         Store.create(folder, [key]).close()
         note(f"made a new store in {folder}")
@@ -109,15 +113,20 @@ def open_program_store(
         raise
 
 
-def _key(source: str, binding: KeyBinding, made: bool, note: Callable[[str], None]) -> bytes:
+def _key(
+    source: str,
+    binding: KeyBinding,
+    made: bool,
+    note: Callable[[str], None],
+    provisioned: bytes | None,
+) -> bytes:
     """The key; with a store that is made, its file is made too where there is none."""
-    kind, _, place = source.partition(":")
-    path = Path(place if kind == "file" else place.partition("#")[0])
-    if made and kind in ("file", "tpm") and not path.exists():
+    path = key_file(source)
+    if made and path is not None and not path.exists():
         key = new_owner_key(source, binding, say=note)
         note(f"made a new key in {path}; without it nobody opens the store")
         return key
-    return owner_key(source, binding)
+    return owner_key(source, binding, provisioned=provisioned)
 
 
 def _fresh(store: Store, made: bool, given: dict[str, Any]) -> Freshness:

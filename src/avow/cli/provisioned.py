@@ -17,7 +17,6 @@ from avow.broker.service import Control, Controls, Failed
 from avow.channel.attestation import ServerAttestation
 from avow.channel.named_files import FilesReadOnce
 from avow.channel.provisioning import (
-    STORE_KEY,
     Observer,
     Offer,
     Provisioned,
@@ -84,11 +83,6 @@ class Ready:
     def provisioned(self) -> Provisioned | None:
         """What the owner has handed over; None where files have it all."""
         return None if self.offer is None else self.offer.provisioned
-
-    @property
-    def store_key(self) -> bytes | None:
-        """The key (32 bytes) that the source `provisioned` means; None where there is none."""
-        return None if self.provisioned is None else self.provisioned.keys.get(STORE_KEY)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

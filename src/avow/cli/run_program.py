@@ -19,8 +19,9 @@ from avow.cli.app_options import (
 )
 from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
 from avow.cli.program_store import NoStore, ProgramStore, open_program_store, store_options
+from avow.cli.program_trust import ProgramTrust, program_trust, trust_options
 from avow.cli.supervision import end_at_once, native_signals, supervise
-from avow.errors import AvowError, MalformedError
+from avow.errors import AvowError, MalformedError, UntrustedError
 from avow.sandbox.grants import Grants
 from avow.sandbox.program import Surroundings, kind_of, load
 from avow.sealing.store import Store
@@ -29,6 +30,7 @@ from avow.sealing.store import Store
 @click.command(cls=ProgramCommand)
 @app_options
 @store_options
+@trust_options
 def run(**given: Any) -> int:
     """Run the WebAssembly program MODULE with nothing but what was granted.
 
@@ -50,17 +52,29 @@ def run(**given: Any) -> int:
 
 
 def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
-    with operation_errors(), storage_errors(), _store(app, content, given) as store:
+    module = hashlib.sha256(content).digest()
+    with (
+        operation_errors(),
+        storage_errors(),
+        program_trust(app, module, given, _say) as trust,
+        _store(app, module, given, trust) as store,
+    ):
         program = load(content, limits=app.limits, cache=store.cache)
+        if program.sha256 != module:
+            raise UntrustedError(
+                f"expected to run the module {module.hex()} that was measured, got "
+                f"{program.sha256.hex()}; report this"
+            )
         with configuration_errors(), storage_errors():
-            program.check(app.grants)
+            program.check(app.grants, trust.imports)
             _prepare_folders(app.grants, store.store)
         surroundings = Surroundings(
             arguments=app.arguments,
             grants=app.grants,
-            environment=os.environ,
+            environment=trust.environment(os.environ),
             store=store.store,
             denied=_say,
+            extra_imports=trust.imports,
         )
         running = program.start(surroundings)
         with store.anchored(lambda error: end_at_once(error, store)):
@@ -69,11 +83,17 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
 
 @contextmanager
 def _store(
-    app: EffectiveApp, content: bytes, given: dict[str, Any]
+    app: EffectiveApp, module: bytes, given: dict[str, Any], trust: ProgramTrust
 ) -> Iterator[ProgramStore | NoStore]:
     """The program's store, kept at the end however the program ends."""
-    module = hashlib.sha256(content).digest()
-    store = open_program_store(given["store_folder"], module, app.configuration, given, _say)
+    store = open_program_store(
+        given["store_folder"],
+        module,
+        app.configuration,
+        given,
+        _say,
+        provisioned=trust.store_key,
+    )
     try:
         yield store
     except AvowError:

@@ -42,6 +42,17 @@ class LimitsTable(BaseModel):
     )
 
 
+class ProvisioningTable(BaseModel):
+    """The table [provisioning]: with it, the program waits for secrets before it starts."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    listen: str = Field(min_length=1, description="Where it waits for its owner: host:port.")
+    owner: str = Field(
+        min_length=1, description="`sha256:` and the digest of the owner's key. It is measured."
+    )
+
+
 class AppFile(BaseModel):
     """The keys of the file."""
 
@@ -53,6 +64,15 @@ class AppFile(BaseModel):
     )
     grants: list[str] = Field(default=[], description="What it may use, as `--grant` says it.")
     limits: LimitsTable = Field(default=LimitsTable(), description="The table [limits].")
+    provisioning: ProvisioningTable | None = Field(
+        default=None, description="The table [provisioning]."
+    )
+
+
+_TABLES: Final[dict[str, type[BaseModel]]] = {
+    "limits": LimitsTable,
+    "provisioning": ProvisioningTable,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,7 @@ class App:
     arguments: tuple[str, ...]
     grants: Grants
     limits: Limits
+    provisioning: ProvisioningTable | None = None
 
 
 def load_app(path: Path) -> App:
@@ -104,7 +125,7 @@ def parse_app(content: bytes, *, folder: Path, name: str) -> App:
     except MalformedError as error:
         raise MalformedError(f"{name}: {error}") from error
     _check_arguments(read.args, name)
-    return App(folder / read.module, tuple(read.args), grants, limits)
+    return App(folder / read.module, tuple(read.args), grants, limits, read.provisioning)
 
 
 def _check_arguments(arguments: Sequence[str], name: str) -> None:
@@ -121,7 +142,7 @@ def _sentence(errors: Sequence[ErrorDetails], name: str) -> str:
     first = (unknown or list(errors))[0]
     key = "".join(f"[{p + 1}]" if isinstance(p, int) else f".{p}" for p in first["loc"])[1:]
     if unknown:
-        table = LimitsTable if len(first["loc"]) > 1 else AppFile
+        table = _TABLES.get(str(first["loc"][0]), AppFile) if len(first["loc"]) > 1 else AppFile
         near = difflib.get_close_matches(str(first["loc"][-1]), table.model_fields, n=1)
         known = ", ".join(table.model_fields)
         advice = f"did you mean `{near[0]}`?" if near else f"the keys here are {known}"

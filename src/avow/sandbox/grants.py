@@ -136,14 +136,25 @@ def parse_grants(texts: Iterable[str], *, folder: Path) -> Grants:
 
 
 def configuration_digest(
-    arguments: Iterable[str], grants: Grants, limits: Mapping[str, Any]
+    arguments: Iterable[str],
+    grants: Grants,
+    limits: Mapping[str, Any],
+    *,
+    owner: str | None = None,
 ) -> bytes:
     """The SHA-256 (32 bytes) of a program's effective configuration.
 
     It is over `avow app configuration v1`, a line feed, and JSON with sorted keys and without
-    spaces. `arguments` are all that the program sees, the first one too; `limits` by name.
+    spaces. `arguments` are all that the program sees, the first one too; `limits` by name;
+    `owner` is who may hand it secrets, as text, where somebody may.
     """
-    content = {"args": list(arguments), "grants": grants.measured(), "limits": dict(limits)}
+    content: dict[str, Any] = {
+        "args": list(arguments),
+        "grants": grants.measured(),
+        "limits": dict(limits),
+    }
+    if owner is not None:
+        content["owner"] = owner
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(_PREFIX + text.encode("utf-8", "surrogateescape")).digest()
 

@@ -152,9 +152,8 @@ def test_provisioned_files_read_as_files_do(tmp_path: Path) -> None:
     assert read(tmp_path / "provisioned:users", "password") != b"alice"
     with pytest.raises(UnavailableError, match=r"'tls\.crt'"):
         read(Path("provisioned:tls.crt"), "certificate")
-    with pytest.raises(UnavailableError, match="'store'"):
-        held.key()
-    assert Provisioned({"store": KEY}).key() == KEY
+    assert held.store_key is None
+    assert Provisioned({"store": KEY}).store_key == KEY
     assert provisioned_name(Path("provisioned:a")) == "a"
     assert provisioned_name("file:a") is None
     assert KEY.hex() not in repr(Provisioned({"store": KEY}))
