@@ -8,6 +8,7 @@ import pytest
 
 from bench.report import Row, Sample
 from bench.sandbox import kernels
+from bench.sandbox.page import page
 from bench.sandbox.run import WASM, Size, Suite
 from bench.sandbox.ways import NATIVE, PLAIN, SEALED
 
@@ -27,6 +28,20 @@ def test_a_kernel_is_run_both_ways_and_compared(tmp_path: Path) -> None:
     assert one.ratio is not None
     assert mean.ratio == pytest.approx(one.ratio)
     assert mean.verdict in ("reached", "missed")
+
+
+def test_a_file_is_written_and_read_all_three_ways(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, Size(rounds=1, file_mib=1, call_bytes=(65_536,)))
+    suite.files()
+    assert not suite.failures
+    by_way = {sample.broker: sample.values for sample in suite.samples if "read" in sample.values}
+    assert set(by_way) == {NATIVE, PLAIN, SEALED}
+    for values in by_way.values():
+        # Milliseconds, and megabytes a second out of them.
+        assert values["read_mb_s"] == pytest.approx(1048.576 / values["read"])
+        assert 0 < values["write"] <= values["durable"]
+    judged = {row.metric: row.verdict for row in suite.rows if row.verdict}
+    assert set(judged) == {"write_mb_s", "read_mb_s"}
 
 
 def test_other_results_are_found() -> None:
@@ -58,6 +73,24 @@ def test_ratios_are_judged(tmp_path: Path) -> None:
     row = _row(Suite(tmp_path, Size()), 16, 10, 1.5)
     assert (row.verdict, row.ratio) == ("missed", 1.6)
     assert _row(Suite(tmp_path, Size()), 16, 10, None).verdict == ""
+
+
+def _result_row(scenario: str, title: str, peer: str, **more: float) -> dict[str, object]:
+    values = {"avow": 30.0, "peer_value": 20.0, "ratio": 1.5, "ceiling": 4000.0}
+    return {"scenario": scenario, "title": title, "peer": peer, **values, **more}
+
+
+def test_a_page_is_made_of_a_result() -> None:
+    rows = [_result_row("kernel_gemm", "gemm, large", NATIVE), _result_row("kernels", "", NATIVE)]
+    for scenario, title in (("sqlite_9", "SQLite, 9 rows, insert"), ("files_8", "files, read")):
+        rows.append(_result_row(scenario, title, PLAIN, peer_value=500.0, ratio=0.06))
+        rows.append(_result_row(scenario, title, NATIVE))
+    machine = {"cpu": "one", "cores": 2, "kernel": "6", "python": "3"}
+    made = page({"machine": machine, "settings": {"rounds": 5}, "rows": rows})
+    assert "| gemm, large | 20.00 | 30.00 | 1.50 |" in made
+    assert "The geometric mean is 1.50;" in made
+    assert "| 9 rows, insert | 20.00 | 500 | 30.00 | 0.06 | 1.50 |" in made
+    assert "| read | 20.00 | 500 | 30.00 |" in made
 
 
 def test_a_broken_run_is_a_failure_and_no_figure(tmp_path: Path) -> None:
