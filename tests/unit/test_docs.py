@@ -159,6 +159,13 @@ def test_quick_start_works(folder: Path) -> None:
     assert any("SIMULATED" in output and "accepted" in output for output in printed)
 
 
+def test_sealed_stores_work_as_described(folder: Path) -> None:
+    printed = run_page((DOCS / "how-to/sealed-store.md").read_text(), folder)
+    assert any("damages: 0\n" in each for each in printed)
+    assert any("exit code 104\nthe first line\n" in each for each in printed)
+    assert any("notes.txt" in each for each in printed)
+
+
 @pytest.mark.openssl
 def test_provisioning_works(folder: Path) -> None:
     printed = run_page((DOCS / "how-to/provision.md").read_text(), folder)
@@ -221,6 +228,7 @@ def test_runnable_blocks_are_found() -> None:
     assert {page for page, steps in files.items() if steps} == {
         "quick-start.md",
         "how-to/measurement.md",
+        "how-to/sealed-store.md",
         "how-to/store-keys.md",
         "how-to/witness.md",
         "how-to/attested-clients.md",
