@@ -196,6 +196,9 @@ def test_the_names_in_a_box_say_nothing_of_what_is_above(guest: Guest, store: St
     entries = {each.name: each.inode for each in guest.readdir(ROOT)}
     assert entries[b".."] == entries[b"."]
     assert store.stat("/files").inode not in entries.values()
+    # Opened again, as the C library does it.
+    again = {each.name: each.inode for each in guest.readdir(guest.open(".", DIRECTORY))}
+    assert again == entries
 
 
 @pytest.fixture

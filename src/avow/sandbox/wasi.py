@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,6 +226,8 @@ class Wasi:
     ) -> None:
         self._handle: int | None = None
         self._interrupted = False
+        # Re-entrant, because a signal handler may interrupt in the middle of `close`.
+        self._ending_lock = threading.RLock()
         self._last = (0, 0)
         self._kept: dict[str, Any] = {}
         self._store = store
@@ -329,8 +332,9 @@ class Wasi:
         """End the program at its next call that could wait, or now if it waits. Callable from any
         thread and from a signal handler."""
         self._interrupted = True
-        if self._handle is not None:
-            self._library.avow_wasi_interrupt(self._handle)
+        with self._ending_lock:
+            if self._handle is not None:
+                self._library.avow_wasi_interrupt(self._handle)
 
     def check_store(self) -> None:
         """Raises DamagedError or StorageError if it made a call of the program fail."""
@@ -362,10 +366,11 @@ class Wasi:
 
     def close(self) -> None:
         """Close every descriptor of the program. Nothing that was defined may be called after."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self._last = self._ending_of(handle)
-            self._library.avow_wasi_destroy(handle)
+        with self._ending_lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                self._last = self._ending_of(handle)
+                self._library.avow_wasi_destroy(handle)
 
     def _ending(self) -> tuple[int, int]:
         return self._last if self._handle is None else self._ending_of(self._handle)

@@ -223,7 +223,7 @@ fn readSealed(self: *Wasi, descriptor: *Descriptor, cookie: u64, writer: *Writer
     store.lock.acquire();
     defer store.lock.release();
     const own = store.stat(descriptor.inode) catch |err| return self.failed(err);
-    const parent = if (descriptor.guest_name.len != 0) own.inode else own.parent;
+    const parent = if (self.isGranted(own.inode)) own.inode else own.parent;
     if (!dots(writer, cookie, own.inode, parent)) return;
     var at = cookie -| DOTS;
     while (store.entry(descriptor.inode, at) catch |err| return self.failed(err)) |found| {

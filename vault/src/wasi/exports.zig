@@ -86,7 +86,7 @@ const Preopened = struct { kind: wasi.Kind, read_only: bool, host_fd: i32 = -1, 
 
 fn preopen(self: *Wasi, guest: []const u8, what: Preopened) i64 {
     const name = allocator.dupe(u8, guest) catch return NO_MEMORY;
-    return install(self, .{
+    const number = install(self, .{
         .kind = what.kind,
         .filetype = .DIRECTORY,
         .read_only = what.read_only,
@@ -97,6 +97,8 @@ fn preopen(self: *Wasi, guest: []const u8, what: Preopened) i64 {
         .host_fd = what.host_fd,
         .guest_name = name,
     });
+    if (number >= 0) self.preopened_end = @intCast(number + 1) else allocator.free(name);
+    return number;
 }
 
 /// A directory of the store, `a/b` from its root; it and those above it are made when they are not

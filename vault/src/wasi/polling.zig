@@ -13,14 +13,14 @@ const Wasi = wasi.Wasi;
 
 const SUBSCRIPTION_BYTES = 48;
 const EVENT_BYTES = 32;
-const SUBSCRIPTIONS_MAX = 1024;
+pub const SUBSCRIPTIONS_MAX = 1024;
 const ABSOLUTE: u16 = 1;
 const HANGUP: u16 = 1;
 const NEVER = std.math.maxInt(u64);
 
 const Type = enum(u8) { clock = 0, read = 1, write = 2 };
 
-const Subscription = struct {
+pub const Subscription = struct {
     userdata: u64,
     type: Type,
     fd: u32 = 0,
@@ -41,8 +41,7 @@ pub fn poll_oneoff(self: *Wasi, memory: Memory, in: u32, out: u32, nsubscription
     const events = try memory.records(out, nsubscriptions, EVENT_BYTES);
     try memory.check(nevents, 4);
     // All are read before the first event is written: the two arrays may overlap.
-    var all: [SUBSCRIPTIONS_MAX]Subscription = undefined;
-    const subscriptions = all[0..nsubscriptions];
+    const subscriptions = self.subscriptions[0..nsubscriptions];
     for (subscriptions, 0..) |*subscription, index| {
         subscription.* = try parse(self, records[index * SUBSCRIPTION_BYTES ..][0..SUBSCRIPTION_BYTES]);
     }
@@ -108,7 +107,7 @@ fn descriptor(self: *Wasi, subscription: *Subscription, fd: u32) Error!void {
 }
 
 fn wait(self: *Wasi, subscriptions: []Subscription) Error!void {
-    var waiting: [SUBSCRIPTIONS_MAX + 1]hosted.Waiting = undefined;
+    const waiting = &self.waiting;
     var count: usize = 0;
     var soonest: u64 = NEVER;
     for (subscriptions) |*subscription| {

@@ -53,4 +53,4 @@ pub const SOCKET: u64 = STREAM | SOCK_SHUTDOWN;
 pub const LISTENER: u64 = SOCK_ACCEPT | POLL_FD_READWRITE | FD_FDSTAT_SET_FLAGS | FD_FILESTAT_GET | SOCKET;
 
 /// What a descriptor below a directory can be given at most.
-pub const BELOW: u64 = REGULAR_FILE | DIRECTORY | SOCKET;
+pub const BELOW: u64 = REGULAR_FILE | DIRECTORY | SOCKET | SOCK_ACCEPT;

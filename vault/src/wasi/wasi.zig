@@ -6,6 +6,7 @@ const linux = std.os.linux;
 const errno = @import("errno.zig");
 const rights = @import("rights.zig");
 const hosted = @import("host.zig");
+const polling = @import("polling.zig");
 const stored = @import("../store/store.zig");
 const Memory = @import("memory.zig").Memory;
 const Error = errno.Error;
@@ -117,6 +118,8 @@ pub const Wasi = struct {
     memory_handle: [24]u8 align(8) = undefined,
     has_memory: bool = false,
     descriptors: []Descriptor,
+    /// Preopened directories have numbers below it.
+    preopened_end: usize = 0,
     /// No descriptor below it is free.
     free_from: usize = 0,
     arguments: std.ArrayList(u8) = .empty,
@@ -140,6 +143,8 @@ pub const Wasi = struct {
     denial_count: usize = 0,
     path_text: [2][2][PATH_MAX_BYTES + 1]u8 = undefined,
     gathered: [4096]u8 = undefined,
+    subscriptions: [polling.SUBSCRIPTIONS_MAX]polling.Subscription = undefined,
+    waiting: [polling.SUBSCRIPTIONS_MAX + 1]hosted.Waiting = undefined,
 
     pub fn create(setup: *const Setup) error{ OutOfMemory, Unavailable }!*Wasi {
         const self = try allocator.create(Wasi);
@@ -225,6 +230,14 @@ pub const Wasi = struct {
             if (self.descriptors[self.free_from].kind == .free) return;
         }
         return error.MFILE;
+    }
+
+    /// Whether a directory of the store is one that was granted: above it there is nothing.
+    pub fn isGranted(self: *Wasi, inode: u64) bool {
+        for (self.descriptors[0..self.preopened_end]) |*each| {
+            if (each.kind == .sealed_directory and each.inode == inode and each.guest_name.len != 0) return true;
+        }
+        return false;
     }
 
     pub fn numberOf(self: *Wasi, descriptor: *Descriptor) usize {
