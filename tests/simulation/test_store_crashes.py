@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -9,11 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from avow.errors import AvowError
+from avow.errors import AvowError, StorageError
 from avow.sealing.store import Store
 from avow.testing.simulated_disk import (
     SECTOR_BYTES,
     Event,
+    Resize,
     SimulatedDisk,
     Sync,
     Write,
@@ -61,6 +64,7 @@ class Committed:
     log: list[Event]
     before: tuple[int, bytes, Snapshot]
     after: tuple[int, bytes, Snapshot]
+    in_steps: bool
 
 
 @dataclass
@@ -81,7 +85,8 @@ class Recorder:
             change(store)
             root = store.commit(anchor=anchor)
             after = (root.sequence, root.digest, snapshot(store))
-            found.append(Committed(base, self.disk.log[start:], before, after))
+            log = self.disk.log[start:]
+            found.append(Committed(base, log, before, after, change in IN_STEPS))
             before = after
         store.abandon()
         return found
@@ -111,11 +116,27 @@ def rotated(store: Store) -> None:
     store.rotate([KEY])
 
 
+def full_of_holes(store: Store) -> None:
+    """Blocks at the end, and room before them."""
+    store.make_file("/cache/large")
+    store.write("/cache/large", bytes(range(256)) * 200)
+    store.make_file("/cache/last")
+    store.write("/cache/last", b"last" * 3000)
+    store.commit()
+    store.remove("/cache/large")
+
+
 def compacted(store: Store) -> None:
     store.compact()
 
 
-CHANGES = (first, second, third, rotated, compacted)
+def rewritten(store: Store) -> None:
+    store.compact(rewrite=True)
+
+
+CHANGES = (first, second, third, rotated, full_of_holes, compacted, rewritten)
+# In the middle of this one the contents are neither those before nor those after.
+IN_STEPS = (full_of_holes,)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +168,7 @@ def is_whole(found: Found, commit: Committed) -> bool:
     right = contents is None or contents == side[2]
     if sequence in (before[0], after[0]):
         return right and digest == side[1]
-    return right and before[0] < sequence < after[0]
+    return (right or commit.in_steps) and before[0] < sequence < after[0]
 
 
 def check_cuts(commit: Committed, wanted: Callable[[Write, int], bool] | None) -> int:
@@ -208,6 +229,78 @@ def test_a_commit_that_returned_is_there(commits: list[Committed]) -> None:
         assert not any(isinstance(event, Write) for event in commit.log[last_sync:])
 
 
+def test_compaction_moves_and_cuts_off(commits: list[Committed]) -> None:
+    """What the tests of its cuts are about is there: blocks that moved, and a shorter container."""
+    commit = commits[CHANGES.index(compacted)]
+    assert sum(isinstance(event, Write) for event in commit.log) > 6
+    assert any(isinstance(event, Resize) for event in commit.log)
+    assert len(commits[CHANGES.index(rewritten)].base) < len(commit.base) / 2
+
+
+class FailingDisk(SimulatedDisk):
+    """One operation, by its number, fails, and all after it when the disk is gone for good."""
+
+    operations = 0
+    fails_at = -1
+    stays_broken = False
+
+    def count(self) -> None:
+        self.operations += 1
+        now = self.operations > self.fails_at if self.stays_broken else False
+        if self.fails_at >= 0 and (now or self.operations - 1 == self.fails_at):
+            raise OSError(errno.EIO, "the operation that fails")
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.count()
+        return super().read(offset, length)
+
+    def write(self, offset: int, data: bytes) -> int:
+        self.count()
+        return super().write(offset, data)
+
+    def sync(self) -> None:
+        self.count()
+        super().sync()
+
+    def size(self) -> int:
+        self.count()
+        return super().size()
+
+    def resize(self, size: int) -> None:
+        self.count()
+        super().resize(size)
+
+
+@pytest.mark.parametrize("stays_broken", [False, True])
+@pytest.mark.parametrize("number", range(len(CHANGES)), ids=lambda number: CHANGES[number].__name__)
+def test_any_one_operation_may_fail(
+    commits: list[Committed], number: int, stays_broken: bool
+) -> None:
+    commit, failures = commits[number], 0
+    for fails_at in itertools.count():
+        disk = FailingDisk(commit.base)
+        disk.fails_at, disk.stays_broken = fails_at, stays_broken
+        store: Store | None = None
+        try:
+            store = Store.open_on(disk, KEY)
+            CHANGES[number](store)
+            store.commit()
+        except StorageError:
+            failures += 1
+        finally:
+            if store is not None:
+                store.abandon()
+        sequence, _, contents = identity(disk.image)
+        if disk.operations <= fails_at:
+            # Nothing failed any more: the end of it was reached.
+            assert contents == commit.after[2]
+            break
+        where = f"operation {fails_at}"
+        assert commit.before[0] <= sequence <= commit.after[0], where
+        assert commit.in_steps or contents in (commit.before[2], commit.after[2]), where
+    assert failures == fails_at > 5
+
+
 def test_work_goes_on_after_every_crash(commits: list[Committed]) -> None:
     """The store that a crash left is one that takes the next commit, and a crash in that one."""
     rng = random.Random(SEED)
@@ -217,7 +310,7 @@ def test_work_goes_on_after_every_crash(commits: list[Committed]) -> None:
             disk = SimulatedDisk(bytes(reordered(commit.base, commit.log, rng, until=until)))
             with Store.open_on(disk, KEY, entropy=rng.randbytes) as store:
                 before = snapshot(store)
-                assert before in (commit.before[2], commit.after[2])
+                assert commit.in_steps or before in (commit.before[2], commit.after[2])
                 path = "/cache/next"
                 store.make_file(path)
                 store.write(path, b"next" * 2000)
