@@ -28,8 +28,9 @@ SAY_LEFT_OUT := @echo 'left out for want of what they need: tests marked $(ABSEN
 endif
 
 FUZZ_S ?= 60
+FAULTS ?= 5000
 
-.PHONY: help absent demo test lint bench fuzz docs build clean
+.PHONY: help absent demo test lint bench fuzz torture docs build clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -55,6 +56,10 @@ bench: build ## speed against an installed mosquitto, as a table and JSON
 
 fuzz: build ## mutated packets against the core and mutated evidence, FUZZ_S seconds
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+
+torture: build ## FAULTS faults against a broker that keeps its state, and against SQLite
+	$(BIN)/python -m tests.torture --faults $(FAULTS) $(TORTURE)
+	$(BIN)/python -m tests.integration.sqlite_kills --kills $(FAULTS)
 
 docs: build ## the documentation, into site/
 	$(BIN)/python -m docs.generate
