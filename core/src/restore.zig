@@ -98,8 +98,12 @@ fn messageOf(fields: *Fields) Error!*Message {
     return Message.create(view);
 }
 
-/// The next bytes of a journal; records may be split anywhere.
+/// The next bytes of a journal; records may be split anywhere. The budget does not count: the settings
+/// come with the first step, and what was accepted under a larger one must not be lost.
 pub fn feed(bytes: []const u8, last: bool) Outcome {
+    const budget = heap.budget_bytes;
+    heap.budget_bytes = std.math.maxInt(u64);
+    defer heap.budget_bytes = budget;
     feedOrFail(bytes) catch |problem| return if (problem == error.Malformed) .malformed else .no_memory;
     if (!last) return .done;
     if (pending.items.len != 0) return .truncated;

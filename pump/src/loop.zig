@@ -10,7 +10,8 @@ const output = @import("output.zig");
 const closing = @import("closing.zig");
 const Connection = @import("connection.zig").Connection;
 const Inbox = @import("inbox.zig").Inbox;
-const Journal = @import("journal.zig").Journal;
+const journal_room = @import("journal.zig");
+const Journal = journal_room.Journal;
 const Ring = @import("ring.zig").Ring;
 const Allocator = std.mem.Allocator;
 
@@ -20,9 +21,9 @@ const WAKER_TAG: u64 = NEVER;
 /// How long a stopping pump waits for peers to take their last bytes before it closes the sockets.
 const STOP_LINGER_MS = 1000;
 
-pub const Error = wasm.Error || Allocator.Error || error{Unavailable};
+pub const Error = journal_room.Error || error{Unavailable};
 
-pub const Status = enum(i32) { stopped = 0, events = 1, interrupted = 2, broken = 3 };
+pub const Status = enum(i32) { stopped = 0, events = 1, interrupted = 2, broken = 3, storage_failed = 4 };
 
 const Phase = enum {
     running,
@@ -49,6 +50,7 @@ pub const Counters = extern struct {
     tls_buffers_renewed: u64 = 0,
     journal_bytes: u64 = 0,
     journal_compactions: u64 = 0,
+    journal_commits: u64 = 0,
 };
 
 /// Filled in by Python (src/avow/broker/pump.py has the same fields in the same order).
@@ -60,6 +62,7 @@ pub const Setup = extern struct {
     idle_timeout_ms: u64,
     drain_timeout_ms: u64,
     compaction_min_bytes: u64,
+    vault: journal_room.Vault,
 };
 
 pub const Pump = struct {
@@ -68,7 +71,7 @@ pub const Pump = struct {
     core: wasm.Core,
     codec: tls.Codec,
     inbox: Inbox,
-    journal: Journal = .{},
+    journal: Journal,
     poller: sys.Fd,
     waker: sys.Fd,
     stop_requested: std.atomic.Value(bool) = .init(false),
@@ -110,12 +113,12 @@ pub const Pump = struct {
             .core = undefined,
             .codec = undefined,
             .inbox = undefined,
+            .journal = .init(setup.vault, setup.compaction_min_bytes),
             .poller = -1,
             .waker = -1,
         };
         try self.core.init(setup.core);
         self.inbox = .{ .payload_max_bytes = self.core.layout.arena_bytes };
-        self.journal.setCompactionMin(setup.compaction_min_bytes);
         try self.codec.init(allocator, setup.tls);
         errdefer self.codec.deinit();
         self.core_counters = try allocator.alloc(u64, @max(1, self.core.layout.stats_count));
@@ -154,7 +157,7 @@ pub const Pump = struct {
     /// Works until there is something for Python to do. After `broken` nothing may be asked again
     /// but the journal and the message.
     pub fn run(self: *Pump) Status {
-        if (self.broken) return .broken;
+        if (self.broken) return if (self.journal.failure_code != 0) .storage_failed else .broken;
         if (self.phase == .stopped) return .stopped;
         // The error queue belongs to the thread, and Python may have left something in it.
         self.codec.library.clear_errors();
@@ -163,6 +166,7 @@ pub const Pump = struct {
                 self.breakOff();
                 switch (err) {
                     error.CoreBroken => {},
+                    error.StorageFailed => return .storage_failed,
                     error.OutOfMemory => self.explain("the pump found no memory"),
                     error.Unavailable => self.explain("the kernel refused to wait for sockets (epoll)"),
                 }
@@ -200,6 +204,7 @@ pub const Pump = struct {
         }
         if (self.phase == .running and self.stop_requested.load(.acquire)) self.beginStop();
         if (self.now_ms >= self.sweep_at_ms) try closing.sweep(self);
+        try self.journal.tick(self.now_ms);
 
         var batch: input.Batch = .init(&self.core);
         try input.fill(self, &batch);
@@ -215,7 +220,7 @@ pub const Pump = struct {
         if (self.more or self.closed.len != 0 or self.writable.len != 0 or !self.inbox.isEmpty()) return 0;
         if (self.phase == .running and self.ready.len != 0) return 0;
         if (self.phase == .stopped) return 0;
-        const at_ms = @min(self.next_deadline_ms, self.sweep_at_ms, self.stop_deadline_ms);
+        const at_ms = @min(self.next_deadline_ms, self.sweep_at_ms, self.stop_deadline_ms, self.journal.deadlineMs() orelse NEVER);
         if (at_ms == NEVER) return -1;
         self.readClock();
         return if (at_ms <= self.now_ms) 0 else @intCast(@min(at_ms - self.now_ms, std.math.maxInt(i32)));
@@ -256,7 +261,7 @@ pub const Pump = struct {
             0 => {},
             1 => {
                 const records = try self.core.slice(result.journal_address, result.journal_bytes);
-                try self.journal.append(self.allocator, records);
+                try self.journal.append(self.allocator, records, self.now_ms);
                 if (try self.core.commit(result.journal_sequence) != 0)
                     return self.core.broke("it refused the commit of its own journal batch");
                 result = try self.core.result();
@@ -273,7 +278,7 @@ pub const Pump = struct {
         self.next_deadline_ms = result.next_deadline_ms;
         self.events_address = result.events_address;
         self.events_bytes = result.events_bytes;
-        if (self.journal.wantsCompaction()) try self.journal.compact(self.allocator, &self.core);
+        if (self.journal.wantsCompaction()) try self.journal.compact(self.allocator, &self.core, self.now_ms);
         self.publish();
     }
 
@@ -281,8 +286,9 @@ pub const Pump = struct {
         for (self.core.counters(), self.core_counters[0..self.core.layout.stats_count]) |value, *copy| {
             @atomicStore(u64, copy, value, .monotonic);
         }
-        self.counters.journal_bytes = self.journal.bytes.items.len;
+        self.counters.journal_bytes = self.journal.length();
         self.counters.journal_compactions = self.journal.compactions;
+        self.counters.journal_commits = self.journal.commits;
     }
 
     /// The events of the last step; valid until `run` is called again.
@@ -320,7 +326,9 @@ pub const Pump = struct {
         } else if (self.phase == .lingering and late) {
             try closing.closeAll(self);
         }
-        if (self.phase == .lingering and self.counters.connections_open == 0 and self.closed.len == 0)
+        if (self.phase == .lingering and self.counters.connections_open == 0 and self.closed.len == 0) {
+            try self.journal.finish(self.now_ms);
             self.phase = .stopped;
+        }
     }
 };

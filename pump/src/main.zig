@@ -21,7 +21,7 @@ const inbox = @import("inbox.zig");
 const Pump = loop.Pump;
 
 /// Changes with every change of `Setup` or of a function here.
-const INTERFACE_VERSION = 1;
+const INTERFACE_VERSION = 2;
 
 const allocator = std.heap.page_allocator;
 
@@ -54,6 +54,7 @@ export fn avow_pump_create(setup: *const loop.Setup, message: [*]u8, message_max
         switch (err) {
             error.CoreBroken => explain(reason, pump.core.message[0..pump.core.message_bytes]),
             error.OutOfMemory => explain(reason, "no memory"),
+            error.StorageFailed => explain(reason, "the store failed"),
             error.Unavailable => explain(reason, "no file descriptor for epoll and eventfd"),
         }
         allocator.destroy(pump);
@@ -136,7 +137,12 @@ export fn avow_pump_message(pump: *Pump, into: [*]u8, into_bytes: usize) callcon
     return count;
 }
 
-/// Copies as much as fits and returns the length of the whole.
+/// What the vault answered when `run` said that the storage failed.
+export fn avow_pump_storage_code(pump: *Pump) callconv(.c) i64 {
+    return pump.journal.failure_code;
+}
+
+/// Copies as much as fits of a journal in memory and returns the length of the whole.
 export fn avow_pump_journal(pump: *Pump, into: [*]u8, into_bytes: usize) callconv(.c) usize {
     return pump.journal.copy(into[0..into_bytes]);
 }

@@ -411,6 +411,40 @@ class Metrics(Table):
     port: int = Field(ge=0, le=65535, description="The port; 0 takes a free one.")
 
 
+class Storage(Table):
+    """Where the broker keeps what shall outlive it: sessions, queued and retained messages."""
+
+    directory: FilePath = Field(
+        description="The folder of the sealed store; it is made if it is absent."
+    )
+    key: str = Field(
+        min_length=1,
+        description="Where the store's key comes from: `file:PATH`, `tpm:PATH`, `gramine`, `snp` "
+        "or `provisioned`.",
+    )
+    durability: Literal["commit", "interval", "none"] = Field(
+        default="commit",
+        description="What is acknowledged is on the disk before (commit), after `interval_ms` "
+        "(interval), or after an orderly end (none).",
+    )
+    interval_ms: int = Field(
+        default=1000, ge=1, le=3_600_000, description='How long "interval" may wait.'
+    )
+    anchor: str = Field(
+        default="none",
+        min_length=1,
+        description="What makes an older copy of the store detectable: `tpm:0x01800042`, "
+        "`witness:host:port#KEY` or `none`.",
+    )
+    anchor_interval_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=86400,
+        description="How often the anchor is moved on while there are changes; 0: with every "
+        "commit. A copy that is younger than the last move is not detected.",
+    )
+
+
 class Configuration(Table):
     """The whole file."""
 
@@ -459,6 +493,10 @@ class Configuration(Table):
         description="Where secrets come from, if not from files; see `avow provision`.",
     )
     login: Login = Field(default=Login(), description="How passwords are checked.")
+    store: Storage | None = Field(
+        default=None,
+        description="Where state is kept; without this table it ends with the broker.",
+    )
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics | None = Field(
         default=None,
@@ -475,13 +513,14 @@ class Configuration(Table):
             )
         return self
 
-
     @model_validator(mode="after")
     def _somebody_provisions(self) -> Configuration:
         named = [self.password_file]
         for listener in self.listeners:
             named += [listener.cert, listener.key, listener.crl, listener.psk_file]
         texts = [str(path) for path in named if path is not None]
+        if self.store is not None:
+            texts.append(self.store.key)
         wanted = [text for text in texts if text.partition(":")[0] == PREFIX.rstrip(":")]
         if wanted and self.provisioning is None:
             raise ValueError(

@@ -24,8 +24,9 @@ class Overrides:
     """What the command line says; None and empty mean that it says nothing.
 
     `listen` replaces the file's listeners; `cert`, `key`, `client_ca`, `psk_file` and
-    `client_policy` go to every TLS listener; `tee` goes to the table [attestation]. Paths are
-    relative to the working directory, unlike those in the file.
+    `client_policy` go to every TLS listener; `tee` goes to the table [attestation]; `store`,
+    `store_key`, `durability` and `anchor` to the table [store]. Paths are relative to the working
+    directory, unlike those in the file.
     """
 
     listen: Sequence[str] = ()
@@ -37,6 +38,10 @@ class Overrides:
     tee: str | None = None
     allow_anonymous: bool | None = None
     password_file: Path | None = None
+    store: Path | None = None
+    store_key: str | None = None
+    durability: str | None = None
+    anchor: str | None = None
     files: Mapping[str, Path] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +100,7 @@ def _override(content: dict[str, Any], overrides: Overrides) -> None:
         table = content.setdefault("attestation", {})
         if isinstance(table, dict):
             table["tee"] = overrides.tee
+    _override_store(content, overrides)
     if overrides.password_file is not None:
         content["password_file"] = _absolute(overrides.password_file)
 
@@ -102,6 +108,24 @@ def _override(content: dict[str, Any], overrides: Overrides) -> None:
 def _absolute(path: Path) -> Path:
     """`provisioned:NAME` is no path."""
     return path if provisioned_name(path) is not None else path.absolute()
+
+
+def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
+    said = {
+        "directory": None if overrides.store is None else str(overrides.store.absolute()),
+        "key": overrides.store_key,
+        "durability": overrides.durability,
+        "anchor": overrides.anchor,
+    }
+    given = {name: value for name, value in said.items() if value is not None}
+    if not given:
+        return
+    table = content.setdefault("store", {})
+    if isinstance(table, dict):
+        table.update(given)
+        if "directory" not in table:
+            names = ", ".join("--" + name for name in given)
+            raise MalformedError(f"expected --store DIR with {names}, got none; add it")
 
 
 def _listener_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ Of the folder `attestation.endorsements` the digest covers every *.pem file, by 
 these are the roots and keys that are trusted. What vendors sign (collateral, revocation lists) is
 renewed all the time.
 
-`attestation.tee` is left out: the evidence proves the platform, however it was chosen.
+`attestation.tee` is left out: the evidence proves the platform, however it was chosen. Of
+the table `store` the folder is left out, and of `key` and `anchor` stands there the kind, up to the
+colon: where bytes lie says nothing about what is done with them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from avow.channel.provisioning import provisioned_name
 _PREFIX: Final = b"avow configuration v1\n"
 
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
-_LEFT_OUT: Final = frozenset({("attestation", "tee")})
+_LEFT_OUT: Final = frozenset({("attestation", "tee"), ("store", "directory")})
+_KIND_ONLY: Final = frozenset({("store", "key"), ("store", "anchor")})
 
 
 def configuration_digest(configuration: Configuration, read: Read = read_named_file) -> bytes:
@@ -63,6 +66,8 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
             for name, inner in value.items()
             if (*place, name) not in _LEFT_OUT
         }
+    if place in _KIND_ONLY:
+        return str(value).partition(":")[0]
     if isinstance(value, list | tuple):
         return [_measured(inner, place, read) for inner in value]
     if isinstance(value, Path):

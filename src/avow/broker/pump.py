@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import os
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.bindings._rust import _openssl
 from wasmtime import _ffi as wasmtime_ffi
 
-from avow.errors import AvowError, MalformedError, UnavailableError
 from avow import artefacts
+from avow.broker.journal import FRESH_NAME, NAME, PATH, Journal, restore
+from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.sandbox.engine import LoadedCore
+from avow.sealing import library as vault
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
 
-_INTERFACE_VERSION: Final = 1
+_INTERFACE_VERSION: Final = 2
 _ENTROPY_BYTES: Final = 32
 _IDENTITY_MAX_BYTES: Final = 0xFFFF
 _COMPACTION_MIN_BYTES: Final = 64 << 20
@@ -33,6 +37,7 @@ _MESSAGE_BYTES: Final = 1024
 _STATUS_STOPPED: Final = 0
 _STATUS_EVENTS: Final = 1
 _STATUS_INTERRUPTED: Final = 2
+_STATUS_STORAGE_FAILED: Final = 4
 
 _OPEN_ANONYMOUS: Final = 1
 _OPEN_IDENTITY: Final = 2
@@ -142,6 +147,20 @@ class _Setup(ctypes.Structure):
             "idle_timeout_ms",
             "drain_timeout_ms",
             "compaction_min_bytes",
+            "vault_store",
+            "vault_write",
+            "vault_commit",
+            "vault_make",
+            "vault_rename",
+            "journal_directory",
+            "journal_inode",
+            "journal_bytes",
+            "durability",
+            "interval_ms",
+            "name",
+            "name_bytes",
+            "fresh_name",
+            "fresh_name_bytes",
         )
     ]
 
@@ -181,9 +200,10 @@ class Pump:
 
     ``entropy``: 32 random bytes for the core. ``idle_timeout_s``: a connection without traffic in
     either direction is closed after it (0: never). ``drain_timeout_s``: how long a closing
-    connection, or a stopping pump, may take to hand over its last bytes.
+    connection, or a stopping pump, may take to hand over its last bytes. ``journal``: read back
+    first, and kept from then on; without one the journal lives in memory.
     Raises MalformedError when the core refuses to start, UnavailableError when the native library
-    is absent or of another version.
+    is absent or of another version, and what `avow.broker.journal.restore` raises.
     """
 
     def __init__(
@@ -194,6 +214,7 @@ class Pump:
         idle_timeout_s: float = 0,
         drain_timeout_s: float = 10,
         compaction_min_bytes: int = _COMPACTION_MIN_BYTES,
+        journal: Journal | None = None,
     ) -> None:
         self._handle: int | None = None
         if len(entropy) != _ENTROPY_BYTES:
@@ -210,7 +231,18 @@ class Pump:
         engine.write(engine.layout.arena_address, bytes(_ENTROPY_BYTES))
         if outcome != 0:
             raise MalformedError(f"the core's init should return 0, it returned {outcome}")
+        self._journal = journal
+        if journal is not None:
+            restore(journal, engine)
         setup = _describe(engine)
+        self._commit: Any = None
+        self._commit_failure: AvowError | None = None
+        if journal is not None:
+            _describe_journal(setup, journal)
+            if journal.commit is not None:
+                # Kept, for the pump calls it as long as it lives.
+                self._commit = _COMMIT(functools.partial(self._commit_elsewhere, journal.commit))
+                setup.vault_commit = _address(self._commit)
         setup.idle_timeout_ms = round(idle_timeout_s * 1000)
         setup.drain_timeout_ms = round(drain_timeout_s * 1000)
         setup.compaction_min_bytes = compaction_min_bytes
@@ -285,7 +317,8 @@ class Pump:
         """Work until the core has events for the host and return their bytes; None when stopped.
 
         Signal handlers of Python run between two turns when the main thread is in here. Raises
-        CoreTrapError when the core trapped, then and at every later call.
+        CoreTrapError when the core trapped, and StorageError or DamagedError when the journal could
+        not be made safe, then and at every later call.
         """
         events = ctypes.c_void_p()
         events_bytes = ctypes.c_size_t()
@@ -301,6 +334,11 @@ class Pump:
                     return ctypes.string_at(events.value or 0, events_bytes.value)
                 if status == _STATUS_STOPPED:
                     return None
+                if status == _STATUS_STORAGE_FAILED and self._journal is not None:
+                    if self._commit_failure is not None:
+                        raise self._commit_failure
+                    code = self._library.avow_pump_storage_code(handle)
+                    raise self._journal.store.error(code, "the journal")
                 if status != _STATUS_INTERRUPTED:
                     raise CoreTrapError(self._message(handle), self._journal_bytes(handle))
 
@@ -326,6 +364,8 @@ class Pump:
 
     def journal_snapshot(self) -> bytes:
         """All journal records since the start or the last compaction."""
+        if self._journal is not None:
+            return self._journal.store.read(PATH)
         while True:
             with self._calls:
                 handle = self._open_handle()
@@ -347,6 +387,15 @@ class Pump:
             handle, self._handle = self._handle, None
             if handle is not None:
                 self._library.avow_pump_destroy(handle)
+
+    def _commit_elsewhere(self, commit: Callable[[], object], store: int, now_ns: int) -> int:
+        """Called by the pump, in whose frames no exception may be."""
+        try:
+            commit()
+        except AvowError as error:
+            self._commit_failure = error
+            return -1
+        return 0
 
     def _open_handle(self) -> int:
         if self._handle is None:
@@ -387,6 +436,7 @@ def _load_library() -> Any:
         ("command", ctypes.c_int64, [handle, ctypes.c_char_p, size]),
         ("run", ctypes.c_int, [handle, pointer, pointer]),
         ("stop", None, [handle]),
+        ("storage_code", ctypes.c_int64, [handle]),
         ("message", size, [handle, ctypes.c_char_p, size]),
         ("journal", size, [handle, ctypes.c_char_p, size]),
         ("core_counters", size, [handle, pointer, size]),
@@ -423,6 +473,31 @@ def _describe(core: LoadedCore) -> _Setup:
         setattr(setup, field, int(_openssl.ffi.cast("uintptr_t", pointer)))
     setup.clock_gettime = _address(ctypes.CDLL(None).clock_gettime)
     return setup
+
+
+# The commit of pump/src/journal.zig's `Vault`.
+_COMMIT: Final = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64)
+_NAME_BYTES: Final = NAME.encode()
+_FRESH_NAME_BYTES: Final = FRESH_NAME.encode()
+
+
+def _describe_journal(setup: _Setup, journal: Journal) -> None:
+    """The vault's functions, and the file that the pump appends to.
+
+    The store stays open as long as the pump; the names are constants.
+    """
+    library = vault.load()
+    setup.vault_store = journal.store.handle
+    for field in ("write", "commit", "make", "rename"):
+        setattr(setup, f"vault_{field}", _address(getattr(library, f"avow_store_{field}")))
+    setup.journal_directory = journal.directory_inode
+    setup.journal_inode = journal.inode
+    setup.journal_bytes = journal.size_bytes
+    setup.durability = journal.durability
+    setup.interval_ms = journal.interval_ms
+    for field, name in (("name", _NAME_BYTES), ("fresh_name", _FRESH_NAME_BYTES)):
+        setattr(setup, field, ctypes.cast(ctypes.c_char_p(name), ctypes.c_void_p).value)
+        setattr(setup, f"{field}_bytes", len(name))
 
 
 def _address(function: Any) -> int:

@@ -44,6 +44,7 @@ from avow.broker.events import (
     Event,
     decode_events,
 )
+from avow.broker.journal import Journal
 from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
 from avow.broker.origins import Origins
 from avow.broker.prepared import LoadJudge, Prepared, PreparedListener, prepare
@@ -96,11 +97,12 @@ class Service:
         attestation: ServerAttestation | None = None,
         load_judge: LoadJudge | None = None,
         provisioned: Provisioned | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """`reread` gives the configuration as it is now, for a reload. `attestation` has been
         measured with the digest of `prepared`; `load_judge` reads policies for clients. With
         `provisioned` secrets come from there, and the configuration stays as the owner saw it.
-        """
+        `journal` is read back here; its store stays the caller's, who closes it afterwards."""
         configuration = prepared.configuration
         self._prepared = prepared
         self._core = core
@@ -116,6 +118,7 @@ class Service:
             entropy=secrets.token_bytes(32),
             idle_timeout_s=configuration.idle_timeout_s,
             drain_timeout_s=configuration.drain_timeout_s,
+            journal=journal,
         )
         self._origins = Origins()
         self._authenticator = Authenticator(
@@ -536,6 +539,7 @@ def needs_restart(old: Configuration, new: Configuration) -> list[str]:
             "metrics",
             "attestation",
             "provisioning",
+            "store",
         )
         if getattr(old, name) != getattr(new, name)
     ]

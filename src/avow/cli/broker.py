@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import signal
@@ -16,7 +17,7 @@ from types import FrameType
 import click
 from structlog.typing import FilteringBoundLogger
 
-from avow import __version__
+from avow import __version__, artefacts
 from avow.broker.config import Configuration
 from avow.broker.config_file import Overrides, load_configuration
 from avow.broker.logs import make_log
@@ -28,11 +29,11 @@ from avow.cli.broker_attestation import (
     open_attestation,
     printer,
 )
-from avow.cli.command_error import CommandError, configuration_errors
+from avow.cli.broker_store import open_state
+from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.errors import AvowError
-from avow import artefacts
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -103,6 +104,36 @@ OPEN_UP = (
     metavar="FILE",
     help="Read avow.toml. What the command line says comes first.",
 )
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep sessions, queued and retained messages in this sealed store; see --store-key.",
+)
+@click.option(
+    "--store-key",
+    metavar="SOURCE",
+    help="Where the store's key comes from: file:PATH, tpm:PATH, gramine, snp or provisioned.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["commit", "interval", "none"]),
+    help="Whether what is acknowledged is on the disk before (commit, the default), soon after "
+    "(interval), or after an orderly end (none).",
+)
+@click.option(
+    "--anchor",
+    metavar="ANCHOR",
+    help="What makes an old copy of the store detectable: tpm:0x01800042, witness:host:port#KEY, "
+    "or none (the default).",
+)
+@click.option(
+    "--accept-rollback",
+    type=click.IntRange(min=1),
+    metavar="SEQUENCE",
+    help="Go on from the store's root with this sequence although its anchor knows a newer one: "
+    "all after it is lost.",
+)
 @click.option("--check", is_flag=True, help="Check configuration and files, then exit (0 or 2).")
 def broker(
     listen: tuple[str, ...],
@@ -115,6 +146,11 @@ def broker(
     client_policy: Path | None,
     allow_anonymous: bool,
     config: Path | None,
+    store: Path | None,
+    store_key: str | None,
+    durability: str | None,
+    anchor: str | None,
+    accept_rollback: int | None,
     check: bool,
 ) -> int:
     """Run the MQTT broker.
@@ -135,6 +171,10 @@ def broker(
         tee=tee,
         allow_anonymous=True if allow_anonymous else None,
         password_file=password_file,
+        store=store,
+        store_key=store_key,
+        durability=durability,
+        anchor=anchor,
     )
     reread = functools.partial(load_configuration, config, overrides)
     with configuration_errors():
@@ -147,7 +187,8 @@ def broker(
     if check:
         _report_check(starting, printer(configuration))
         return ExitCode.OK
-    return _run(starting, reread, by_default=config is None and not listen)
+    by_default = config is None and not listen
+    return _run(starting, reread, by_default=by_default, accept_rollback=accept_rollback)
 
 
 def _report_check(prepared: Prepared | Unprovisioned, say: Callable[[str], None]) -> None:
@@ -172,6 +213,7 @@ def _run(
     reread: functools.partial[Configuration],
     *,
     by_default: bool,
+    accept_rollback: int | None,
 ) -> int:
     log = make_log(starting.configuration.log, sys.stderr)
     if starting.configuration.attestation.tee == SIMULATED:
@@ -188,7 +230,17 @@ def _run(
             ready = await_secrets(starting, attestation, controls, log, load_judge=load_judge)
             if ready is None:
                 return ExitCode.OK
-            with ready.in_use():
+        with contextlib.ExitStack() as state:
+            with configuration_errors(), storage_errors(), ready.in_use():
+                journal = state.enter_context(
+                    open_state(
+                        ready.prepared,
+                        core.sha256,
+                        provisioned=ready.provisioned,
+                        accept_rollback=accept_rollback,
+                        failed=lambda error: controls.put(Failed(error)),
+                    )
+                )
                 service = Service(
                     ready.prepared,
                     core,
@@ -198,15 +250,24 @@ def _run(
                     attestation=attestation,
                     load_judge=load_judge,
                     provisioned=ready.provisioned,
+                    journal=journal,
                 )
                 service.open()
-        if by_default:
-            log.info(OPEN_UP)
-        try:
+            if by_default:
+                log.info(OPEN_UP)
+            state.enter_context(_faults())
             service.serve()
-        except AvowError as error:
-            raise CommandError(str(error), ExitCode.INTERNAL) from error
     return ExitCode.OK
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Whatever ends a broker that runs is a fault, of its storage or of its own."""
+    try:
+        with storage_errors():
+            yield
+    except AvowError as error:
+        raise CommandError(str(error), ExitCode.INTERNAL) from error
 
 
 def _load_core(configuration: Configuration, measure: Callable[[bytes], None]) -> LoadedCore:

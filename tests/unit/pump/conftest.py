@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -62,7 +63,7 @@ class Event:
 class RunningPump:
     """A pump with the thread that runs it; its events arrive in a queue."""
 
-    def __init__(self, core: engine.LoadedCore, **settings: float) -> None:
+    def __init__(self, core: engine.LoadedCore, **settings: Any) -> None:
         compaction_min_bytes = int(settings.pop("compaction_min_bytes", 64 << 20))
         self.pump = Pump(
             core,

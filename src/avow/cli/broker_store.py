@@ -1,0 +1,65 @@
+"""What `avow broker` wires for a store: its key, its anchor, and the journal in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from avow.broker.journal import Durability, Journal, open_journal
+from avow.broker.prepared import Prepared
+from avow.channel.provisioning import STORE_KEY, Provisioned
+from avow.cli.anchors import open_anchor
+from avow.cli.store_keys import owner_key
+from avow.errors import AvowError
+from avow.sandbox.manifest import runtime_manifest
+from avow.sealing.anchor import begin_fresh, open_fresh
+from avow.sealing.keys import KeyBinding
+from avow.sealing.store import CONTAINER, Store
+
+
+@contextmanager
+def open_state(
+    prepared: Prepared,
+    module: bytes,
+    *,
+    provisioned: Provisioned | None,
+    accept_rollback: int | None,
+    failed: Callable[[AvowError], None],
+) -> Iterator[Journal | None]:
+    """The journal, for as long as the broker runs; None where the configuration has no store.
+
+    A store that is not there is made. When the broker ends in order, the store is committed and its
+    anchor moved on; when an exception ends it, what was not committed is dropped. `failed` is told
+    when the anchor cannot be moved on.
+    """
+    settings = prepared.configuration.store
+    if settings is None:
+        yield None
+        return
+    binding = KeyBinding(module, prepared.digest, runtime_manifest().digest)
+    key = owner_key(settings.key, binding, provisioned=_store_key(provisioned))
+    made = not (settings.directory / CONTAINER).exists()
+    if made:
+        Store.create(settings.directory, [key]).close()
+    with Store.open(settings.directory, key) as store:
+        anchor = open_anchor(settings.anchor, store)
+        interval_s = settings.anchor_interval_s
+        if made:
+            fresh = begin_fresh(store, anchor, interval_s=interval_s)
+        else:
+            fresh = open_fresh(
+                store, anchor, accept_rollback=accept_rollback, interval_s=interval_s
+            )
+        journal = open_journal(
+            store,
+            Durability[settings.durability.upper()],
+            settings.interval_ms,
+            commit=fresh.commit if fresh.every_commit else None,
+        )
+        with fresh.in_background(failed):
+            yield journal
+        fresh.close()
+
+
+def _store_key(provisioned: Provisioned | None) -> bytes | None:
+    return None if provisioned is None else provisioned.keys.get(STORE_KEY)

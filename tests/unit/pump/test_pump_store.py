@@ -1,0 +1,324 @@
+"""The pump over a sealed store: nothing leaves before it is durable, and what fails is said."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from avow import artefacts
+from avow.broker.journal import (
+    DIRECTORY,
+    FRESH_NAME,
+    PATH,
+    Durability,
+    Journal,
+    open_journal,
+)
+from avow.broker.pump import Pump, Transport
+from avow.errors import AvowError, DamagedError, MalformedError, StorageError
+from avow.sandbox import engine
+from avow.sealing.store import Store
+from avow.testing.mqtt import (
+    Connack,
+    Connect,
+    Filter,
+    Packet,
+    Puback,
+    Publish,
+    StreamDecoder,
+    Suback,
+    Subscribe,
+)
+from avow.testing.simulated_disk import SimulatedDisk
+
+KEY = bytes(range(32))
+WAIT_S = 20
+SMALL = 1 << 16
+
+
+class WaitingDisk(SimulatedDisk):
+    """Once told to, its next sync waits until it is allowed, or fails."""
+
+    def __init__(self, base: bytes = b"") -> None:
+        super().__init__(base)
+        self.hold = False
+        self.failing = 0
+        self.entered = threading.Event()
+        self.allowed = threading.Event()
+
+    def sync(self) -> None:
+        if self.hold:
+            self.entered.set()
+            assert self.allowed.wait(WAIT_S)
+        if self.failing:
+            raise OSError(self.failing, os.strerror(self.failing))
+        super().sync()
+
+
+class Broker:
+    """A core, a pump and a store, without the service around them."""
+
+    def __init__(
+        self, disk: SimulatedDisk, durability: Durability = Durability.COMMIT, **more: int
+    ) -> None:
+        self.disk = disk
+        make = Store.create_on if not disk.image else None
+        self.store = make(disk, [KEY]) if make is not None else Store.open_on(disk, KEY)
+        self.journal: Journal = open_journal(
+            self.store, durability, more.pop("interval_ms", 3_600_000)
+        )
+        core = engine.load(artefacts.core_path().read_bytes())
+        self.pump = Pump(core, entropy=bytes(32), journal=self.journal, **more)
+        self.failure: queue.Queue[AvowError | None] = queue.Queue()
+        self.sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while self.pump.run() is not None:
+                pass
+        except AvowError as error:
+            self.failure.put(error)
+        else:
+            self.failure.put(None)
+
+    def close(self) -> None:
+        """Orderly, but for the store."""
+        self.pump.close()
+        self._thread.join(WAIT_S)
+        self.store.abandon()
+        for each in self.sockets:
+            each.close()
+
+
+class Client:
+    """A client of MQTT 3.1.1 whose session stays."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._socket, theirs = socket.socketpair()
+        broker.sockets.append(self._socket)
+        self._socket.settimeout(WAIT_S)
+        self._decoder = StreamDecoder(4)
+        self._packets: list[Packet] = []
+        broker.pump.add(theirs.detach(), transport=Transport.MQTT, allow_anonymous=True)
+        self._socket.sendall(Connect(name, 4, clean_start=False).encode())
+        connack = self.receive()
+        assert isinstance(connack, Connack)
+        assert connack.code == 0
+        self.present = connack.session_present
+
+    def send(self, packet: Publish | Subscribe | Puback) -> None:
+        self._socket.sendall(packet.encode(4))
+
+    def receive(self) -> Packet:
+        while not self._packets:
+            data = self._socket.recv(1 << 16)
+            assert data, "the broker closed the connection"
+            self._packets = list(self._decoder.feed(data))
+        return self._packets.pop(0)
+
+    def nothing_came(self) -> bool:
+        """Whether nothing has come by now."""
+        self._socket.setblocking(False)
+        try:
+            return not self._packets and not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        finally:
+            self._socket.settimeout(WAIT_S)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Broker]]:
+    started: list[Broker] = []
+
+    def make(
+        disk: SimulatedDisk, durability: Durability = Durability.COMMIT, **more: int
+    ) -> Broker:
+        started.append(Broker(disk, durability, **more))
+        return started[-1]
+
+    yield make
+    for broker in started:
+        broker.close()
+
+
+def subscribed(broker: Broker) -> Client:
+    client = Client(broker, "client")
+    client.send(Subscribe(1, [Filter("a", 1)]))
+    assert isinstance(client.receive(), Suback)
+    return client
+
+
+def test_acknowledgement_waits_for_the_disk(start: Callable[..., Broker]) -> None:
+    disk = WaitingDisk()
+    broker = start(disk)
+    client = subscribed(broker)
+    disk.hold = True
+    client.send(Publish("a", b"x", 1, 7))
+    assert disk.entered.wait(WAIT_S)
+    assert client.nothing_came()
+    disk.allowed.set()
+    # Its own message comes back to it, and the acknowledgement.
+    assert {type(client.receive()) for _ in range(2)} == {Puback, Publish}
+
+
+@pytest.mark.parametrize("durability", [Durability.INTERVAL, Durability.NONE])
+def test_without_it_an_acknowledgement_does_not_wait(
+    start: Callable[..., Broker], durability: Durability
+) -> None:
+    disk = WaitingDisk()
+    broker = start(disk, durability)
+    client = subscribed(broker)
+    syncs = len(disk.log)
+    client.send(Publish("a", b"x", 1, 7))
+    assert {type(client.receive()) for _ in range(2)} == {Puback, Publish}
+    assert len(disk.log) == syncs
+
+
+def test_interval_commits_by_itself(start: Callable[..., Broker]) -> None:
+    disk = WaitingDisk()
+    broker = start(disk, Durability.INTERVAL, interval_ms=20)
+    disk.hold = True
+    disk.allowed.set()
+    subscribed(broker)
+    assert disk.entered.wait(WAIT_S)
+    broker.pump.stop()
+    assert broker.failure.get(timeout=WAIT_S) is None
+    assert broker.store.root.sequence > 1
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_failing_disk_stops_the_pump(start: Callable[..., Broker], code: int) -> None:
+    disk = WaitingDisk()
+    broker = start(disk)
+    client = subscribed(broker)
+    disk.failing = code
+    client.send(Publish("a", b"x", 1, 7))
+    assert isinstance(broker.failure.get(timeout=WAIT_S), StorageError)
+    assert client.nothing_came()
+    # And it stays so, with the same words.
+    with pytest.raises(StorageError):
+        broker.pump.run()
+
+
+def test_commit_can_be_more_than_the_stores(start: Callable[..., Broker]) -> None:
+    """An anchor that refuses stops the pump with its own error, before anything leaves."""
+    disk = WaitingDisk()
+    store = Store.create_on(disk, [KEY])
+    refusing = threading.Event()
+
+    def commit() -> None:
+        if refusing.is_set():
+            raise MalformedError("the anchor said no")
+        store.commit()
+
+    core = engine.load(artefacts.core_path().read_bytes())
+    journal = open_journal(store, Durability.COMMIT, 1, commit=commit)
+    broker = Broker.__new__(Broker)
+    broker.disk, broker.store, broker.journal = disk, store, journal
+    broker.pump = Pump(core, entropy=bytes(32), journal=journal)
+    broker.failure, broker.sockets = queue.Queue(), []
+    broker._thread = threading.Thread(target=broker._run, daemon=True)
+    broker._thread.start()
+    try:
+        client = subscribed(broker)
+        refusing.set()
+        client.send(Publish("a", b"x", 1, 7))
+        failure = broker.failure.get(timeout=WAIT_S)
+        assert isinstance(failure, MalformedError)
+        assert "the anchor said no" in str(failure)
+        assert client.nothing_came()
+    finally:
+        broker.close()
+
+
+def test_compaction_leaves_one_small_journal(start: Callable[..., Broker]) -> None:
+    disk = SimulatedDisk()
+    broker = start(disk, compaction_min_bytes=SMALL)
+    client = subscribed(broker)
+    for number in range(1, 200):
+        client.send(Publish("a", bytes(1000), 1, number))
+        for _ in range(2):
+            packet = client.receive()
+            if isinstance(packet, Publish):
+                assert packet.packet_id is not None
+                client.send(Puback(packet.packet_id))
+    stats = broker.pump.stats()
+    assert stats["pump_journal_compactions"] >= 1
+    assert [entry.name for entry in broker.store.listdir(DIRECTORY)] == ["records-1"]
+    assert broker.store.stat(PATH).size_bytes < 2 * SMALL
+    broker.close()
+    again = start(SimulatedDisk(bytes(disk.image)))
+    assert Client(again, "client").present
+
+
+def test_half_a_compaction_is_removed() -> None:
+    disk = SimulatedDisk()
+    store = Store.create_on(disk, [KEY])
+    open_journal(store, Durability.COMMIT, 1)
+    store.make_file(f"{DIRECTORY}/{FRESH_NAME}")
+    store.close()
+    with Store.open_on(SimulatedDisk(bytes(disk.image)), KEY) as store:
+        open_journal(store, Durability.COMMIT, 1)
+        assert [entry.name for entry in store.listdir(DIRECTORY)] == ["records-1"]
+
+
+def test_damage_names_file_and_record(start: Callable[..., Broker]) -> None:
+    disk = SimulatedDisk()
+    broker = start(disk)
+    client = subscribed(broker)
+    for number in range(1, 400):
+        client.send(Publish("b", bytes(64), 1, number, retain=True))
+        assert isinstance(client.receive(), Puback)
+    broker.close()
+    image = bytes(disk.image)
+    sound = Store.open_on(SimulatedDisk(image), KEY)
+    length = len(sound.read(PATH))
+    sound.abandon()
+    assert length > 3 * 4096
+    damaged = [
+        image[: slot * 4096]
+        + bytes(1 ^ byte for byte in image[slot * 4096 :][:1])
+        + image[slot * 4096 + 1 :]
+        for slot in range(4, len(image) // 4096)
+    ]
+    hit = [other for other in damaged if _opens(other) and not _reads(other)]
+    assert len(hit) >= 3
+    for other in (hit[0], hit[-1]):
+        with pytest.raises(DamagedError, match=f"{PATH}.* record"):
+            start(SimulatedDisk(other))
+
+
+def _opens(image: bytes) -> bool:
+    try:
+        with Store.open_on(SimulatedDisk(image), KEY, read_only=True) as store:
+            store.stat(PATH)
+    except DamagedError:
+        return False
+    return True
+
+
+def _reads(image: bytes) -> bool:
+    with Store.open_on(SimulatedDisk(image), KEY, read_only=True) as store:
+        try:
+            store.read(PATH)
+        except DamagedError:
+            return False
+    return True
+
+
+def test_foreign_records_are_refused() -> None:
+    disk = SimulatedDisk()
+    with Store.create_on(disk, [KEY]) as store:
+        open_journal(store, Durability.COMMIT, 1)
+        store.write(PATH, b"\xff\0\0\0\0")
+    with pytest.raises(MalformedError, match="records of version 1"):
+        Broker(SimulatedDisk(bytes(disk.image)))
