@@ -1,0 +1,177 @@
+"""What has the right tags and is wrong all the same is damage: never a crash, a loop or a guess."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+
+import pytest
+
+from avow.errors import AvowError, DamagedError
+from avow.sealing.store import Store
+from avow.testing.simulated_disk import SimulatedDisk
+from avow.testing.store_forger import StoreForger
+from avow.testing.store_reader import Place
+
+KEY = bytes(range(32))
+SLOT = 4096
+SEEDS = 150
+
+
+def made() -> bytes:
+    disk = SimulatedDisk()
+    with Store.create_on(disk, [KEY], clock_ns=lambda: 7) as store:
+        store.make_directory("/files/d")
+        for number in range(40):
+            store.make_file(f"/files/d/{number}")
+        store.make_file("/files/tall")
+        store.write("/files/tall", b"first")
+        store.write("/files/tall", b"last" * 2000, 86 * SLOT)
+        store.make_file("/files/small")
+        store.write("/files/small", b"small" * 1000)
+    return bytes(disk.image)
+
+
+STORE = made()
+
+
+def use(image: bytes) -> None:
+    """All that anybody does with a store."""
+    with Store.open_on(SimulatedDisk(image), KEY) as store:
+        with contextlib.suppress(AvowError):
+            list(store.check())
+        for path in ("/", "/files", "/files/d", "/journal"):
+            with contextlib.suppress(AvowError):
+                store.listdir(path)
+        for path in ("/files/tall", "/files/small", "/files/d/7"):
+            with contextlib.suppress(AvowError):
+                store.read(path, 0, 1 << 20)
+            with contextlib.suppress(AvowError):
+                store.write(path, b"more", 85 * SLOT - 2)
+            with contextlib.suppress(AvowError):
+                store.truncate(path, 10)
+            with contextlib.suppress(AvowError):
+                store.rename(path, path + "x")
+        for path in ("/files/d/1", "/files/d", "/files/smallx"):
+            with contextlib.suppress(AvowError):
+                store.remove(path)
+        with contextlib.suppress(AvowError):
+            store.rename("/files/d", "/cache/d")
+        with contextlib.suppress(AvowError):
+            store.compact(rewrite=True)
+
+
+def places() -> list[Place]:
+    seen: list[Place] = []
+
+    def note(place: Place, block: bytes) -> bytes:
+        seen.append(place)
+        return block
+
+    assert StoreForger(STORE, KEY).forge(note) == STORE
+    return seen
+
+
+PLACES = places()
+
+
+def test_the_forger_reaches_every_kind_of_block() -> None:
+    assert {(min(place.inode, 6), place.level) for place in PLACES} >= {(0, 0), (0, 1), (6, 1)}
+    use(STORE)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_forged_blocks(seed: int) -> None:
+    """A few bytes of one block, at places where fields lie; the test is that this returns."""
+    chance = random.Random(seed)
+    target = chance.choice([place for place in PLACES if chance.random() < 0.5 or place.inode == 0])
+
+    def change(place: Place, block: bytes) -> bytes:
+        if place != target:
+            return block
+        forged = bytearray(block)
+        for _ in range(chance.randrange(1, 4)):
+            used = [at for at in range(len(forged)) if forged[at]] or [0]
+            at = min(len(forged) - 8, chance.choice(used) & -8)
+            value = chance.choice([0, 1, 2, 3, 255, 1 << 16, 1 << 40, (1 << 63) + 5, (1 << 64) - 1])
+            if chance.random() < 0.5:
+                forged[at + chance.randrange(8)] = value & 255
+            else:
+                forged[at : at + 8] = struct.pack("<Q", value)
+        return bytes(forged)
+
+    with contextlib.suppress(AvowError):
+        use(StoreForger(STORE, KEY).forge(change))
+
+
+@pytest.mark.parametrize("at", [0, 8, 16, 24, 25, 32, 38, 128])
+@pytest.mark.parametrize("value", [0, 1, 255, 1 << 20, 1 << 47, (1 << 64) - 1])
+def test_forged_bodies(at: int, value: int) -> None:
+    def change(body: bytes) -> bytes:
+        return body[:at] + struct.pack("<Q", value) + body[at + 8 :]
+
+    with contextlib.suppress(AvowError):
+        use(StoreForger(STORE, KEY).forge(lambda _, block: block, change))
+
+
+def record(number: int, offset: int, raw: bytes) -> bytes:
+    """The container with some bytes of an inode's record changed."""
+
+    def change(place: Place, block: bytes) -> bytes:
+        if (place.inode, place.level, place.index) != (0, 0, number // 32):
+            return block
+        at = number % 32 * 128 + offset
+        return block[:at] + raw + block[at + len(raw) :]
+
+    return StoreForger(STORE, KEY).forge(change)
+
+
+@pytest.mark.parametrize(
+    ("offset", "raw"),
+    [
+        (0, b"\x04"),
+        (0, b"\x00"),
+        (0, b"\x01"),
+        (1, b"\x00"),
+        (1, b"\x05"),
+        (2, b"\x01"),
+        (8, struct.pack("<Q", 4097)),
+        (8, struct.pack("<Q", 1 << 63)),
+        (40, struct.pack("<Q", 0)),
+        (48, b"\x03"),
+        (48, b"\xff\xff\xff"),
+        (54, b"\x09"),
+        (127, b"\x01"),
+    ],
+)
+def test_a_forged_record_is_damage(offset: int, raw: bytes) -> None:
+    """Of the root directory, which is needed for everything."""
+    with pytest.raises(DamagedError):
+        Store.open_on(SimulatedDisk(record(1, offset, raw)), KEY).abandon()
+
+
+def test_two_pointers_to_one_slot_are_damage() -> None:
+    pointers: list[bytes] = []
+
+    def change(place: Place, block: bytes) -> bytes:
+        if place.level == 1 and place.inode != 0:
+            pointers.append(block[:48])
+            return block[:48] * 2 + block[96:]
+        return block
+
+    forged = StoreForger(STORE, KEY).forge(change)
+    assert pointers
+    with pytest.raises(DamagedError, match="tall"):
+        Store.open_on(SimulatedDisk(forged), KEY).abandon()
+
+
+def test_a_loop_of_directories_is_damage() -> None:
+    """/files is made its own parent's child: renaming below it must come to an end."""
+    with Store.open_on(SimulatedDisk(STORE), KEY, read_only=True) as store:
+        outer, inner = store.stat("/files").inode, store.stat("/files/d").inode
+    forged = record(outer, 40, struct.pack("<Q", inner))
+    with Store.open_on(SimulatedDisk(forged), KEY) as store:
+        with pytest.raises(DamagedError):
+            store.rename("/cache", "/files/d/cache")
+        assert any("/" in str(damage) for damage in store.check())
