@@ -260,6 +260,7 @@ def test_every_key_is_described() -> None:
         "[[acl]]",
         "[limits]",
         "[attestation]",
+        "[provisioning]",
         "[login]",
         "[log]",
         "[metrics]",
