@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from wasmtime import Trap
@@ -342,6 +344,13 @@ def test_all_functions_and_no_others() -> None:
     library.avow_wasi_function.argtypes = [ctypes.c_size_t]
     assert library.avow_wasi_function(45)
     assert library.avow_wasi_function(46) is None
+
+
+def test_all_functions_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "wasi.md").read_text()
+    named = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    documented = [name for row in named for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(each for each in documented if each in FUNCTIONS) == sorted(FUNCTIONS)
 
 
 def test_memory_is_found_without_attaching() -> None:

@@ -250,9 +250,10 @@ pub const Wasi = struct {
             .free => return,
             .sealed_file, .sealed_directory => {
                 const store = self.store.?;
+                const now_ns = self.fileTime();
                 store.lock.acquire();
                 defer store.lock.release();
-                store.release(descriptor.inode, self.fileTime()) catch |err| self.note(err);
+                store.release(descriptor.inode, now_ns) catch |err| self.note(err);
             },
             else => if (descriptor.owned) {
                 _ = self.host.close(self.host.context, descriptor.host_fd);
