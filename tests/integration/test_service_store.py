@@ -15,6 +15,7 @@ import pytest
 from avow.sealing.store import Store
 from avow.testing.mqtt import Puback, Pubcomp, Publish, Pubrec, Pubrel
 from tests.integration.service_process import PlainClient, ServiceProcess, avow, service, write
+from tests.integration.witness_process import running_witness
 
 LISTEN = ("--listen", "mqtt://127.0.0.1:0")
 EXPIRY = 3
@@ -76,7 +77,12 @@ def check_state(running: ServiceProcess) -> None:
         assert sleeper.receive(Pubrel).packet_id == second.packet_id
         sleeper.send(Pubcomp(second.packet_id))
         assert sleeper.subscribe("kept", 1) == 1
-        assert sleeper.receive(Publish).payload == b"value"
+        value = sleeper.receive(Publish)
+        assert value.payload == b"value"
+        assert value.packet_id is not None
+        sleeper.send(Puback(value.packet_id))
+        # Answered after all that was sent before is durable.
+        assert sleeper.subscribe("nothing", 0) == 0
 
 
 def killed(running: ServiceProcess) -> None:
@@ -211,8 +217,6 @@ def _acknowledged(client: PlainClient, number: int, count: int) -> int:
 @pytest.fixture
 def witness(tmp_path: Path) -> Iterator[str]:
     """`avow witness` in a process of its own; the text for --anchor."""
-    from tests.integration.witness_process import running_witness
-
     with running_witness(tmp_path / "witness") as anchor:
         yield anchor
 
