@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from avow.channel import provisioning_messages
 from avow.channel.authenticator import (
     Request,
     decode_request,
@@ -33,6 +34,8 @@ from avow.channel.exchange import (
     ServerSettings,
 )
 from avow.channel.messages import Accepted, Category, Refused, decode_body, decode_header, encode
+from avow.channel.provisioning_file import load_secrets
+from avow.channel.provisioning_messages import NotTaken, Secrets, Taken
 from avow.channel.psk import parse_pre_shared_keys
 from avow.channel.ra_tls import CMW_EXTENSION, evidence_in
 from avow.errors import MalformedError
@@ -107,6 +110,7 @@ def targets(vectors: Path | None) -> dict[str, Target]:
     found = [
         *_formats(),
         *_channel(),
+        *_provisioning(),
         *_tpm(),
         *_amd(),
         *_intel(),
@@ -222,6 +226,30 @@ def _channel() -> Iterator[Target]:
         _certificate_reader(),
         [b"\x04\x02\xa0\xa0", b"\x04\x81\x80" + bytes(128)],
         JUDGED[:2],
+    )
+
+
+def _provisioning() -> Iterator[Target]:
+    secrets = Secrets({"store": bytes(range(32))}, {"tls.crt": b"certificate", "users": b""})
+    answers = [Taken(("store",), ("users",)), NotTaken(Category.DENIED, "PR3", "expected another")]
+    frames = [provisioning_messages.encode(each) for each in (secrets, *answers)]
+    every = tuple(provisioning_messages.FrameType)
+    yield Target(
+        "provisioning-message",
+        # Most inputs are short; the rest of a block is zeros.
+        lambda content: provisioning_messages.decode(content.ljust(4096, b"\0"), every),
+        [frame.rstrip(b"\0") for frame in frames],
+        (MalformedError,),
+    )
+    text = 'version = 1\n[keys]\nstore = "hex:{}"\n[files]\nusers = "text:a"\n'
+    yield Target(
+        "secrets-file",
+        lambda content: load_secrets(Path("secrets.toml"), read=lambda path, what: content),
+        [
+            text.format("00" * 32).encode(),
+            b'version = 1\nowner_key = "o"\n[files]\n"a.b" = "file:x"\n',
+        ],
+        (MalformedError,),
     )
 
 
