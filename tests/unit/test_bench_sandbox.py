@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.report import Row, Sample
-from bench.sandbox import kernels
+from bench.sandbox import kernels, quiet
 from bench.sandbox.page import page
 from bench.sandbox.run import WASM, Size, Suite
 from bench.sandbox.ways import NATIVE, PLAIN, SEALED
@@ -78,6 +78,23 @@ def test_ratios_are_judged(tmp_path: Path) -> None:
 def _result_row(scenario: str, title: str, peer: str, **more: float) -> dict[str, object]:
     values = {"avow": 30.0, "peer_value": 20.0, "ratio": 1.5, "ceiling": 4000.0}
     return {"scenario": scenario, "title": title, "peer": peer, **values, **more}
+
+
+def test_the_quietest_attempt_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the kernel says before and after each attempt, in seconds.
+    waited = iter([0.0, 50.0, 50.0, 50.0, 50.0, 90.0])
+    monkeypatch.setattr(quiet, "_waited_s", lambda: next(waited))
+    attempts = iter("abc")
+    assert quiet.quietest(lambda: next(attempts), repeats=2) == ("b", 0.0)
+    assert next(attempts) == "c"
+
+
+def test_disturbed_runs_are_noted(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, Size())
+    suite.samples.append(Sample("x", SEALED, "", 0, {"ms": 1.0, "waited": 0.5}))
+    suite.samples.append(Sample("x", PLAIN, "", 0, {"ms": 1.0, "waited": 0.01}))
+    (note,) = suite._compared("x", "x", "ms", SEALED, PLAIN).notes
+    assert note == "sealed: the processors were not ours alone (50%)"
 
 
 def test_a_page_is_made_of_a_result() -> None:
