@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from avow.cli import anchors
 from avow.errors import AvowError, DamagedError, RolledBackError, UntrustedError
 from avow.sealing import anchor as freshness
-from avow.sealing.anchor import Anchor, CounterAnchor, Remembered, Root, begin_fresh, open_fresh
+from avow.sealing.anchor import (
+    Anchor,
+    CounterAnchor,
+    Remembered,
+    Root,
+    Step,
+    begin_fresh,
+    open_fresh,
+    read_note,
+)
 from avow.sealing.store import Store
 from avow.sealing.witness import public_bytes, store_key
 from avow.sealing.witness_client import WitnessAnchor
@@ -38,7 +46,7 @@ class Machine:
     def anchor(self, store: Store) -> Anchor:
         if self.wire is None:
             return CounterAnchor(self.chip, "the counter")
-        key = store_key(anchors._secret(store), store.root.store_id)
+        key = store_key(read_note(store).secret, store.root.store_id)
         return WitnessAnchor(
             PLACE, public_bytes(WITNESS), key, store.root.store_id, connect=self.wire.connect
         )
@@ -121,7 +129,7 @@ def test_the_check_is_what_refuses(
     machine.copy("old")
     machine.work(b"paid")
     machine.put_back("old")
-    monkeypatch.setattr(freshness, "check_fresh", lambda root, remembered, name: False)
+    monkeypatch.setattr(freshness, "check_fresh", lambda *given: False)
     with pytest.raises(RolledBackError):
         machine.log()
     monkeypatch.setattr(freshness.Freshness, "advance", lambda self: None)
@@ -186,6 +194,37 @@ def test_two_copies_that_both_run(machines: Callable[[str], Machine], kind: str)
 
 
 @KINDS
+def test_a_branch_that_was_prepared(machines: Callable[[str], Machine], kind: str) -> None:
+    """A copy of a store that runs is started beside it and stopped before it can advance: it then
+    holds the value that the first one takes next, without what the first one has committed."""
+    machine = machines(kind)
+    other = Machine(machine.folder / "other", kind, machine.chip, machine.wire)
+    (other.folder / "store").mkdir(parents=True)
+    with suppress(Crashed), machine.opened() as (store, fresh):
+        shutil.copyfile(machine.folder / "store" / CONTAINER, other.folder / "store" / CONTAINER)
+        copied = Store.open(other.folder / "store", KEY)
+        with pytest.raises(Crashed):
+            open_fresh(_Powered(copied, Power(1)), other.anchor(copied))
+        for _ in range(20):
+            copied.write("/files/log", b"prepared")
+            copied.commit()
+        copied.abandon()
+        store.write("/files/log", b"paid")
+        fresh.advance()
+        shutil.copyfile(machine.folder / "store" / CONTAINER, machine.folder / "newest")
+        value, sequence = store.root.anchor, store.root.sequence
+        raise Crashed
+    shutil.copyfile(other.folder / "store" / CONTAINER, machine.folder / "store" / CONTAINER)
+    with Store.open(machine.folder / "store", KEY, read_only=True) as prepared:
+        assert prepared.root.anchor == value
+        assert prepared.root.sequence > sequence
+    with pytest.raises(RolledBackError, match="branch"):
+        machine.log()
+    machine.put_back("newest")
+    assert machine.log() == b"paid"
+
+
+@KINDS
 def test_cut_between_commit_and_anchor(machines: Callable[[str], Machine], kind: str) -> None:
     """Each step on a real store: whatever is on the disk then, opens, and nothing older does."""
     for step in range(12):
@@ -232,6 +271,18 @@ class _Powered:
         self._power.step()
         return root
 
+    def exists(self, path: str) -> bool:
+        return self._store.exists(path)
+
+    def make_file(self, path: str) -> None:
+        self._store.make_file(path)
+
+    def read(self, path: str) -> bytes:
+        return self._store.read(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._store.write(path, data)
+
 
 class _PoweredAnchor:
     """An anchor whose advances may be the last."""
@@ -244,16 +295,16 @@ class _PoweredAnchor:
     def read(self) -> Remembered | None:
         return self._anchor.read()
 
-    def begin(self) -> int:
+    def begin(self) -> Remembered:
         return self._anchor.begin()
 
-    def advance(self, to: int, root: Root) -> None:
+    def advance(self, step: Step, root: Root) -> None:
         self._power.step()
-        self._anchor.advance(to, root)
+        self._anchor.advance(step, root)
         self._power.step()
 
-    def accept(self, root: Root) -> None:
-        self._anchor.accept(root)
+    def accept(self, step: Step, root: Root) -> None:
+        self._anchor.accept(step, root)
 
     def close(self) -> None:
         self._anchor.close()

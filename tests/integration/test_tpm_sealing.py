@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from avow.errors import (
     UntrustedError,
 )
 from avow.evidence.claims import Workload
-from avow.sealing.anchor import begin_fresh, open_fresh
+from avow.sealing.anchor import Step, begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding, bind_key
 from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import Measuring
@@ -27,7 +28,7 @@ from avow.tee.tpm.nv_counter import NvCounter
 from avow.tee.tpm.sealing import SealedBlob, decode_blob, measured_pcr, pcr_policy, seal, unseal
 from avow.testing.swtpm import SoftwareTpm
 from tests.unit.sealing.anchor_world import Disk
-from tests.unit.sealing.secret_store import SecretStore
+from tests.unit.sealing.identified_store import IdentifiedStore
 
 pytestmark = pytest.mark.tpm
 
@@ -112,13 +113,14 @@ def test_survives_power_loss(fresh_tpm: SoftwareTpm) -> None:
     blob, _ = seal(device, SECRET, RUNS)
     counter = NvCounter(device, INDEX, SECRET)
     counter.begin()
-    value = counter.increment()
+    counter.increment()
+    before = counter.read()
     device.close()
     fresh_tpm.stop()
     fresh_tpm.start()
     device = TpmDevice(fresh_tpm.tcti, 5)
     assert unseal(device, blob, RUNS) == SECRET
-    assert NvCounter(device, INDEX, SECRET).read() == value
+    assert NvCounter(device, INDEX, SECRET).read() == before
     device.close()
 
 
@@ -155,26 +157,41 @@ def test_counter(fresh_tpm: SoftwareTpm) -> None:
     assert counter.read() is None
     with pytest.raises(UnavailableError, match="got none"):
         counter.increment()
-    first = counter.begin()
-    assert [counter.read(), counter.increment(), counter.read()] == [first, first + 1, first + 1]
+    first, branch = counter.begin()
+    assert branch == sha256(bytes(64)).digest()
+    assert counter.read() == (first, branch)
+    step = Step(first + 1, branch, b"\x01" * 32)
+    assert counter.extend(step.nonce) == step.branch
+    assert [counter.increment(), counter.read()] == [first + 1, (first + 1, step.branch)]
     with pytest.raises(UnavailableError, match="counted already"):
         counter.begin()
     with pytest.raises(DeniedError, match="another authorisation"):
         NvCounter(device, INDEX, b"\x01" * 32).read()
-    # Whoever may, deletes it; what comes after starts higher.
-    device.call(lambda esapi, library: esapi.nv_undefine_space(esapi.tr_from_tpmpublic(INDEX)))
+    # Whoever may, deletes them; what comes after starts higher.
+    for index in (INDEX + 1, INDEX):
+        _remove(device, index)
+        with pytest.raises(UnavailableError, match="got none"):
+            counter.increment() if index == INDEX else counter.read()
     assert counter.read() is None
-    assert counter.begin() > first + 1
+    assert counter.begin()[0] > first + 1
     device.close()
+
+
+def _remove(device: TpmDevice, index: int) -> None:
+    device.call(lambda esapi, library: esapi.nv_undefine_space(esapi.tr_from_tpmpublic(index)))
 
 
 def test_a_counter_whose_making_was_cut_short(fresh_tpm: SoftwareTpm) -> None:
     device = TpmDevice(fresh_tpm.tcti, 5)
     counter = NvCounter(device, INDEX, SECRET)
-    counter._define()
+    counter._define(counter._hash)
     assert counter.read() is None
-    first = counter.begin()
-    assert counter.read() == first
+    counter._define(counter._count)
+    assert counter.read() is None
+    counter.extend(bytes(32))
+    assert counter.read() is None
+    begun = counter.begin()
+    assert counter.read() == begun
     device.close()
 
 
@@ -234,21 +251,21 @@ def test_owner_keys_from_the_tpm_of_the_environment(
 def test_anchor_on_a_tpm(fresh_tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVOW_TPM_TCTI", fresh_tpm.tcti)
     disk = Disk()
-    store = SecretStore(disk)
+    store = IdentifiedStore(disk)
     fresh = begin_fresh(store, open_anchor("tpm:0x01800042", store))
     old = store.root
     fresh.close()
-    store = SecretStore(disk, files=store.files)
+    store = IdentifiedStore(disk)
     fresh = open_fresh(store, open_anchor("tpm:0x01800042", store))
     fresh.close()
-    store = SecretStore(disk, root=old, files=store.files)
+    store = IdentifiedStore(disk, root=old)
     anchor = open_anchor("tpm:0x01800042", store)
     assert anchor is not None
     with pytest.raises(RolledBackError, match="the TPM's counter 0x01800042"):
         open_fresh(store, anchor)
     open_fresh(store, anchor, accept_rollback=old.sequence).close()
     # Another store cannot take the place.
-    other = SecretStore(Disk())
+    other = IdentifiedStore(Disk())
     other.root_id = b"\x01" * 16
     anchor = open_anchor("tpm:0x01800042", other)
     assert anchor is not None

@@ -28,8 +28,9 @@ from avow.errors import (
     StorageError,
     UnavailableError,
 )
-from avow.sealing.anchor import Remembered, begin_fresh, open_fresh
+from avow.sealing.anchor import Remembered, Step, begin_fresh, open_fresh
 from avow.sealing.witness import (
+    ANSWER_BYTES,
     GREETING_BYTES,
     REQUEST_BYTES,
     Kind,
@@ -60,6 +61,10 @@ NAME = StoreName(public_bytes(KEY), STORE_ID)
 WITNESS = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 COMMAND = (sys.executable, "-m", "avow", "witness")
 D1, D2 = b"\x01" * 32, b"\x02" * 32
+
+
+def step(to: int) -> Step:
+    return Step(to, to.to_bytes(32, "little"), bytes(32))
 
 
 @dataclass
@@ -139,23 +144,23 @@ def test_goes_on_with_a_witness_that_was_restarted(
     """The store's connection is gone, and it does not mind."""
     running = started(tmp_path / "witness")
     anchor = running.anchor()
-    anchor.advance(1, FakeRoot(2, D1, 1))
+    anchor.advance(step(1), FakeRoot(2, D1, 1))
     running.stop()
     with pytest.raises(UnavailableError, match="runs there and can be reached"):
-        anchor.advance(2, FakeRoot(3, D2, 2))
+        anchor.advance(step(2), FakeRoot(3, D2, 2))
     again = started(tmp_path / "witness", "--listen", str(running.endpoint))
     assert again.endpoint == running.endpoint
-    anchor.advance(2, FakeRoot(3, D2, 2))
+    anchor.advance(step(2), FakeRoot(3, D2, 2))
 
 
 def test_refuses_new_stores_where_told_so(tmp_path: Path, started: Callable[..., Running]) -> None:
     running = started(tmp_path / "witness")
-    running.anchor().advance(1, FakeRoot(2, D1, 1))
+    running.anchor().advance(step(1), FakeRoot(2, D1, 1))
     running.stop()
     running = started(tmp_path / "witness", "--known-only")
-    running.anchor().advance(2, FakeRoot(3, D2, 2))
+    running.anchor().advance(step(2), FakeRoot(3, D2, 2))
     with pytest.raises(UnavailableError, match="--known-only"):
-        running.anchor(store_key(D1, STORE_ID)).advance(1, FakeRoot(2, D1, 1))
+        running.anchor(store_key(D1, STORE_ID)).advance(step(1), FakeRoot(2, D1, 1))
 
 
 def test_one_at_a_time(tmp_path: Path, started: Callable[..., Running]) -> None:
@@ -191,10 +196,10 @@ def test_an_address_that_is_taken(tmp_path: Path) -> None:
 def test_what_an_operator_sees(tmp_path: Path, started: Callable[..., Running]) -> None:
     running = started(tmp_path / "witness")
     anchor = running.anchor()
-    anchor.advance(1, FakeRoot(5, D1, 1))
-    anchor.accept(FakeRoot(2, D2, 2))
+    anchor.advance(step(1), FakeRoot(5, D1, 1))
+    anchor.accept(step(2), FakeRoot(2, D2, 2))
     with pytest.raises(RolledBackError):
-        anchor.advance(1, FakeRoot(1, D1, 1))
+        anchor.advance(step(1), FakeRoot(1, D1, 1))
     running.process.send_signal(signal.SIGTERM)
     output, errors = running.process.communicate(timeout=20)
     events = [json.loads(line) for line in output.splitlines()]
@@ -209,10 +214,10 @@ def test_what_an_operator_sees(tmp_path: Path, started: Callable[..., Running]) 
 
 def test_memory(tmp_path: Path) -> None:
     path = tmp_path / "witness.db"
-    largest = Record(State(2**64 - 1, 2**64 - 1, D2), 7)
+    largest = Record(State(2**64 - 1, 2**64 - 1, D2, D1), 7)
     memory = WitnessMemory(path)
     assert memory.load(NAME.key) is None
-    memory.keep(NAME, Record(State(1, 1, D1)))
+    memory.keep(NAME, Record(State(1, 1, D1, D1)))
     memory.keep(NAME, largest)
     assert (memory.load(NAME.key), len(memory)) == (largest, 1)
     with pytest.raises(InUseError):
@@ -229,7 +234,7 @@ def test_memory_is_on_the_disk_before_it_is_told(tmp_path: Path) -> None:
     (level,) = memory._database.execute("PRAGMA synchronous").fetchone()
     (mode,) = memory._database.execute("PRAGMA journal_mode").fetchone()
     assert (level, mode) == (2, "wal")
-    memory.keep(NAME, Record(State(1, 1, D1)))
+    memory.keep(NAME, Record(State(1, 1, D1, D1)))
     assert not memory._database.in_transaction
     memory.close()
 
@@ -240,13 +245,13 @@ def test_memory_that_is_damaged(tmp_path: Path) -> None:
         WitnessMemory(tmp_path / "none.db")
     path = tmp_path / "witness.db"
     memory = WitnessMemory(path)
-    memory.keep(NAME, Record(State(1, 1, D1)))
+    memory.keep(NAME, Record(State(1, 1, D1, D1)))
     memory.close()
     with sqlite3.connect(path) as database:
         database.execute("UPDATE stores SET record = x'00'")
     database.close()
     memory = WitnessMemory(path)
-    with pytest.raises(DamagedError, match="expected 56 bytes for the store"):
+    with pytest.raises(DamagedError, match="expected 88 bytes for the store"):
         memory.load(NAME.key)
     memory.close()
     with pytest.raises(StorageError):
@@ -255,7 +260,7 @@ def test_memory_that_is_damaged(tmp_path: Path) -> None:
 
 def test_a_witness_that_lost_half(tmp_path: Path) -> None:
     memory, key = open_state(tmp_path)
-    memory.keep(NAME, Record(State(1, 1, D1)))
+    memory.keep(NAME, Record(State(1, 1, D1, D1)))
     memory.close()
     memory, again = open_state(tmp_path)
     assert public_bytes(again) == public_bytes(key)
@@ -360,8 +365,8 @@ def test_strangers(memory: WitnessMemory) -> None:
         writer.write(sign_request(request, KEY, challenge, public_bytes(WITNESS)))
         assert await ended(reader)
         anchor = visitor.anchor()
-        await asyncio.to_thread(anchor.advance, 1, FakeRoot(2, D1, 1))
-        assert await asyncio.to_thread(anchor.read) == Remembered(1, 2, D1)
+        await asyncio.to_thread(anchor.advance, step(1), FakeRoot(2, D1, 1))
+        assert await asyncio.to_thread(anchor.read) == Remembered(1, step(1).branch, 2, D1)
         anchor.close()
 
     events = serve(memory, ServiceLimits(), visit)
@@ -408,7 +413,7 @@ def test_many_requests_at_once_on_one_connection(memory: WitnessMemory) -> None:
             request = Request(Kind.READ, number, bytes(32), NAME)
             writer.write(sign_request(request, KEY, challenge, public_bytes(WITNESS)))
         for number in range(1, 51):
-            answer = await reader.readexactly(208)
+            answer = await reader.readexactly(ANSWER_BYTES)
             assert int.from_bytes(answer[4:8], "little") == number
 
     serve(memory, ServiceLimits(), visit)
@@ -420,7 +425,7 @@ def test_a_memory_that_fails_ends_the_service(memory: WitnessMemory) -> None:
 
     async def visit(visitor: Visitor) -> None:
         with pytest.raises(UnavailableError):
-            await asyncio.to_thread(visitor.anchor().advance, 1, FakeRoot(2, D1, 1))
+            await asyncio.to_thread(visitor.anchor().advance, step(1), FakeRoot(2, D1, 1))
         while True:
             try:
                 await visitor.connect()

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from avow.cli import store_keys
-from avow.cli.anchors import SECRET_PATH, check_anchor, open_anchor
+from avow.cli.anchors import check_anchor, open_anchor
 from avow.errors import DamagedError, DeniedError, MalformedError, UnavailableError
+from avow.sealing.anchor import NOTE_PATH
 from avow.sealing.keys import KeyBinding, bind_key, read_key_file
 from avow.sealing.witness_client import WitnessAnchor
 from avow.tee.sgx import seal_key
 from avow.tee.snp import derived_key
 from tests.unit.sealing.anchor_world import Disk
-from tests.unit.sealing.secret_store import SecretStore
+from tests.unit.sealing.identified_store import IdentifiedStore
 
 BINDING = KeyBinding(b"\x01" * 32, b"\x02" * 32, b"\x03" * 32)
 KEY = bytes(range(32))
@@ -109,7 +110,7 @@ def test_a_sealed_key_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("none", "tpm:0x01800042", "tpm:0x01BFFFFF", f"tpm:0x01800000#{NAME}"),
+        *("none", "tpm:0x01800042", "tpm:0x01BFFFFE", f"tpm:0x01800000#{NAME}"),
         *(f"witness:192.0.2.7:7420#{WITNESS_KEY}", f"witness:[::1]:7420#{WITNESS_KEY}"),
     ],
 )
@@ -120,7 +121,7 @@ def test_anchors(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "None", "tpm", "tpm:01800042", "tpm:0x1800042", "tpm:0x01C00000", "tpm:0x017FFFFF"),
+        *("", "None", "tpm", "tpm:01800042", "tpm:0x1800042", "tpm:0x01BFFFFF", "tpm:0x017FFFFF"),
         *("tpm:0x01800042#", "tpm:0x01800042#00", f"tpm:0x01800042#{NAME}ff", "tpm:0x01800042 "),
         *("witness:", "witness:host:1", "witness:host:1#", f"witness:host#{WITNESS_KEY}"),
         *(f"witness:host:1#{WITNESS_KEY[:-1]}", f"witness:host:1#{WITNESS_KEY}#x", "ntp:x"),
@@ -130,18 +131,18 @@ def test_anchors_that_are_none(text: str) -> None:
     with pytest.raises(MalformedError):
         check_anchor(text)
     with pytest.raises(MalformedError):
-        open_anchor(text, SecretStore(Disk()))
+        open_anchor(text, IdentifiedStore(Disk()))
 
 
 def test_no_anchor_leaves_nothing_behind() -> None:
-    store = SecretStore(Disk())
+    store = IdentifiedStore(Disk())
     assert open_anchor("none", store) is None
     assert store.files == {}
 
 
 def test_a_stores_secret_is_made_once() -> None:
     """And stays: what speaks to the anchor today has to speak to it tomorrow."""
-    store = SecretStore(Disk())
+    store = IdentifiedStore(Disk())
     text = f"witness:192.0.2.7:7420#{WITNESS_KEY}"
     names = []
     for _ in range(2):
@@ -149,10 +150,10 @@ def test_a_stores_secret_is_made_once() -> None:
         assert isinstance(anchor, WitnessAnchor)
         names.append(anchor._store)
     assert names[0] == names[1]
-    assert len(store.files[SECRET_PATH]) == 32
-    other = open_anchor(text, SecretStore(Disk()))
+    assert len(store.files[NOTE_PATH]) == 104
+    other = open_anchor(text, IdentifiedStore(Disk()))
     assert isinstance(other, WitnessAnchor)
     assert other._store.key != names[0].key
-    store.files[SECRET_PATH] = store.files[SECRET_PATH][:31]
-    with pytest.raises(DamagedError, match="32 bytes in /anchor"):
+    store.files[NOTE_PATH] = store.files[NOTE_PATH][:103]
+    with pytest.raises(DamagedError, match="104 bytes in /anchor"):
         open_anchor(text, store)

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
-from avow.errors import DamagedError, MalformedError
-from avow.sealing.anchor import INTERVAL_S, Anchor, CounterAnchor
-from avow.sealing.witness import SECRET_BYTES, parse_public_key, store_key
+from avow.errors import MalformedError
+from avow.sealing.anchor import (
+    INTERVAL_S,
+    Anchor,
+    AnchoredStore,
+    CounterAnchor,
+    Root,
+    read_note,
+)
+from avow.sealing.witness import parse_public_key, store_key
 from avow.sealing.witness_client import WitnessAnchor, parse_endpoint
 
 if TYPE_CHECKING:
@@ -20,12 +27,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 NONE: Final = "none"
-SECRET_PATH: Final = "/anchor"
 _TPM: Final = re.compile(r"tpm:0x([0-9a-fA-F]{8})(?:#([0-9a-f]{68}))?")
 _WITNESS: Final = "witness:"
 
 
-class IdentifiedRoot(Protocol):
+class IdentifiedRoot(Root, Protocol):
     """What is needed of `avow.sealing.store.Root`."""
 
     @property
@@ -33,24 +39,12 @@ class IdentifiedRoot(Protocol):
         """The store's id (16 bytes)."""
 
 
-class SecretStore(Protocol):
+class IdentifiedStore(AnchoredStore, Protocol):
     """What is needed of `avow.sealing.store.Store`."""
 
     @property
     def root(self) -> IdentifiedRoot:
         """The newest commit."""
-
-    def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
-
-    def make_file(self, path: str) -> object:
-        """A new, empty file."""
-
-    def read(self, path: str) -> bytes:
-        """All of a file."""
-
-    def write(self, path: str, data: bytes) -> object:
-        """From the start of a file."""
 
 
 def anchor_options(command: Command) -> Command:
@@ -97,7 +91,9 @@ def check_anchor(text: str) -> None:
         _parse_tpm(text)
 
 
-def open_anchor(text: str, store: SecretStore, *, device: TpmDevice | None = None) -> Anchor | None:
+def open_anchor(
+    text: str, store: IdentifiedStore, *, device: TpmDevice | None = None
+) -> Anchor | None:
     """The anchor that `text` names, for an open store; None for "none".
 
     The store's secret is made where it has none yet, and is durable with the next commit. `device`
@@ -109,7 +105,7 @@ def open_anchor(text: str, store: SecretStore, *, device: TpmDevice | None = Non
     if text.startswith(_WITNESS):
         endpoint, public_key = _parse_witness(text)
         store_id = store.root.store_id
-        key = store_key(_secret(store), store_id)
+        key = store_key(read_note(store).secret, store_id)
         return WitnessAnchor(endpoint, public_key, key, store_id)
     index, parent = _parse_tpm(text)
     from avow.tee.tpm.attester import TpmSettings
@@ -121,7 +117,7 @@ def open_anchor(text: str, store: SecretStore, *, device: TpmDevice | None = Non
         settings = TpmSettings.from_environment(os.environ)
         device = TpmDevice(settings.tcti, settings.timeout_s)
     try:
-        authorisation = counter_authorisation(_secret(store), store.root.store_id)
+        authorisation = counter_authorisation(read_note(store).secret, store.root.store_id)
         counter = NvCounter(device, index, authorisation, parent=parent, closes_device=own)
     except BaseException:
         if own:
@@ -144,19 +140,6 @@ def _parse_tpm(text: str) -> tuple[int, bytes | None]:
     if match is None or int(match[1], 16) not in INDICES:
         raise _malformed(text)
     return int(match[1], 16), None if match[2] is None else bytes.fromhex(match[2])
-
-
-def _secret(store: SecretStore) -> bytes:
-    if not store.exists(SECRET_PATH):
-        store.make_file(SECRET_PATH)
-        store.write(SECRET_PATH, os.urandom(SECRET_BYTES))
-    secret = store.read(SECRET_PATH)
-    if len(secret) != SECRET_BYTES:
-        raise DamagedError(
-            f"expected {SECRET_BYTES} bytes in {SECRET_PATH} of the store, got {len(secret)}; "
-            f"restore it: without it the store cannot speak to its anchor"
-        )
-    return secret
 
 
 def _malformed(text: str) -> MalformedError:

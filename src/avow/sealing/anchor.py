@@ -4,11 +4,18 @@ An *anchor* is a memory that the host cannot turn back. A store's root record ho
 anchor that it goes with. To advance is to commit a root with the next value, and then to have the
 anchor take that value. So after a crash the root is at the anchor's value or one ahead of it; a
 store that was put back is behind, once the anchor has moved on.
+
+A value alone would not tell two copies apart that both went from one value to the next. So each
+advance also draws a nonce: the *branch* is the hash of the branch before and that nonce. The store
+has it in a file, the anchor remembers it, and they have to agree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +23,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from avow.errors import AvowError, MalformedError, RolledBackError, UnavailableError
+from avow.errors import (
+    AvowError,
+    DamagedError,
+    MalformedError,
+    RolledBackError,
+    UnavailableError,
+)
 
 # Everything that is counted here is a u64 in the store's format.
 _COUNT_MAX: Final = 2**64 - 1
 INTERVAL_S: Final = 10.0
 GRACE_S: Final = 60.0
+BRANCH_BYTES: Final = 32
+SECRET_BYTES: Final = 32
+NO_BRANCH: Final = bytes(BRANCH_BYTES)
+NOTE_PATH: Final = "/anchor"
+# secret, value, branch before, nonce.
+_NOTE: Final = struct.Struct("<32s Q 32s 32s")
+
+Entropy = Callable[[int], bytes]
 
 
 class Root(Protocol):
@@ -50,14 +71,81 @@ class AnchoredStore(Protocol):
     def commit(self, *, anchor: int | None = None) -> Root:
         """A commit, with another anchor value unless that is None."""
 
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+
+    def make_file(self, path: str) -> object:
+        """A new, empty file."""
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+
+    def write(self, path: str, data: bytes) -> object:
+        """From the start of a file; durable with the next commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An advance: to which value, from which branch (32 bytes), with which nonce (32 bytes)."""
+
+    to: int
+    before: bytes
+    nonce: bytes
+
+    @property
+    def branch(self) -> bytes:
+        """The branch (32 bytes) after it; as a TPM extends (Part 3, section 31.9)."""
+        return hashlib.sha256(self.before + self.nonce).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a store notes about its anchor, in the file `NOTE_PATH`: the secret (32 bytes) by which
+    the anchor knows it, and the newest step."""
+
+    secret: bytes
+    step: Step
+
+    def encoded(self) -> bytes:
+        """The file's content."""
+        return _NOTE.pack(self.secret, self.step.to, self.step.before, self.step.nonce)
+
+    def branch_at(self, anchor: int) -> bytes:
+        """The branch of a root with the value `anchor`; empty when they do not belong together."""
+        if self.step.to == anchor:
+            return self.step.branch
+        # Noted and not yet taken: somebody committed, or the power went, in between.
+        return self.step.before if self.step.to == anchor + 1 else b""
+
+
+def read_note(store: AnchoredStore, entropy: Entropy = os.urandom) -> Note:
+    """The store's note; a store that has none gets one, durable with the next commit.
+
+    Raises `DamagedError`.
+    """
+    if not store.exists(NOTE_PATH):
+        note = Note(entropy(SECRET_BYTES), Step(0, NO_BRANCH, NO_BRANCH))
+        store.make_file(NOTE_PATH)
+        store.write(NOTE_PATH, note.encoded())
+        return note
+    content = store.read(NOTE_PATH)
+    if len(content) != _NOTE.size:
+        raise DamagedError(
+            f"expected {_NOTE.size} bytes in {NOTE_PATH} of the store, got {len(content)}; restore "
+            f"it: without it the store cannot speak to its anchor"
+        )
+    secret, to, before, nonce = _NOTE.unpack(content)
+    return Note(secret, Step(to, before, nonce))
+
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What an anchor remembers of a store. A counter remembers no commit, only its value."""
+    """What an anchor remembers of a store: its value and branch, and where it can, the commit."""
 
     anchor: int
-    sequence: int | None = None
-    digest: bytes | None = None
+    branch: bytes
+    sequence: int = 0
+    digest: bytes = b""
 
 
 class Anchor(Protocol):
@@ -69,42 +157,44 @@ class Anchor(Protocol):
         """What is remembered now, None for nothing. Raises `UnavailableError` when the anchor
         does not answer and `UntrustedError` when somebody else does."""
 
-    def begin(self) -> int:
-        """Makes the memory where there is none, and returns the value to go on from."""
+    def begin(self) -> Remembered:
+        """Makes the memory where there is none, and returns what to go on from."""
 
-    def advance(self, to: int, root: Root) -> None:
-        """Has the anchor take the value `to`, which `root` holds.
+    def advance(self, step: Step, root: Root) -> None:
+        """Has the anchor take `step`, which `root` holds.
 
         Raises `RolledBackError` when the anchor has moved on without this store. After an
         `UnavailableError` it is not known whether it happened; the next call finds out.
         """
 
-    def accept(self, root: Root) -> None:
-        """As `advance` to `root.anchor`, also if `root` is older than what is remembered: its
-        owner wants it so."""
+    def accept(self, step: Step, root: Root) -> None:
+        """As `advance`, also if `root` is older than what is remembered: its owner wants it so."""
 
     def close(self) -> None:
         """Lets go of what the anchor holds."""
 
 
 class Counter(Protocol):
-    """A number that only ever grows, such as an NV counter of a TPM."""
+    """A number that only ever grows with a hash that is only ever extended, as a TPM has them."""
 
-    def read(self) -> int | None:
-        """Its value; None when it does not exist."""
+    def read(self) -> tuple[int, bytes] | None:
+        """Number and hash (32 bytes); None when they do not exist."""
 
-    def begin(self) -> int:
-        """Makes it where it does not exist, and returns its first value."""
+    def begin(self) -> tuple[int, bytes]:
+        """Makes them where they do not exist, and returns what they are then."""
+
+    def extend(self, nonce: bytes) -> bytes:
+        """The hash becomes SHA-256(hash, nonce), which is returned."""
 
     def increment(self) -> int:
-        """Counts one, and returns the new value."""
+        """Counts one, and returns the new number."""
 
     def close(self) -> None:
         """Lets go of it."""
 
 
 class CounterAnchor:
-    """An anchor that is a counter. It cannot say whose root it counted."""
+    """An anchor that is a counter. First it extends, then it counts; both for each step."""
 
     def __init__(self, counter: Counter, name: str) -> None:
         self._counter = counter
@@ -112,52 +202,57 @@ class CounterAnchor:
 
     def read(self) -> Remembered | None:
         """See `Anchor`."""
-        value = self._counter.read()
-        return None if value is None else Remembered(value)
+        found = self._counter.read()
+        return None if found is None else Remembered(*found)
 
-    def begin(self) -> int:
+    def begin(self) -> Remembered:
         """See `Anchor`."""
-        value = self._counter.read()
-        return self._counter.begin() if value is None else value
+        return self.read() or Remembered(*self._counter.begin())
 
-    def advance(self, to: int, root: Root) -> None:
+    def advance(self, step: Step, root: Root) -> None:
         """See `Anchor`. Never twice for one value: who else has counted is a copy of the store."""
-        value = self._counter.read()
-        if value is not None and value == to - 1:
-            value = self._counter.increment()
-            if value == to:
+        found = self._counter.read()
+        if found is not None and found[0] == step.to - 1:
+            # After a crash the first half may be done.
+            branch = found[1]
+            if branch == step.before:
+                branch = self._counter.extend(step.nonce)
+            if branch == step.branch and self._counter.increment() == step.to:
                 return
         raise RolledBackError(
-            f"expected {self.name} to go from {to - 1} to {to}, got "
-            f"{'no counter' if value is None else value}; another copy of this store has gone on, "
-            f"or the counter was made anew: find out which copy is the right one"
+            f"expected {self.name} to go from {step.to - 1} to {step.to} on this store's branch, "
+            f"got {'no counter' if found is None else found[0]}; another copy of the store has "
+            f"gone on, or the counter was made anew: find out which copy is the right one"
         )
 
-    def accept(self, root: Root) -> None:
+    def accept(self, step: Step, root: Root) -> None:
         """See `Anchor`. A counter needs no leave to go forwards."""
-        self.advance(root.anchor, root)
+        self.advance(step, root)
 
     def close(self) -> None:
         """See `Anchor`."""
         self._counter.close()
 
 
-def check_fresh(root: Root, remembered: Remembered | None, name: str) -> bool:
+def check_fresh(root: Root, note: Note, remembered: Remembered | None, name: str) -> bool:
     """True when the anchor has to be advanced to `root` first: a crash came between.
 
     Raises `RolledBackError` when `root` is not what the anchor `name` says is the newest.
     """
     if remembered is None:
-        if root.anchor == 1:
-            # A crash between the first commit and the first advance. A counter begins higher.
-            return True
         raise _never_anchored(root, name) if root.anchor == 0 else _forgotten(root, name)
     if root.anchor < remembered.anchor:
         raise _rolled_back(root, remembered, name)
     if root.anchor > remembered.anchor + 1:
         raise _forgotten(root, name, remembered)
     ahead = root.anchor == remembered.anchor + 1
-    if remembered.sequence is None or remembered.digest is None:
+    branches = [note.branch_at(root.anchor)]
+    if ahead:
+        # A counter may have the first half of the step.
+        branches.append(note.step.before if note.step.to == root.anchor else b"")
+    if not any(hmac.compare_digest(each, remembered.branch) for each in branches):
+        raise _rolled_back(root, remembered, name)
+    if not remembered.digest:
         return ahead
     if root.sequence < remembered.sequence or (ahead and root.sequence == remembered.sequence):
         raise _rolled_back(root, remembered, name)
@@ -188,7 +283,7 @@ def begin_fresh(
             f"{store.root.anchor} in the store and {_value(remembered)} there; open the store that "
             f"belongs to it, or choose another anchor"
         )
-    fresh.advance_to(anchor.begin() + 1)
+    fresh.begin()
     return fresh
 
 
@@ -215,8 +310,10 @@ def open_fresh(
     try:
         if anchor is None:
             _check_unanchored(root)
-        elif check_fresh(root, anchor.read(), anchor.name):
-            anchor.advance(root.anchor, root)
+        else:
+            note = read_note(store)
+            if check_fresh(root, note, anchor.read(), anchor.name):
+                anchor.advance(note.step, root)
     except RolledBackError:
         if accept_rollback != root.sequence:
             raise
@@ -242,14 +339,16 @@ class Freshness:
         *,
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
+        entropy: Entropy = os.urandom,
     ) -> None:
         """See `open_fresh`, which makes it."""
         self._store = store
         self._anchor = anchor
         self._interval_s = interval_s
         self._clock = clock
+        self._entropy = entropy
         self._lock = threading.Lock()
-        self._behind = False
+        self._behind: Step | None = None
         self._anchored_sequence = 0
         self._advanced_at_s = clock()
 
@@ -274,19 +373,27 @@ class Freshness:
         When it raises `UnavailableError`, all is as after a crash at that place: to call it again
         goes on from there.
         """
-        self.advance_to(None)
-
-    def advance_to(self, value: int | None) -> None:
-        """As `advance`, to a certain value. For `begin_fresh`."""
         with self._lock:
             if self._anchor is None:
                 self._store.commit()
                 return
-            if not self._behind:
-                self._commit(self._store.root.anchor + 1 if value is None else value)
+            step = self._behind
+            if step is None:
+                value = self._store.root.anchor
+                note = read_note(self._store)
+                step = self._commit(note, Remembered(value, note.branch_at(value)))
             root = self._store.root
-            self._anchor.advance(root.anchor, root)
+            self._anchor.advance(step, root)
             self._done(root)
+
+    def begin(self) -> None:
+        """The first advance, for `begin_fresh`."""
+        with self._lock:
+            if self._anchor is not None:
+                step = self._commit(read_note(self._store), self._anchor.begin())
+                root = self._store.root
+                self._anchor.advance(step, root)
+                self._done(root)
 
     def accept(self) -> None:
         """Goes on from the store as it is, since its owner accepts it. For `open_fresh`."""
@@ -294,17 +401,16 @@ class Freshness:
             if self._anchor is None:
                 self._store.commit(anchor=0)
                 return
-            remembered = self._anchor.read()
-            value = self._anchor.begin() if remembered is None else remembered.anchor
-            self._commit(value + 1)
+            remembered = self._anchor.read() or self._anchor.begin()
+            step = self._commit(read_note(self._store), remembered)
             root = self._store.root
-            self._anchor.accept(root)
+            self._anchor.accept(step, root)
             self._done(root)
 
     def poll(self) -> None:
         """Advances when the interval is over and there were commits. Raises as `advance`."""
         if self._anchor is not None and self.due_in_s() <= 0:
-            if self._behind or self._store.root.sequence != self._anchored_sequence:
+            if self._behind is not None or self._store.root.sequence != self._anchored_sequence:
                 self.advance()
             else:
                 self._advanced_at_s = self._clock()
@@ -320,7 +426,7 @@ class Freshness:
             return
         try:
             self._store.commit()
-            if self._behind or self._store.root.sequence != self._anchored_sequence:
+            if self._behind is not None or self._store.root.sequence != self._anchored_sequence:
                 self.advance()
         finally:
             self._anchor.close()
@@ -367,18 +473,22 @@ class Freshness:
                 failed(error)
                 return
 
-    def _commit(self, value: int) -> None:
-        if value > _COUNT_MAX:
+    def _commit(self, note: Note, onto: Remembered) -> Step:
+        """A commit that holds the next step from `onto`."""
+        if onto.anchor >= _COUNT_MAX:
             raise UnavailableError(
                 f"expected an anchor below {_COUNT_MAX}, got that; choose another anchor"
             )
-        self._store.commit(anchor=value)
+        step = Step(onto.anchor + 1, onto.branch, self._entropy(BRANCH_BYTES))
+        self._store.write(NOTE_PATH, Note(note.secret, step).encoded())
+        self._store.commit(anchor=step.to)
         # The root is ahead of its anchor now, whatever happens. (A commit that failed may be so
         # too, but then the store does nothing more, and who opens it next compares again.)
-        self._behind = True
+        self._behind = step
+        return step
 
     def _done(self, root: Root) -> None:
-        self._behind = False
+        self._behind = None
         self._anchored_sequence = root.sequence
         self._advanced_at_s = self._clock()
 
@@ -422,11 +532,11 @@ def _value(remembered: Remembered | None) -> str:
 
 
 def _described(remembered: Remembered) -> str:
-    if remembered.sequence is None or remembered.digest is None:
-        return f"anchor {remembered.anchor}"
+    if not remembered.digest:
+        return f"anchor {remembered.anchor}, branch {remembered.branch.hex()[:16]}"
     return (
         f"sequence {remembered.sequence}, anchor {remembered.anchor}, root hash "
-        f"{remembered.digest.hex()[:16]}"
+        f"{remembered.digest.hex()[:16]}, branch {remembered.branch.hex()[:16]}"
     )
 
 

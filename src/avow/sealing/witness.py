@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from avow.errors import MalformedError, UntrustedError
 
 PUBLIC_KEY_BYTES: Final = 32
-SECRET_BYTES: Final = 32
 NONCE_BYTES: Final = 32
 CHALLENGE_BYTES: Final = 32
 STORE_ID_BYTES: Final = 16
@@ -34,10 +33,10 @@ _VERSION: Final = 1
 _SIGNATURE_BYTES: Final = 64
 # magic, version, zero, challenge.
 _GREETING: Final = struct.Struct("<8s I I 32s")
-# kind, number, nonce, store key, store id, expected digest, sequence, anchor, digest.
-_REQUEST: Final = struct.Struct("<I I 32s 32s 16s 32s Q Q 32s")
-# status, number, nonce, store key, store id, sequence, anchor, digest, acceptances.
-_ANSWER: Final = struct.Struct("<I I 32s 32s 16s Q Q 32s Q")
+# kind, number, nonce, store key, store id, expected digest, sequence, anchor, digest, branch.
+_REQUEST: Final = struct.Struct("<I I 32s 32s 16s 32s Q Q 32s 32s")
+# status, number, nonce, store key, store id, sequence, anchor, digest, branch, acceptances.
+_ANSWER: Final = struct.Struct("<I I 32s 32s 16s Q Q 32s 32s Q")
 GREETING_BYTES: Final = _GREETING.size
 REQUEST_BYTES: Final = _REQUEST.size + _SIGNATURE_BYTES
 ANSWER_BYTES: Final = _ANSWER.size + _SIGNATURE_BYTES
@@ -67,14 +66,16 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One commit of a store: its number, its anchor value, its root hash (32 bytes)."""
+    """One commit of a store: its number, its anchor value, its root hash and its branch (32 bytes
+    each)."""
 
     sequence: int
     anchor: int
     digest: bytes
+    branch: bytes
 
 
-_NO_STATE: Final = State(0, 0, NOTHING)
+_NO_STATE: Final = State(0, 0, NOTHING, NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Request:
             self.state.sequence,
             self.state.anchor,
             self.state.digest,
+            self.state.branch,
         )
 
 
@@ -259,6 +261,7 @@ def sign_answer(
         record.state.sequence,
         record.state.anchor,
         record.state.digest,
+        record.state.branch,
         record.acceptances,
     )
     return content + key.sign(_signed_answer(content, request, challenge))
@@ -282,18 +285,16 @@ def open_answer(content: bytes, request: Request, witness: bytes, challenge: byt
             f"{public_key_text(witness)}, got another signature; somebody else answers, or an old "
             f"answer was repeated: see who is at that address, and which key `avow witness` prints"
         ) from error
-    status, number, nonce, key, store_id, sequence, anchor, digest, acceptances = _ANSWER.unpack(
-        unsigned
-    )
+    status, number, nonce, key, store_id, *remembered, acceptances = _ANSWER.unpack(unsigned)
     asked = (request.number, request.nonce, request.store.key, request.store.store_id)
     if (number, nonce, key, store_id) != asked or status not in set(Status):
         raise _malformed_answer("one for this request", "one for another")
-    state = State(sequence, anchor, digest)
+    state = State(*remembered)
     if status == Status.UNKNOWN or (state == _NO_STATE and status == Status.FULL):
         if state != _NO_STATE or acceptances:
             raise _malformed_answer("nothing of an unknown store", "something")
         return Answer(Status(status), None)
-    if 0 in {sequence, anchor}:
+    if 0 in {state.sequence, state.anchor}:
         raise _malformed_answer("a sequence and an anchor above 0", "0")
     return Answer(Status(status), Record(state, acceptances))
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from avow.errors import MalformedError, RolledBackError, UnavailableError
-from avow.sealing.anchor import Remembered, Root
+from avow.sealing.anchor import NO_BRANCH, Remembered, Root, Step
 from avow.sealing.witness import (
     ANSWER_BYTES,
     GREETING_BYTES,
@@ -154,18 +154,19 @@ class WitnessAnchor:
         self._learn(None if answer.record is None else answer.record.state)
         if self._known is None:
             return None
-        return Remembered(self._known.anchor, self._known.sequence, self._known.digest)
+        known = self._known
+        return Remembered(known.anchor, known.branch, known.sequence, known.digest)
 
-    def begin(self) -> int:
+    def begin(self) -> Remembered:
         """See `Anchor`: a witness begins with the first advance."""
-        return 0
+        return Remembered(0, NO_BRANCH)
 
-    def advance(self, to: int, root: Root) -> None:
+    def advance(self, step: Step, root: Root) -> None:
         """See `Anchor`. Only from the root hash that this store knows to be the one remembered: of
         two copies of a store, one goes on."""
         if not self._asked_before:
             self.read()
-        state = State(root.sequence, to, root.digest)
+        state = State(root.sequence, step.to, root.digest, step.branch)
         answer = self._change(Kind.ADVANCE, state)
         found = None if answer.record is None else answer.record.state
         if answer.status is not Status.DONE and found is not None and found in self._unanswered:
@@ -174,11 +175,11 @@ class WitnessAnchor:
             answer = self._change(Kind.ADVANCE, state)
         self._conclude(answer, state)
 
-    def accept(self, root: Root) -> None:
+    def accept(self, step: Step, root: Root) -> None:
         """See `Anchor`."""
         if not self._asked_before:
             self.read()
-        state = State(root.sequence, root.anchor, root.digest)
+        state = State(root.sequence, step.to, root.digest, step.branch)
         self._conclude(self._change(Kind.ACCEPT, state), state)
 
     def close(self) -> None:

@@ -51,8 +51,8 @@ _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS stores "
     "(key BLOB PRIMARY KEY, id BLOB NOT NULL, record BLOB NOT NULL) WITHOUT ROWID"
 )
-# sequence, anchor, digest, acceptances.
-_RECORD: Final = struct.Struct("<Q Q 32s Q")
+# sequence, anchor, digest, branch, acceptances.
+_RECORD: Final = struct.Struct("<Q Q 32s 32s Q")
 
 
 class WitnessMemory:
@@ -100,13 +100,15 @@ class WitnessMemory:
                 f"expected {_RECORD.size} bytes for the store {key.hex()[:16]} in {self._path}, "
                 f"got others; begin with a new folder, and have the owners accept their stores"
             )
-        sequence, anchor, digest, acceptances = _RECORD.unpack(row[0])
-        return Record(State(sequence, anchor, digest), acceptances)
+        *state, acceptances = _RECORD.unpack(row[0])
+        return Record(State(*state), acceptances)
 
     def keep(self, name: StoreName, record: Record) -> None:
         """Remembers; it is on the disk when this returns."""
         state = record.state
-        packed = _RECORD.pack(state.sequence, state.anchor, state.digest, record.acceptances)
+        packed = _RECORD.pack(
+            state.sequence, state.anchor, state.digest, state.branch, record.acceptances
+        )
         with self._failures():
             self._database.execute(
                 "INSERT INTO stores VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET record = ?",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from avow.errors import RolledBackError
-from avow.sealing.anchor import Anchor, CounterAnchor, Remembered, Root
+from avow.sealing.anchor import NO_BRANCH, Anchor, CounterAnchor, Remembered, Root, Step
 from avow.sealing.witness import Kind, Record, Request, State, Status, StoreName, decide
 
 
@@ -42,6 +42,7 @@ class Disk:
     roots: list[FakeRoot] = field(
         default_factory=lambda: [FakeRoot(1, hashlib.sha256(b"1").digest(), 0)]
     )
+    files: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
 
 
 class FakeStore:
@@ -51,10 +52,25 @@ class FakeStore:
         self._disk = disk
         self._power = power or Power()
         self._root = disk.roots[-1] if root is None else root
+        self.files = dict(disk.files.get(self._root.digest, {}))
 
     @property
     def root(self) -> FakeRoot:
         return self._root
+
+    def exists(self, path: str) -> bool:
+        return path in self.files
+
+    def make_file(self, path: str) -> None:
+        assert path not in self.files
+        self.files[path] = b""
+
+    def read(self, path: str) -> bytes:
+        return self.files[path]
+
+    def write(self, path: str, data: bytes) -> None:
+        assert path in self.files
+        self.files[path] = data
 
     def commit(self, *, anchor: int | None = None) -> FakeRoot:
         self._power.step()
@@ -63,26 +79,36 @@ class FakeStore:
         digest = hashlib.sha256(self._root.digest + made).digest()
         self._root = FakeRoot(self._root.sequence + 1, digest, value)
         self._disk.roots.append(self._root)
+        self._disk.files[digest] = dict(self.files)
         self._power.step()
         return self._root
 
 
 @dataclass
 class Chip:
-    """A counter as a TPM has it: its first value is whatever was counted before."""
+    """A counter and a hash as a TPM has them: the first number is whatever was counted before."""
 
     value: int | None = None
+    branch: bytes = NO_BRANCH
     highest: int = 41
     power: Power = field(default_factory=Power)
 
-    def read(self) -> int | None:
-        return self.value
+    def read(self) -> tuple[int, bytes] | None:
+        return None if self.value is None else (self.value, self.branch)
 
-    def begin(self) -> int:
+    def begin(self) -> tuple[int, bytes]:
+        self.branch = NO_BRANCH
+        self.extend(bytes(32))
         self.power.step()
         self.value = self.highest = self.highest + 1
         self.power.step()
-        return self.value
+        return self.value, self.branch
+
+    def extend(self, nonce: bytes) -> bytes:
+        self.power.step()
+        self.branch = hashlib.sha256(self.branch + nonce).digest()
+        self.power.step()
+        return self.branch
 
     def increment(self) -> int:
         assert self.value is not None
@@ -117,16 +143,17 @@ class NotebookAnchor:
         self._known = bytes(32) if record is None else record.state.digest
         if record is None:
             return None
-        return Remembered(record.state.anchor, record.state.sequence, record.state.digest)
+        state = record.state
+        return Remembered(state.anchor, state.branch, state.sequence, state.digest)
 
-    def begin(self) -> int:
-        return 0
+    def begin(self) -> Remembered:
+        return Remembered(0, NO_BRANCH)
 
-    def advance(self, to: int, root: Root) -> None:
-        self._change(Kind.ADVANCE, State(root.sequence, to, root.digest))
+    def advance(self, step: Step, root: Root) -> None:
+        self._change(Kind.ADVANCE, State(root.sequence, step.to, root.digest, step.branch))
 
-    def accept(self, root: Root) -> None:
-        self._change(Kind.ACCEPT, State(root.sequence, root.anchor, root.digest))
+    def accept(self, step: Step, root: Root) -> None:
+        self._change(Kind.ACCEPT, State(root.sequence, step.to, root.digest, step.branch))
 
     def close(self) -> None:
         pass

@@ -47,9 +47,10 @@ PUBLIC = public_bytes(WITNESS)
 CHALLENGE = b"\x08" * 32
 NAME = StoreName(public_bytes(STORE), STORE_ID)
 A, B, C = b"\x0a" * 32, b"\x0b" * 32, b"\x0c" * 32
-ADVANCE = Request(Kind.ADVANCE, 2, b"\x09" * 32, NAME, A, State(18, 5, B))
+E, F = b"\x0e" * 32, b"\x0f" * 32
+ADVANCE = Request(Kind.ADVANCE, 2, b"\x09" * 32, NAME, A, State(18, 5, B, E))
 READ = Request(Kind.READ, 2, b"\x09" * 32, NAME)
-KNOWN = Record(State(17, 4, A))
+KNOWN = Record(State(17, 4, A, F))
 
 
 def vectors() -> dict[str, Any]:
@@ -58,7 +59,8 @@ def vectors() -> dict[str, Any]:
 
 
 def state_of(entry: dict[str, Any]) -> State:
-    return State(entry["sequence"], entry["anchor"], bytes.fromhex(entry["digest"]))
+    digest, branch = bytes.fromhex(entry["digest"]), bytes.fromhex(entry["branch"])
+    return State(entry["sequence"], entry["anchor"], digest, branch)
 
 
 def record_of(entry: dict[str, Any] | None) -> Record | None:
@@ -162,10 +164,11 @@ def test_a_request_is_for_one_place_and_time() -> None:
     "asked",
     [
         replace(READ, expected=A),
-        replace(READ, state=State(1, 0, NOTHING)),
-        replace(ADVANCE, state=State(0, 5, B)),
-        replace(ADVANCE, state=State(5, 0, B)),
-        replace(ADVANCE, kind=Kind.ACCEPT, state=State(0, 5, B)),
+        replace(READ, state=State(1, 0, NOTHING, NOTHING)),
+        replace(READ, state=State(0, 0, NOTHING, E)),
+        replace(ADVANCE, state=State(0, 5, B, NOTHING)),
+        replace(ADVANCE, state=State(5, 0, B, NOTHING)),
+        replace(ADVANCE, kind=Kind.ACCEPT, state=State(0, 5, B, NOTHING)),
     ],
 )
 def test_requests_that_mean_nothing(asked: Request) -> None:
@@ -186,7 +189,8 @@ def test_an_answer_is_for_one_request() -> None:
         replace(ADVANCE, number=3),
         replace(ADVANCE, kind=Kind.ACCEPT),
         replace(ADVANCE, expected=C),
-        replace(ADVANCE, state=State(18, 5, C)),
+        replace(ADVANCE, state=State(18, 5, C, E)),
+        replace(ADVANCE, state=State(18, 5, B, F)),
         READ,
     ):
         with pytest.raises(UntrustedError, match="an old answer was repeated"):
@@ -210,11 +214,11 @@ def forged(status: int, record: Record) -> bytes:
         (5, KNOWN),
         (2**32 - 1, KNOWN),
         (Status.UNKNOWN, KNOWN),
-        (Status.UNKNOWN, Record(State(0, 0, NOTHING), 1)),
-        (Status.DONE, Record(State(0, 0, NOTHING))),
-        (Status.DONE, Record(State(0, 4, A))),
-        (Status.CONFLICT, Record(State(17, 0, A))),
-        (Status.FULL, Record(State(17, 0, A))),
+        (Status.UNKNOWN, Record(State(0, 0, NOTHING, NOTHING), 1)),
+        (Status.DONE, Record(State(0, 0, NOTHING, NOTHING))),
+        (Status.DONE, Record(State(0, 4, A, NOTHING))),
+        (Status.CONFLICT, Record(State(17, 0, A, NOTHING))),
+        (Status.FULL, Record(State(17, 0, A, NOTHING))),
     ],
 )
 def test_answers_that_mean_nothing(status: int, record: Record) -> None:
@@ -238,6 +242,7 @@ STATES = st.builds(
     st.integers(1, 6),
     st.integers(1, 4),
     st.sampled_from([A, B, C]),
+    st.sampled_from([E, F]),
 )
 
 
@@ -298,4 +303,4 @@ def test_stores_have_keys_of_their_own() -> None:
 
 
 def test_lengths_of_the_document() -> None:
-    assert (GREETING_BYTES, REQUEST_BYTES, ANSWER_BYTES) == (48, 232, 208)
+    assert (GREETING_BYTES, REQUEST_BYTES, ANSWER_BYTES) == (48, 264, 240)

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from avow.errors import MalformedError, RolledBackError, UnavailableError, UntrustedError
-from avow.sealing.anchor import Remembered
+from avow.sealing.anchor import Remembered, Step
 from avow.sealing.witness import (
     ANSWER_BYTES,
     GREETING_BYTES,
@@ -97,6 +97,15 @@ def root(sequence: int, value: int) -> FakeRoot:
     return FakeRoot(sequence, D[sequence], value)
 
 
+def step(value: int, nonce: int = 0) -> Step:
+    """To `value`, from a branch that says so."""
+    return Step(value, value.to_bytes(32, "little"), bytes([nonce]) * 32)
+
+
+def known(value: int, sequence: int) -> Remembered:
+    return Remembered(value, step(value).branch, sequence, D[sequence])
+
+
 def remembered(wire: Wire) -> Remembered | None:
     return anchor(wire).read()
 
@@ -105,8 +114,8 @@ def test_one_connection_for_all(wire: Wire) -> None:
     store = anchor(wire)
     assert store.read() is None
     for number in range(1, 8):
-        store.advance(number, root(number + 1, number))
-        assert store.read() == Remembered(number, number + 1, D[number + 1])
+        store.advance(step(number), root(number + 1, number))
+        assert store.read() == known(number, number + 1)
     assert wire.connections == 1
     assert [event.what for event in wire.events] == ["new store"]
 
@@ -115,11 +124,11 @@ def test_one_connection_for_all(wire: Wire) -> None:
 def test_a_kept_connection_that_ended(wire: Wire, fault: str) -> None:
     """It was idle for long: asked again on a new one, once, and nothing happens twice."""
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     wire.faults = [fault]
-    store.advance(2, root(3, 2))
+    store.advance(step(2), root(3, 2))
     assert wire.connections == 2
-    assert remembered(wire) == Remembered(2, 3, D[3])
+    assert remembered(wire) == known(2, 3)
 
 
 def test_nobody_there(wire: Wire) -> None:
@@ -133,69 +142,69 @@ def test_all_connections_fail(wire: Wire) -> None:
     store.read()
     wire.faults = ["lost request", "refused"]
     with pytest.raises(UnavailableError, match="`avow witness` runs there"):
-        store.advance(1, root(2, 1))
+        store.advance(step(1), root(2, 1))
 
 
 @pytest.mark.parametrize("fault", ["lost request", "lost answer"])
 def test_goes_on_where_nobody_said_what_happened(wire: Wire, fault: str) -> None:
     """The store has committed more meanwhile, so it is another root that is advanced with."""
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     wire.faults = [fault, "refused"]
     with pytest.raises(UnavailableError):
-        store.advance(2, root(3, 2))
-    store.advance(2, root(4, 2))
-    assert remembered(wire) == Remembered(2, 4, D[4])
+        store.advance(step(2), root(3, 2))
+    store.advance(step(2), root(4, 2))
+    assert remembered(wire) == known(2, 4)
     wire.faults = [fault, "refused"]
     with pytest.raises(UnavailableError):
-        store.advance(3, root(5, 3))
-    store.advance(3, root(5, 3))
-    assert remembered(wire) == Remembered(3, 5, D[5])
+        store.advance(step(3), root(5, 3))
+    store.advance(step(3), root(5, 3))
+    assert remembered(wire) == known(3, 5)
 
 
 def test_of_two_copies_one_goes_on(wire: Wire) -> None:
     one, other = anchor(wire), anchor(wire)
-    one.advance(1, root(2, 1))
+    one.advance(step(1), root(2, 1))
     other.read()
-    one.advance(2, root(3, 2))
+    one.advance(step(2), root(3, 2))
     with pytest.raises(RolledBackError, match="another copy of the store has gone on"):
-        other.advance(2, FakeRoot(3, D[9], 2))
-    one.advance(3, root(4, 3))
+        other.advance(step(2), FakeRoot(3, D[9], 2))
+    one.advance(step(3), root(4, 3))
     assert [event.what for event in wire.events] == ["new store", "refused (conflict)"]
 
 
 def test_a_copy_does_not_mistake_the_others_root_for_its_own(wire: Wire) -> None:
     """Also not after an answer was lost."""
     one, other = anchor(wire), anchor(wire)
-    one.advance(1, root(2, 1))
+    one.advance(step(1), root(2, 1))
     other.read()
-    one.advance(2, root(3, 2))
+    one.advance(step(2), root(3, 2))
     wire.faults = ["lost request", "refused"]
     with pytest.raises(UnavailableError):
-        other.advance(2, FakeRoot(3, D[9], 2))
+        other.advance(step(2), FakeRoot(3, D[9], 2))
     with pytest.raises(RolledBackError):
-        other.advance(2, FakeRoot(4, D[10], 2))
+        other.advance(step(2), FakeRoot(4, D[10], 2))
 
 
 def test_never_backwards(wire: Wire) -> None:
     store = anchor(wire)
-    store.advance(5, root(9, 5))
+    store.advance(step(5), root(9, 5))
     for older in (root(8, 6), root(10, 4), FakeRoot(9, D[11], 6)):
         with pytest.raises(RolledBackError):
-            store.advance(older.anchor, older)
-    store.accept(root(3, 6))
-    assert remembered(wire) == Remembered(6, 3, D[3])
+            store.advance(step(older.anchor), older)
+    store.accept(step(6), root(3, 6))
+    assert remembered(wire) == known(6, 3)
     assert wire.events[-1].what == "rollback accepted"
 
 
 def test_a_witness_that_forgot(wire: Wire, tmp_path: Path) -> None:
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     store.close()
     memory = WitnessMemory(tmp_path / "other.db")
     wire.witness = Witness(memory, WITNESS)
     with pytest.raises(RolledBackError, match="it knows no such store"):
-        store.advance(2, root(3, 2))
+        store.advance(step(2), root(3, 2))
     memory.close()
 
 
@@ -203,20 +212,20 @@ def test_full(wire: Wire, tmp_path: Path) -> None:
     memory = WitnessMemory(tmp_path / "small.db")
     wire.witness = Witness(memory, WITNESS, stores_max=1)
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     key = store_key(b"\x01" * 32, STORE_ID)
     late = WitnessAnchor(PLACE, public_bytes(WITNESS), key, STORE_ID, connect=wire.connect)
     assert late.read() is None
     with pytest.raises(UnavailableError, match="--stores-max"):
-        late.advance(1, root(2, 1))
+        late.advance(step(1), root(2, 1))
     assert len(memory) == 1
-    store.advance(2, root(3, 2))
+    store.advance(step(2), root(3, 2))
     memory.close()
 
 
 def test_another_witness(wire: Wire) -> None:
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     store.close()
     impostor = Ed25519PrivateKey.generate()
     wire.witness._key = impostor
@@ -238,7 +247,7 @@ def test_repeated_answers(wire: Wire) -> None:
 
     wire.change = keep
     store = anchor(wire)
-    store.advance(1, root(2, 1))
+    store.advance(step(1), root(2, 1))
     store.read()
     for old in list(answers):
         wire.change = lambda answer, old=old: old  # type: ignore[misc]
@@ -253,7 +262,7 @@ def test_answers_for_another_store(wire: Wire) -> None:
     other = WitnessAnchor(PLACE, public_bytes(WITNESS), key, STORE_ID, connect=wire.connect)
     answers: list[bytes] = []
     wire.change = lambda answer: answers.append(answer) or answer  # type: ignore[func-returns-value]
-    other.advance(1, root(2, 1))
+    other.advance(step(1), root(2, 1))
     wire.change = lambda answer: answers[-1]
     with pytest.raises(UntrustedError):
         anchor(wire).read()
