@@ -230,9 +230,12 @@ def _channel() -> Iterator[Target]:
 
 
 def _provisioning() -> Iterator[Target]:
-    secrets = Secrets({"store": bytes(range(32))}, {"tls.crt": b"certificate", "users": b""})
-    answers = [Taken(("store",), ("users",)), NotTaken(Category.DENIED, "PR3", "expected another")]
-    frames = [provisioning_messages.encode(each) for each in (secrets, *answers)]
+    messages: list[Secrets | Taken | NotTaken] = [
+        Secrets({"store": bytes(range(32))}, {"tls.crt": b"certificate", "users": b""}),
+        Taken(("store",), ("users",)),
+        NotTaken(Category.DENIED, "PR3", "expected another"),
+    ]
+    frames = [provisioning_messages.encode(each) for each in messages]
     every = tuple(provisioning_messages.FrameType)
     yield Target(
         "provisioning-message",
