@@ -20,15 +20,20 @@ pub fn compact(store: *Store, now_ns: u64) Error!void {
     try commit.commit(store, now_ns);
     store.slots.lowest_first = true;
     defer store.slots.lowest_first = false;
+    var smallest: u64 = std.math.maxInt(u64);
+    var in_vain: u32 = 0;
     for (0..PASSES_MAX) |_| {
-        const end_before = store.slots.trim();
+        const end = store.slots.trim();
         const used = store.slots.taken_count + format.SLOT_FIRST;
-        if (end_before <= used) break;
+        in_vain = if (end < smallest) 0 else in_vain + 1;
+        smallest = @min(smallest, end);
+        // A pass may fill what the next one frees, so one without success is not the end.
+        if (end <= used or in_vain == 2) break;
         try pass(store, used);
         store.root.is_changed = true;
         try commit.commit(store, now_ns);
-        if (store.slots.trim() >= end_before) break;
     }
+    _ = store.slots.trim();
     // Both root records say how few slots there are before the others go.
     for (0..2) |_| {
         store.root.is_changed = true;
