@@ -71,6 +71,7 @@ class Client:
         self.connected = False
         self.had_session = False
         self._decoder = StreamDecoder(VERSION)
+        self._unsent = b""
 
     def attach(self, link: socket.socket) -> None:
         """A new connection: CONNECT goes out at once."""
@@ -78,6 +79,7 @@ class Client:
         self.link = link
         self.connected = False
         self._decoder = StreamDecoder(VERSION)
+        self._unsent = b""
         self.send(Connect(self.name, VERSION, clean_start=False))
 
     def send(
@@ -87,10 +89,25 @@ class Client:
         if self.link is None:
             return
         data = packet.encode() if isinstance(packet, Connect) else packet.encode(VERSION)
+        self._unsent += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what the socket takes by now."""
+        if self.link is None:
+            return
         try:
-            self.link.sendall(data)
+            while self._unsent:
+                self._unsent = self._unsent[self.link.send(self._unsent) :]
+        except BlockingIOError:
+            return
         except (BrokenPipeError, ConnectionResetError):
             self.lost()
+
+    @property
+    def waits_to_send(self) -> bool:
+        """Whether `flush` has something to do."""
+        return self.link is not None and bool(self._unsent)
 
     def lost(self) -> None:
         """The connection is gone."""

@@ -185,7 +185,7 @@ class Torture:
             client.attach(ours)
         try:
             yield process
-        except ViolationError:
+        except BaseException:
             _kill(process)
             raise
         finally:
@@ -203,11 +203,15 @@ class Torture:
             links = {client.link: client for client in clients if client.link is not None}
             if self._publisher.link is None or not links:
                 return _ended(process)
-            ready, _, _ = select.select(list(links), [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            waiting = [link for link, client in links.items() if client.waits_to_send]
+            left_s = max(0.0, end - time.monotonic())
+            ready, writable, _ = select.select(list(links), waiting, [], left_s)
+            if not ready and not writable:
                 os.kill(process, signal.SIGKILL)
                 _wait(process)
                 raise ViolationError("the broker stopped answering")
+            for link in writable:
+                links[link].flush()
             for link in ready:
                 links[link].readable()
         return None
