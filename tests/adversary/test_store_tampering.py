@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from avow.errors import DamagedError, MalformedError, WrongKeyError
+from avow.errors import DamagedError, MalformedError, StorageError, WrongKeyError
 from avow.sealing.store import Store
+from avow.testing.lying_disk import LyingDisk
 from avow.testing.simulated_disk import SimulatedDisk
 from avow.testing.store_reader import SLOT_BYTES, Place, StoreReader
 from avow.testing.store_simulation import KEY, Snapshot, snapshot
@@ -55,6 +56,58 @@ def test_damage_is_named_by_file_and_block() -> None:
             store.read(f"/files/{NAME}", SLOT_BYTES, 1)
         (damage,) = store.check()
         assert re.fullmatch(rf"/files/{NAME}: block 1 \(level 0\)", str(damage))
+
+
+@pytest.mark.parametrize("lie", ["long", "failing", "failing size"])
+def test_a_disk_that_answers_wrongly_is_refused_at_opening(lie: str) -> None:
+    """More bytes than were asked for above all: nobody may write or read behind a buffer."""
+    disk = LyingDisk(small_store(), random.Random(lie), rate=1.0, lies=[lie])
+    for _ in range(20):
+        with pytest.raises(StorageError):
+            Store.open_on(disk, KEY)
+
+
+def test_a_disk_that_is_said_to_be_of_another_size_gives_right_data_or_is_refused() -> None:
+    honest = small_store()
+    expected = contents(honest.image)
+    disk = LyingDisk(honest, random.Random(1), rate=1.0, lies=["wrong size"])
+    refused = 0
+    for _ in range(40):
+        try:
+            store = Store.open_on(disk, KEY, read_only=True)
+        except REFUSED:
+            refused += 1
+            continue
+        assert snapshot(store) == expected
+        store.abandon()
+    assert 0 < refused < 40
+
+
+@pytest.mark.parametrize(
+    "lie", ["overlong", "negative", "refused", "broken", "half broken", "failing sync"]
+)
+def test_a_disk_that_answers_wrongly_is_refused_at_a_commit(lie: str) -> None:
+    honest = small_store()
+    expected = contents(honest.image)
+    disk = LyingDisk(honest, random.Random(lie), rate=0.0, lies=[lie])
+    store = Store.open_on(disk, KEY)
+    store.write(f"/files/{NAME}", b"other")
+    disk.rate = 1.0
+    with pytest.raises(StorageError):
+        store.commit()
+    store.abandon()
+    if lie != "overlong":
+        # The disk did write all that it was told to, and said too much.
+        assert contents(honest.image) == expected
+
+
+def test_writes_that_are_cut_short_are_gone_on_with() -> None:
+    honest = small_store()
+    disk = LyingDisk(honest, random.Random(1), rate=1.0, lies=["shortened"])
+    with Store.open_on(disk, KEY) as store:
+        store.write(f"/files/{NAME}", b"other")
+    assert contents(honest.image)[f"/files/{NAME}"] == b"other" + CONTENT[5:]
+    assert len(disk.told) > 4
 
 
 def test_swapped_and_copied_blocks_are_noticed() -> None:

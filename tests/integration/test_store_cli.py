@@ -17,6 +17,7 @@ import pytest
 from avow.cli import run
 from avow.cli.exit_codes import ExitCode
 from avow.cli.progress import progress
+from avow.sealing import library
 from avow.sealing.store import Store
 from avow.testing.store_reader import SLOT_BYTES, Place, StoreReader
 
@@ -152,6 +153,25 @@ def test_export_to_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run(["store", "export", "data", "out", *KEY_OPTION]) == ExitCode.FAILED
     assert "expected nothing at out" in capsys.readouterr().err
     assert (place / "out/a").read_bytes() == b"mine"
+
+
+def test_export_keeps_links(place: Path) -> None:
+    put(place, "/files/a", LARGE)
+    with Store.open(place / "data", key(place)) as store:
+        files, number = store.stat("/files").inode, store.stat("/files/a").inode
+        native = library.load()
+        assert native.avow_store_link(store.handle, number, files, b"b", 1, 1) == 0
+        # Out of the store and out of the export: written as a link, and never followed.
+        soft = native.avow_store_make(store.handle, files, b"c", 1, 3, 1)
+        assert native.avow_store_write(store.handle, soft, 0, b"../../data", 10, 1) == 0
+    assert run(["store", "export", "data", "out", *KEY_OPTION]) == ExitCode.OK
+    assert (place / "out/files/a").samefile(place / "out/files/b")
+    assert (place / "out/files/b").read_bytes() == LARGE
+    assert (place / "out/files/c").readlink() == Path("../../data")
+    done = command("export", "data", "-", "--path", "/files", *KEY_OPTION)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        assert archive.getmember("b").linkname == "a"
+        assert archive.getmember("c").linkname == "../../data"
 
 
 def test_export_as_tar(place: Path) -> None:
