@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from avow.testing.mqtt import Puback, Publish
 from tests.integration.attested_clients import broker_policy
 from tests.integration.provisioned_broker import (
     PASSWORD,
@@ -201,6 +202,36 @@ def test_the_owner_reads_why_a_broker_cannot_start(owner: Owner) -> None:
             assert running.wait() == 2
         finally:
             running.close()
+
+
+def test_the_owners_key_opens_the_brokers_store_and_another_one_does_not(owner: Owner) -> None:
+    """What is on the disk is of no use without the owner."""
+    owner.configure(rest='---[store]\ndirectory = "state"\nkey = "provisioned"\n')
+    context = ssl.create_default_context(cafile=str(owner.folder / "ca.pem"))
+    with waiting_broker(owner.config) as running:
+        assert not (owner.folder / "state").exists()
+        assert owner.provision(owners_port(running)).returncode == 0
+        with PlainClient(running.port("mqtts"), context) as client:
+            client.connect(client_id="c", username="alice", password=PASSWORD.encode())
+            client.send(Publish("room", b"kept", qos=1, packet_id=1, retain=True))
+            assert client.receive(Puback).code < 0x80
+        running.process.kill()
+        running.wait()
+    with waiting_broker(owner.config) as running:
+        assert owner.provision(owners_port(running)).returncode == 0
+        with PlainClient(running.port("mqtts"), context) as client:
+            client.connect(client_id="d", username="alice", password=PASSWORD.encode())
+            assert client.subscribe("room") == 0
+            assert client.receive(Publish).payload == b"kept"
+    running = ServiceProcess(("--tee", "simulated", "--config", str(owner.config)))
+    try:
+        owner.secrets(store_key=bytes(reversed(STORE_KEY)))
+        done = owner.provision(owners_port(running))
+        assert done.returncode == 3
+        assert b"PR5" in done.stderr
+        assert running.wait() == 104
+    finally:
+        running.close()
 
 
 def test_bad_input(owner: Owner) -> None:
