@@ -118,10 +118,10 @@ def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundin
         except (Trap, WasmtimeError) as error:
             # `proc_exit` ends a program from within a call, which looks like this too.
             if wasi.exit_code is None:
-                _report_damage(wasi)
+                report_damage(wasi)
                 in_use = 0 if memory is None else memory.data_len(store)
                 raise _error_of(error, limits, in_use) from error
-        _report_damage(wasi)
+        report_damage(wasi)
         return (wasi.exit_code or 0) & 0xFF
 
 
@@ -130,7 +130,7 @@ def _memory_of(store: Store, instance: Instance) -> Memory | None:
     return memory if isinstance(memory, Memory) else None
 
 
-def _report_damage(wasi: Wasi) -> None:
+def report_damage(wasi: Wasi) -> None:
     """Raises `DamagedError` when the program met a damaged file, whatever it made of that.
 
     A full disk is the program's own affair, as everywhere. One that failed is reported by the last

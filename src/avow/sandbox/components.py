@@ -11,7 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from wasmtime import Engine, ExitTrap, Store, WasiConfig, WasmtimeError
-from wasmtime.component import Component, Func, Instance, Linker
+from wasmtime.component import (
+    Component,
+    ComponentInstanceType,
+    EnumType,
+    Func,
+    FuncType,
+    Instance,
+    Linker,
+    ResourceAny,
+    ResourceType,
+    ResultType,
+    Variant,
+)
 
 from avow.errors import (
     AvowError,
@@ -21,6 +33,7 @@ from avow.errors import (
     ModuleError,
     UnavailableError,
 )
+from avow.sandbox.commands import report_damage
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
 from avow.sandbox.limits import (
@@ -30,7 +43,10 @@ from avow.sandbox.limits import (
     TABLES_MAX,
     Limits,
 )
+from avow.sandbox.preview2 import RESOURCES, Failed, Preview2
 from avow.sandbox.traps import one_line, stopped
+from avow.sandbox.wasi import Wasi
+from avow.sandbox.wasi_calls import WasiCalls
 
 if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings
@@ -56,6 +72,18 @@ INTERFACES: Final = frozenset(
 )
 _VERSIONED: Final = re.compile(r"(wasi:[a-z]+/[a-z0-9-]+)@0\.2\.[0-9]+")
 _RUN: Final = "wasi:cli/run"
+# How wasmtime 50 stops a component that passes two borrowed handles to a function of the host.
+_TWO_HANDLES: Final = "deferred host scope"
+# What stays wasmtime's in any case: these have nothing to do with files, streams and waiting.
+_WITHOUT_FILES: Final = frozenset(
+    {
+        "wasi:cli/environment",
+        "wasi:cli/exit",
+        "wasi:random/insecure",
+        "wasi:random/insecure-seed",
+        "wasi:random/random",
+    }
+)
 
 # The functions of each clock, and its grant (wasi:clocks 0.2).
 _CLOCKS: Final = {
@@ -66,7 +94,6 @@ _CLOCKS: Final = {
     ),
 }
 _MODULES_ONLY: Final = {
-    "sealed": "a sealed folder",
     "tcp": "a TCP connection",
     "listen": "a TCP port",
     "evidence": "evidence",
@@ -114,7 +141,22 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     linker = Linker(engine)
     linker.allow_shadowing = True
     linker.add_wasip2()
-    _deny_clocks(engine, component, linker, surroundings.grants)
+    if not surroundings.grants.sealed:
+        _deny_clocks(engine, component, linker, surroundings.grants)
+        return _run_linked(linker, store, component, entry, limits)
+    with Wasi.of(surroundings) as wasi:
+        preview2 = Preview2(WasiCalls(wasi), surroundings.grants.clocks)
+        _define_sealed(engine, component, linker, preview2)
+        try:
+            return _run_linked(linker, store, component, entry, limits)
+        finally:
+            # What the program met of damage counts more than what it made of that.
+            report_damage(wasi)
+
+
+def _run_linked(
+    linker: Linker, store: Store, component: Component, entry: str, limits: Limits
+) -> int:
     try:
         instance = linker.instantiate(store, component)
     except WasmtimeError as error:
@@ -126,8 +168,18 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     except ExitTrap as ended:
         return int(ended.code) & 0xFF
     except WasmtimeError as error:
+        if _TWO_HANDLES in str(error):
+            raise _cannot_pass() from error
         raise stopped(error, limits, 0) from error
     return 1 if failed else 0
+
+
+def _cannot_pass() -> ImportsError:
+    return ImportsError(
+        "expected a component with sealed folders to do without renaming and linking files, "
+        "comparing descriptors and waiting for several things at once, this one did not: wasmtime "
+        "cannot pass such calls on; build it as a module of WASI preview 1"
+    )
 
 
 def _interface(name: str) -> str:
@@ -180,6 +232,68 @@ def _deny_clocks(engine: Engine, component: Component, linker: Linker, grants: G
         with linker.root() as root, root.add_instance(name) as interface:
             for function in functions:
                 interface.add_func(function, _denying(name, function, f"clock:{clock}"))
+
+
+def _define_sealed(
+    engine: Engine, component: Component, linker: Linker, preview2: Preview2
+) -> None:
+    """All that has to do with files, streams and waiting, over the vault's preview 1.
+
+    A whole interface at a time, for each that is imported: their resources belong together.
+    """
+    functions = preview2.functions()
+    for name, imported in component.type.imports(engine).items():
+        interface = imported.ty
+        if _interface(name) in _WITHOUT_FILES or not isinstance(interface, ComponentInstanceType):
+            continue
+        own = functions.get(_interface(name), {})
+        with linker.root() as root, root.add_instance(name) as defined:
+            for export, item in interface.exports(engine).items():
+                kind: object = item.ty
+                if isinstance(kind, ResourceType):
+                    host = ResourceType.host(RESOURCES[export])
+                    defined.add_resource(export, host, lambda store, rep: preview2.drop(rep))
+                elif isinstance(kind, FuncType):
+                    defined.add_func(export, _answering(name, export, kind, own.get(export)))
+
+
+def _answering(
+    interface: str, name: str, kind: FuncType, function: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """`function` with its results as wasmtime wants them: a result whose two cases cannot be told
+    apart by their Python types is a `Variant`. Without a function: what says no."""
+    result = kind.result
+    tagged = isinstance(result, ResultType) and result._tagged()
+    codes: list[str] = []
+    if isinstance(result, ResultType) and isinstance(result.err, EnumType):
+        codes = result.err.names
+
+    def answer(store: Any, *arguments: Any) -> Any:
+        # All of them, even if nobody asks for them: a handle that was lent has to be given back.
+        numbers = [_numbered(store, each) for each in arguments]
+        if function is not None:
+            value = function(*numbers)
+        elif "access-denied" in codes:
+            value = Failed("access-denied")
+        else:
+            raise ImportsError(
+                f"expected the program to do without {interface}#{name}, it called it; beside "
+                f"sealed folders there are no sockets for components: build it as a module of "
+                f"preview 1"
+            )
+        if isinstance(value, Failed):
+            return Variant("err", value.error) if tagged else value.error
+        return Variant("ok", value) if tagged else value
+
+    return answer
+
+
+def _numbered(store: Any, argument: Any) -> Any:
+    if isinstance(argument, ResourceAny):
+        return argument.to_host(store).rep
+    if isinstance(argument, list):
+        return [_numbered(store, each) for each in argument]
+    return argument
 
 
 def _denying(interface: str, function: str, grant: str) -> Callable[..., NoReturn]:

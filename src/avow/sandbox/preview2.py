@@ -1,0 +1,472 @@
+"""WASI preview 2 over preview 1: for components that have folders of the sealed store.
+
+wasmtime's own preview 2 knows no store. So what has to do with files, streams, waiting and clocks
+is defined here, by calls of the vault's preview 1; variables, arguments, exit and random bytes stay
+wasmtime's. There are no sockets. The types are those of https://github.com/WebAssembly/WASI,
+wasip2 (packages cli, clocks, filesystem, io at 0.2).
+
+Bytes pass through wasmtime's conversion of a `list<u8>` one by one, about 1 µs each. And wasmtime
+50 cannot pass two borrowed handles in one call to functions that are defined like these: it stops a
+component that calls rename-at, link-at, is-same-object, splice, or poll for several.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from wasmtime.component import Record, ResourceHost, Variant
+
+from avow.errors import ImportsError
+from avow.sandbox.wasi_calls import Filestat, RefusedError, WasiCalls
+
+RESOURCES: Final[Mapping[str, int]] = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("error", "pollable", "input-stream", "output-stream"),
+            *("descriptor", "directory-entry-stream", "terminal-input", "terminal-output"),
+            *("network", "tcp-socket", "udp-socket", "incoming-datagram-stream"),
+            *("outgoing-datagram-stream", "resolve-address-stream"),
+        ),
+        start=1,
+    )
+}
+"""The resource types, with the numbers by which wasmtime tells them apart."""
+
+READ_BYTES_MAX: Final = 64 << 10
+_WRITE_BYTES_MAX: Final = 64 << 10
+_NS_PER_S: Final = 1_000_000_000
+_REALTIME: Final = 0
+_MONOTONIC: Final = 1
+_STDIN: Final = 0
+
+# Rights of preview 1 that writing and reading need (typenames.witx, `rights`).
+_RIGHTS_ALL: Final = (1 << 30) - 1
+_RIGHTS_WRITE: Final = 1 << 0 | 1 << 6 | 1 << 8 | 1 << 22
+_RIGHTS_READ: Final = 1 << 1 | 1 << 14
+_RIGHT_READ: Final = 1 << 1 | 1 << 14
+_RIGHT_WRITE: Final = 1 << 6
+_RIGHT_CREATE: Final = 1 << 10
+
+_OFLAGS: Final = {"create": 1, "directory": 2, "exclusive": 4, "truncate": 8}
+_ADVICE: Final = ("normal", "sequential", "random", "will-need", "dont-need", "no-reuse")
+_FILETYPES: Final = {
+    1: "block-device",
+    2: "character-device",
+    3: "directory",
+    4: "regular-file",
+    5: "socket",
+    6: "socket",
+    7: "symbolic-link",
+}
+_SET_TIME: Final = {"accessed": (1, 2), "modified": (4, 8)}
+_CODES: Final = {
+    2: "access",
+    6: "would-block",
+    7: "already",
+    8: "bad-descriptor",
+    10: "busy",
+    16: "deadlock",
+    19: "quota",
+    20: "exist",
+    22: "file-too-large",
+    25: "illegal-byte-sequence",
+    26: "in-progress",
+    27: "interrupted",
+    28: "invalid",
+    29: "io",
+    31: "is-directory",
+    32: "loop",
+    34: "too-many-links",
+    35: "message-size",
+    37: "name-too-long",
+    43: "no-device",
+    44: "no-entry",
+    46: "no-lock",
+    48: "insufficient-memory",
+    51: "insufficient-space",
+    52: "unsupported",
+    54: "not-directory",
+    55: "not-empty",
+    56: "not-recoverable",
+    58: "unsupported",
+    59: "no-tty",
+    60: "no-such-device",
+    61: "overflow",
+    63: "not-permitted",
+    64: "pipe",
+    69: "read-only",
+    70: "invalid-seek",
+    74: "text-file-busy",
+    75: "cross-device",
+    76: "access",
+    33: "insufficient-memory",
+    41: "insufficient-memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a function returns in place of its result when that is an error."""
+
+    error: object
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream of a descriptor: from `offset` on, or where the descriptor stands (None)."""
+
+    fd: int
+    offset: int | None
+    appends: bool = False
+
+
+@dataclass(slots=True)
+class _Entries:
+    fd: int
+    cookie: int = 0
+
+
+@dataclass(slots=True)
+class _Pollable:
+    """Ready at once, at a time of `time.monotonic_ns`, or when a descriptor of avow can be read."""
+
+    at_ns: int | None = None
+    host_fd: int | None = None
+
+
+class Preview2:
+    """The functions, by interface and name. They get handles as the numbers of their resources."""
+
+    def __init__(self, calls: WasiCalls, clocks: frozenset[str]) -> None:
+        self._calls = calls
+        self._clocks = clocks
+        self._things: dict[int, Any] = {}
+        self._last = 0
+        # A stream may outlive the descriptor that it was made of, so descriptors are counted.
+        self._uses: dict[int, int] = {}
+        self._preopened = tuple(calls.preopened())
+
+    def functions(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
+        """All that are there."""
+        return {
+            "wasi:io/error": {"[method]error.to-debug-string": self._debug},
+            "wasi:io/poll": {
+                "[method]pollable.ready": lambda p: self._ready(self._thing(p)),
+                "[method]pollable.block": lambda p: self._wait([self._thing(p)]),
+                "poll": self._poll,
+            },
+            "wasi:io/streams": self._of_streams(),
+            "wasi:cli/stdin": {"get-stdin": lambda: self._own("input-stream", _Stream(0, None))},
+            "wasi:cli/stdout": {"get-stdout": lambda: self._own("output-stream", _Stream(1, None))},
+            "wasi:cli/stderr": {"get-stderr": lambda: self._own("output-stream", _Stream(2, None))},
+            "wasi:cli/terminal-stdin": {"get-terminal-stdin": lambda: None},
+            "wasi:cli/terminal-stdout": {"get-terminal-stdout": lambda: None},
+            "wasi:cli/terminal-stderr": {"get-terminal-stderr": lambda: None},
+            "wasi:clocks/wall-clock": {
+                "now": lambda: _datetime(self._clock("clock_time_get", _REALTIME)),
+                "resolution": lambda: _datetime(self._clock("clock_res_get", _REALTIME)),
+            },
+            "wasi:clocks/monotonic-clock": {
+                "now": lambda: self._clock("clock_time_get", _MONOTONIC),
+                "resolution": lambda: self._clock("clock_res_get", _MONOTONIC),
+                "subscribe-instant": self._until,
+                "subscribe-duration": self._after,
+            },
+            "wasi:filesystem/preopens": {"get-directories": self._directories},
+            "wasi:filesystem/types": self._of_files(),
+            "wasi:sockets/instance-network": {
+                "instance-network": lambda: self._own("network", None)
+            },
+        }
+
+    def drop(self, rep: int) -> None:
+        """The program has no handle of that thing any more."""
+        fd = _descriptor_of(self._things.pop(rep, None))
+        if fd is None:
+            return
+        self._uses[fd] -= 1
+        kept = fd in (0, 1, 2) or fd in dict(self._preopened)
+        if self._uses[fd] == 0 and not kept:
+            self._calls.on_descriptor("fd_close", fd)
+
+    # Resources
+
+    def _own(self, kind: str, thing: object) -> ResourceHost:
+        self._last += 1
+        self._things[self._last] = thing
+        fd = _descriptor_of(thing)
+        if fd is not None:
+            self._uses[fd] = self._uses.get(fd, 0) + 1
+        return ResourceHost.own(self._last, RESOURCES[kind])
+
+    def _thing(self, rep: int) -> Any:
+        return self._things[rep]
+
+    # Streams
+
+    def _of_streams(self) -> dict[str, Callable[..., Any]]:
+        methods: dict[str, Callable[..., Any]] = {}
+        for way in ("", "blocking-"):
+            methods[f"[method]input-stream.{way}read"] = self._read
+            methods[f"[method]input-stream.{way}skip"] = lambda i, n: _length(self._read(i, n))
+            methods[f"[method]output-stream.{way}splice"] = self._splice
+            methods[f"[method]output-stream.{way}flush"] = lambda o: None
+        for name in ("write", "blocking-write-and-flush"):
+            methods[f"[method]output-stream.{name}"] = self._write
+        for name in ("write-zeroes", "blocking-write-zeroes-and-flush"):
+            methods[f"[method]output-stream.{name}"] = lambda o, n: self._write(o, bytes(n))
+        methods["[method]output-stream.check-write"] = lambda o: _WRITE_BYTES_MAX
+        methods["[method]output-stream.subscribe"] = lambda o: self._own("pollable", _Pollable())
+        methods["[method]input-stream.subscribe"] = self._subscribe
+        return methods
+
+    def _read(self, rep: int, length: int) -> bytes | Failed:
+        stream: _Stream = self._thing(rep)
+        if length == 0:
+            return b""
+        try:
+            data = self._calls.read(stream.fd, min(length, READ_BYTES_MAX), stream.offset)
+        except RefusedError as refused:
+            return self._broken(refused)
+        if not data:
+            return Failed(None)  # closed
+        if stream.offset is not None:
+            stream.offset += len(data)
+        return data
+
+    def _write(self, rep: int, data: bytes) -> Failed | None:
+        stream: _Stream = self._thing(rep)
+        try:
+            while data:
+                if stream.appends:
+                    stream.offset = self._calls.filestat(stream.fd).size_bytes
+                count = self._calls.write(stream.fd, data, stream.offset)
+                data = data[count:]
+                if stream.offset is not None:
+                    stream.offset += count
+        except RefusedError as refused:
+            return self._broken(refused)
+        return None
+
+    def _splice(self, out: int, into: int, length: int) -> int | Failed:
+        data = self._read(into, length)
+        if isinstance(data, Failed):
+            return data
+        failed = self._write(out, data)
+        return len(data) if failed is None else failed
+
+    def _broken(self, refused: RefusedError) -> Failed:
+        return Failed(self._own("error", refused))
+
+    def _debug(self, rep: int) -> str:
+        return str(self._thing(rep))
+
+    def _subscribe(self, rep: int) -> ResourceHost:
+        stream: _Stream = self._thing(rep)
+        return self._own("pollable", _Pollable(host_fd=0 if stream.fd == _STDIN else None))
+
+    # Waiting
+
+    def _until(self, when_ns: int) -> ResourceHost:
+        left_ns = max(0, when_ns - self._clock("clock_time_get", _MONOTONIC))
+        return self._own("pollable", _Pollable(at_ns=time.monotonic_ns() + left_ns))
+
+    def _after(self, length_ns: int) -> ResourceHost:
+        self._needs("monotonic")
+        return self._own("pollable", _Pollable(at_ns=time.monotonic_ns() + length_ns))
+
+    def _ready(self, pollable: _Pollable) -> bool:
+        if pollable.at_ns is not None:
+            return time.monotonic_ns() >= pollable.at_ns
+        return pollable.host_fd is None or bool(select.select([pollable.host_fd], [], [], 0)[0])
+
+    def _wait(self, pollables: list[_Pollable]) -> None:
+        while not any(map(self._ready, pollables)):
+            deadlines = [each.at_ns for each in pollables if each.at_ns is not None]
+            left_s = None
+            if deadlines:
+                left_s = max(0, min(deadlines) - time.monotonic_ns()) / _NS_PER_S
+            watched = [each.host_fd for each in pollables if each.host_fd is not None]
+            select.select(watched, [], [], left_s)
+
+    def _poll(self, reps: list[int]) -> list[int]:
+        pollables = [self._thing(each) for each in reps]
+        self._wait(pollables)
+        return [number for number, each in enumerate(pollables) if self._ready(each)]
+
+    # Clocks
+
+    def _needs(self, clock: str) -> None:
+        if clock not in self._clocks:
+            raise ImportsError(
+                f"expected the program to do without the {clock} clock, which was not granted, it "
+                f"asked for it; allow it with `--grant clock:{clock}`"
+            )
+
+    def _clock(self, function: str, clock: int) -> int:
+        self._needs("realtime" if clock == _REALTIME else "monotonic")
+        return self._calls.clock(function, clock)
+
+    # Files
+
+    def _directories(self) -> list[tuple[ResourceHost, str]]:
+        return [(self._own("descriptor", fd), name) for fd, name in self._preopened]
+
+    def _of_files(self) -> dict[str, Callable[..., Any]]:
+        calls = self._calls
+
+        def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+            """Of a method: the descriptor's number in place of its handle, and errors as codes."""
+
+            def call(rep: int, *arguments: Any) -> Any:
+                try:
+                    return function(self._thing(rep), *arguments)
+                except RefusedError as refused:
+                    return Failed(_CODES.get(refused.errno, "io"))
+
+            return call
+
+        methods: dict[str, Callable[..., Any]] = {
+            "read-via-stream": lambda fd, at: self._own("input-stream", _Stream(fd, at)),
+            "write-via-stream": lambda fd, at: self._own("output-stream", _Stream(fd, at)),
+            "append-via-stream": lambda fd: self._own("output-stream", _Stream(fd, 0, True)),
+            "advise": lambda fd, at, n, advice: calls.on_descriptor(
+                "fd_advise", fd, at, n, _ADVICE.index(advice)
+            ),
+            "sync-data": lambda fd: calls.on_descriptor("fd_datasync", fd),
+            "sync": lambda fd: calls.on_descriptor("fd_sync", fd),
+            "set-size": lambda fd, n: calls.on_descriptor("fd_filestat_set_size", fd, n),
+            "get-type": lambda fd: _filetype(calls.filestat(fd).filetype),
+            "get-flags": lambda fd: self._flags(fd),
+            "set-times": lambda fd, a, m: calls.set_times(fd, *_new_times(a, m)),
+            "read": self._read_at,
+            "write": lambda fd, data, at: calls.write(fd, data, at),
+            "read-directory": self._read_directory,
+            "create-directory-at": lambda fd, p: calls.on_path("path_create_directory", fd, p),
+            "remove-directory-at": lambda fd, p: calls.on_path("path_remove_directory", fd, p),
+            "unlink-file-at": lambda fd, p: calls.on_path("path_unlink_file", fd, p),
+            "stat": lambda fd: _stat(calls.filestat(fd)),
+            "stat-at": lambda fd, flags, p: _stat(calls.filestat_at(fd, p, follow=bool(flags))),
+            "set-times-at": self._set_times_at,
+            "link-at": lambda fd, flags, p, to, q: calls.link(
+                fd, p, self._thing(to), q, follow=bool(flags)
+            ),
+            "open-at": self._open_at,
+            "readlink-at": lambda fd, p: calls.read_link(fd, p),
+            "rename-at": lambda fd, p, to, q: calls.rename(fd, p, self._thing(to), q),
+            "symlink-at": lambda fd, target, p: calls.symlink(target, fd, p),
+            "is-same-object": lambda fd, other: (
+                _identity(calls.filestat(fd)) == _identity(calls.filestat(self._thing(other)))
+            ),
+            "metadata-hash": lambda fd: _hash(calls.filestat(fd)),
+            "metadata-hash-at": lambda fd, flags, p: _hash(
+                calls.filestat_at(fd, p, follow=bool(flags))
+            ),
+        }
+        return {
+            **{f"[method]descriptor.{name}": plainly(each) for name, each in methods.items()},
+            "[method]directory-entry-stream.read-directory-entry": plainly(self._entry),
+            "filesystem-error-code": self._error_code,
+        }
+
+    def _flags(self, fd: int) -> set[str]:
+        base, _ = self._calls.rights(fd)
+        named = {"read": _RIGHT_READ, "write": _RIGHT_WRITE, "mutate-directory": _RIGHT_CREATE}
+        return {name for name, right in named.items() if base & right}
+
+    def _read_at(self, fd: int, length: int, offset: int) -> tuple[bytes, bool]:
+        data = self._calls.read(fd, min(length, READ_BYTES_MAX), offset)
+        return data, not data and length > 0
+
+    def _read_directory(self, fd: int) -> ResourceHost:
+        self._calls.entry(fd, 0)
+        return self._own("directory-entry-stream", _Entries(fd))
+
+    def _entry(self, entries: _Entries) -> Record | None:
+        while (entry := self._calls.entry(entries.fd, entries.cookie)) is not None:
+            entries.cookie = entry.next_cookie
+            if entry.name not in (".", ".."):
+                return _record(type=_filetype(entry.filetype), name=entry.name)
+        return None
+
+    def _set_times_at(
+        self, fd: int, follow: set[str], path: str, accessed: Any, modified: Any
+    ) -> None:
+        first, second, flags = _new_times(accessed, modified)
+        self._calls.set_times_at(fd, path, (first, second), flags, follow=bool(follow))
+
+    def _open_at(
+        self, fd: int, follow: set[str], path: str, opening: set[str], flags: set[str]
+    ) -> ResourceHost:
+        rights = _RIGHTS_ALL
+        if "write" not in flags:
+            rights &= ~_RIGHTS_WRITE
+        if "read" not in flags and "write" in flags:
+            rights &= ~_RIGHTS_READ
+        oflags = sum(_OFLAGS[each] for each in opening)
+        opened = self._calls.open(fd, path, follow=bool(follow), oflags=oflags, rights=rights)
+        return self._own("descriptor", opened)
+
+    def _error_code(self, rep: int) -> str | None:
+        return _CODES.get(self._thing(rep).errno, "io")
+
+
+def _descriptor_of(thing: object) -> int | None:
+    if isinstance(thing, int):
+        return thing
+    return thing.fd if isinstance(thing, _Stream | _Entries) else None
+
+
+def _record(**fields: Any) -> Record:
+    record = Record()
+    for name, value in fields.items():
+        setattr(record, name.replace("_", "-"), value)
+    return record
+
+
+def _datetime(ns: int) -> Record:
+    return _record(seconds=ns // _NS_PER_S, nanoseconds=ns % _NS_PER_S)
+
+
+def _filetype(number: int) -> str:
+    return _FILETYPES.get(number, "unknown")
+
+
+def _stat(stat: Filestat) -> Record:
+    return _record(
+        type=_filetype(stat.filetype),
+        link_count=stat.links,
+        size=stat.size_bytes,
+        data_access_timestamp=_datetime(stat.accessed_ns),
+        data_modification_timestamp=_datetime(stat.modified_ns),
+        status_change_timestamp=_datetime(stat.changed_ns),
+    )
+
+
+def _identity(stat: Filestat) -> tuple[int, int]:
+    return stat.device, stat.inode
+
+
+def _hash(stat: Filestat) -> Record:
+    return _record(lower=stat.inode, upper=stat.device)
+
+
+def _new_times(accessed: Variant, modified: Variant) -> tuple[int, int, int]:
+    """The times in ns and the flags of `fd_filestat_set_times`, of two `new-timestamp`."""
+    times: list[int] = []
+    flags = 0
+    for name, given in (("accessed", accessed), ("modified", modified)):
+        given_at, now = _SET_TIME[name]
+        tag, value = given.tag, cast(Any, given.payload)
+        flags |= {"no-change": 0, "now": now, "timestamp": given_at}[tag]
+        times.append(value.seconds * _NS_PER_S + value.nanoseconds if tag == "timestamp" else 0)
+    return times[0], times[1], flags
+
+
+def _length(data: bytes | Failed) -> int | Failed:
+    return data if isinstance(data, Failed) else len(data)

@@ -1,0 +1,261 @@
+"""Preview 2 over the sealed store: what components are told about files, streams and clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmtime import wat2wasm
+from wasmtime.component import Record, ResourceHost, Variant
+
+from avow.errors import ImportsError
+from avow.sandbox.grants import Grants, SealedFolder, parse_grants
+from avow.sandbox.preview2 import READ_BYTES_MAX, Failed, Preview2
+from avow.sandbox.program import Surroundings, load
+from avow.sandbox.wasi import Wasi
+from avow.sandbox.wasi_calls import WasiCalls
+from avow.sealing.store import Store
+
+KEY = bytes(range(32))
+FOLLOW = {"symlink-follow"}
+BOTH = {"read", "write"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path / "store", [KEY]) as made:
+        made.make_directory("/files/data")
+        made.make_directory("/files/fixed")
+        made.make_file("/files/fixed/f")
+        yield made
+
+
+class Program:
+    """Calls the functions as a component would."""
+
+    def __init__(self, store: Store, *grants: str, folder: Path = Path("/")) -> None:
+        granted = parse_grants(["sealed:/data", "sealed:/fixed:ro", *grants], folder=folder)
+        self.wasi = Wasi.of(Surroundings(("app",), granted, store=store))
+        self.preview2 = Preview2(WasiCalls(self.wasi), granted.clocks)
+        self.functions = self.preview2.functions()
+        listed = self.call("wasi:filesystem/preopens", "get-directories")
+        self.directories = {name: handle.rep for handle, name in listed}
+        self.data = self.directories["/data"]
+
+    def call(self, interface: str, name: str, *arguments: Any) -> Any:
+        return self.functions[interface][name](*arguments)
+
+    def file(self, name: str, *arguments: Any) -> Any:
+        return self.call("wasi:filesystem/types", f"[method]descriptor.{name}", *arguments)
+
+    def stream(self, name: str, *arguments: Any) -> Any:
+        return self.call("wasi:io/streams", f"[method]{name}", *arguments)
+
+    def opened(self, path: str, opening: set[str], flags: set[str], at: str = "/data") -> int:
+        handle = self.file("open-at", self.directories[at], FOLLOW, path, opening, flags)
+        assert isinstance(handle, ResourceHost), handle
+        return int(handle.rep)
+
+
+@pytest.fixture
+def program(store: Store) -> Iterator[Program]:
+    made = Program(store)
+    yield made
+    made.wasi.close()
+
+
+def test_writing_and_reading(program: Program, store: Store) -> None:
+    fd = program.opened("a", {"create"}, BOTH)
+    out = program.file("write-via-stream", fd, 2).rep
+    assert program.stream("output-stream.check-write", out) >= 4096
+    assert program.stream("output-stream.write", out, b"hello ") is None
+    assert program.stream("output-stream.blocking-write-and-flush", out, b"you") is None
+    assert program.file("write", fd, b"!", 0) == 1
+    more = program.file("append-via-stream", fd).rep
+    assert program.stream("output-stream.write", more, b"++") is None
+    assert store.read("/files/data/a") == b"!\0hello you++"
+    into = program.file("read-via-stream", fd, 1).rep
+    assert program.stream("input-stream.read", into, 6) == b"\0hello"
+    assert program.stream("input-stream.skip", into, 1) == 1
+    assert program.stream("input-stream.blocking-read", into, 1 << 40) == b"you++"
+    assert program.stream("input-stream.read", into, 1) == Failed(None)
+    assert program.file("read", fd, 100, 11) == (b"++", False)
+    assert program.file("read", fd, 100, 13) == (b"", True)
+    assert program.file("sync", fd) is None
+
+
+def test_large_pieces(program: Program, store: Store) -> None:
+    data = bytes(range(256)) * 2000
+    fd = program.opened("large", {"create"}, BOTH)
+    out = program.file("write-via-stream", fd, 0).rep
+    assert program.stream("output-stream.write", out, data) is None
+    assert store.read("/files/data/large") == data
+    into = program.file("read-via-stream", fd, 0).rep
+    assert len(program.stream("input-stream.read", into, 1 << 20)) == READ_BYTES_MAX
+
+
+def test_folders(program: Program) -> None:
+    data = program.data
+    assert program.file("create-directory-at", data, "d") is None
+    assert program.file("create-directory-at", data, "d") == Failed("exist")
+    program.opened("d/f", {"create", "exclusive"}, {"write"})
+    assert program.file("remove-directory-at", data, "d") == Failed("not-empty")
+    opened = program.opened("d", {"directory"}, {"read"})
+    assert program.file("get-type", opened) == "directory"
+    entries = program.file("read-directory", opened).rep
+    name = "[method]directory-entry-stream.read-directory-entry"
+    entry = program.call("wasi:filesystem/types", name, entries)
+    assert (entry.name, entry.type) == ("f", "regular-file")
+    assert program.call("wasi:filesystem/types", name, entries) is None
+    assert program.file("rename-at", data, "d/f", data, "g") is None
+    assert program.file("link-at", data, set(), "g", data, "h") is None
+    assert program.file("stat-at", data, set(), "h").__dict__["link-count"] == 2
+    g, h = program.opened("g", set(), {"read"}), program.opened("h", set(), {"read"})
+    assert program.file("is-same-object", g, h) is True
+    assert program.file("is-same-object", g, opened) is False
+    assert program.file("metadata-hash", g) == program.file("metadata-hash-at", data, set(), "h")
+    assert program.file("symlink-at", data, "g", "l") is None
+    assert program.file("readlink-at", data, "l") == "g"
+    assert program.file("stat-at", data, set(), "l").type == "symbolic-link"
+    assert program.file("stat-at", data, FOLLOW, "l").type == "regular-file"
+    for name in ("g", "h", "l"):
+        assert program.file("unlink-file-at", data, name) is None
+    assert program.file("remove-directory-at", data, "d") is None
+    assert program.file("stat-at", data, set(), "d") == Failed("no-entry")
+
+
+def test_size_and_times(program: Program) -> None:
+    fd = program.opened("t", {"create"}, BOTH)
+    assert program.file("set-size", fd, 5) is None
+    at: Any = Record()
+    at.seconds, at.nanoseconds = 7, 8
+    given, kept = Variant("timestamp", at), Variant("no-change")
+    assert program.file("set-times", fd, kept, given) is None
+    stat = program.file("stat", fd)
+    assert stat.size == 5
+    assert stat.__dict__["data-modification-timestamp"] == at
+    assert program.file("set-times-at", program.data, set(), "t", given, kept) is None
+    assert program.file("stat", fd).__dict__["data-access-timestamp"] == at
+
+
+@pytest.mark.parametrize("path", ["../fixed/f", "/fixed/f", "a/../../fixed/f", "../../cache/x"])
+def test_nothing_outside(program: Program, path: str) -> None:
+    refused = program.file("open-at", program.data, FOLLOW, path, set(), {"read"})
+    assert isinstance(refused, Failed)
+
+
+def test_read_only_is_read_only(program: Program, store: Store) -> None:
+    fixed = program.directories["/fixed"]
+    assert "read" in program.file("get-flags", fixed)
+    assert isinstance(program.file("create-directory-at", fixed, "d"), Failed)
+    assert isinstance(program.file("unlink-file-at", fixed, "f"), Failed)
+    refused = program.file("open-at", fixed, FOLLOW, "f", {"truncate"}, {"write"})
+    assert isinstance(refused, Failed)
+    fd = program.opened("f", set(), {"read"}, at="/fixed")
+    assert isinstance(program.file("write", fd, b"x", 0), Failed)
+    assert store.read("/files/fixed/f") == b""
+
+
+def test_a_descriptor_without_writing_does_not_write(program: Program) -> None:
+    program.opened("a", {"create"}, {"write"})
+    fd = program.opened("a", set(), {"read"})
+    assert isinstance(program.file("write", fd, b"x", 0), Failed)
+    out = program.file("write-via-stream", fd, 0).rep
+    failed = program.stream("output-stream.write", out, b"x")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ResourceHost)
+    code = program.call("wasi:filesystem/types", "filesystem-error-code", failed.error.rep)
+    assert code in ("access", "bad-descriptor", "not-permitted")
+
+
+def test_a_stream_outlives_its_descriptor(program: Program) -> None:
+    fd = program.opened("a", {"create"}, BOTH)
+    program.file("write", fd, b"still", 0)
+    into = program.file("read-via-stream", fd, 0).rep
+    program.preview2.drop(fd)
+    assert program.stream("input-stream.read", into, 9) == b"still"
+    program.preview2.drop(into)
+    # Now it is closed: thousands may be opened one after the other.
+    for _ in range(4200):
+        program.preview2.drop(program.opened("a", set(), {"read"}))
+
+
+CLOCKS: list[tuple[str, str, Callable[[Any], bool]]] = [
+    ("wall-clock", "realtime", lambda now: now.seconds > 1_700_000_000),
+    ("monotonic-clock", "monotonic", lambda now: now > 0),
+]
+
+
+@pytest.mark.parametrize(("interface", "clock", "right"), CLOCKS)
+def test_clocks(store: Store, interface: str, clock: str, right: Callable[[Any], bool]) -> None:
+    with pytest.raises(ImportsError, match=f"clock:{clock}"):
+        Program(store).call(f"wasi:clocks/{interface}", "now")
+    program = Program(store, f"clock:{clock}")
+    assert right(program.call(f"wasi:clocks/{interface}", "now"))
+
+
+def test_waiting(store: Store) -> None:
+    with pytest.raises(ImportsError, match="clock:monotonic"):
+        Program(store).call("wasi:clocks/monotonic-clock", "subscribe-duration", 1)
+    program = Program(store, "clock:monotonic")
+    clock = "wasi:clocks/monotonic-clock"
+    soon = program.call(clock, "subscribe-duration", 20_000_000).rep
+    late = program.call(clock, "subscribe-duration", 10**15).rep
+    assert program.call("wasi:io/poll", "[method]pollable.ready", soon) is False
+    assert program.call("wasi:io/poll", "poll", [late, soon]) == [1]
+    assert program.call("wasi:io/poll", "[method]pollable.ready", soon) is True
+    past = program.call(clock, "subscribe-instant", 0).rep
+    program.call("wasi:io/poll", "[method]pollable.block", past)
+
+
+MAKES_A_FOLDER = """(component
+  (import "wasi:filesystem/types@0.2.1" (instance $types
+    (export "descriptor" (type $d (sub resource)))
+    (type $codes (enum "access" "exist" "io"))
+    (export "error-code" (type $code (eq $codes)))
+    (export "[method]descriptor.create-directory-at"
+      (func (param "self" (borrow $d)) (param "path" string) (result (result (error $code)))))))
+  (alias export $types "descriptor" (type $descriptor))
+  (alias export $types "[method]descriptor.create-directory-at" (func $make))
+  (import "wasi:filesystem/preopens@0.2.1" (instance $preopens
+    (alias outer 1 $descriptor (type $outer))
+    (export "descriptor" (type $d (eq $outer)))
+    (export "get-directories" (func (result (list (tuple (own $d) string)))))))
+  (alias export $preopens "get-directories" (func $directories))
+  (core module $memory
+    (memory (export "memory") 1)
+    (global $free (mut i32) (i32.const 1024))
+    (data (i32.const 16) "made")
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (global.set $free (i32.add (global.get $free) (i32.const 64)))
+      (global.get $free)))
+  (core instance $memory (instantiate $memory))
+  (core func $make (canon lower (func $make) (memory (core memory $memory "memory"))))
+  (core func $directories (canon lower (func $directories)
+    (memory (core memory $memory "memory")) (realloc (core func $memory "realloc"))))
+  (core module $m
+    (import "memory" "memory" (memory 1))
+    (import "host" "make" (func $make (param i32 i32 i32 i32)))
+    (import "host" "directories" (func $directories (param i32)))
+    (func (export "run") (result i32)
+      (call $directories (i32.const 64))
+      (call $make (i32.load (i32.load (i32.const 64))) (i32.const 16) (i32.const 4) (i32.const 80))
+      (i32.load8_u (i32.const 80))))
+  (core instance $i (instantiate $m (with "memory" (instance $memory))
+    (with "host" (instance
+      (export "make" (func $make)) (export "directories" (func $directories))))))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $r (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.1" (instance $r)))"""
+
+
+def test_a_component_has_sealed_folders(store: Store) -> None:
+    program = load(wat2wasm(MAKES_A_FOLDER))
+    grants = Grants(sealed=(SealedFolder("/", "data", read_only=False),))
+    surroundings = Surroundings(("app",), grants, store=store)
+    assert program.start(surroundings).exit_code() == 0
+    assert store.stat("/files/data/made").kind == "directory"
+    # It is there already, which is an error that the program is told.
+    assert program.start(surroundings).exit_code() == 1
