@@ -18,8 +18,10 @@ from avow.cli import run
 from avow.cli.exit_codes import ExitCode
 from avow.cli.progress import progress
 from avow.sealing import library
+from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.store import Store
 from avow.testing.store_reader import SLOT_BYTES, Place, StoreReader
+from tests.unit.sealing.anchor_world import Notebook, NotebookAnchor
 
 LARGE = bytes(range(256)) * 12_000
 
@@ -222,6 +224,30 @@ def test_check_names_every_damage(place: Path, capsys: pytest.CaptureFixture[str
     assert run(["store", "cat", "data", "/files/b", *KEY_OPTION]) == ExitCode.DAMAGED
     printed = capsys.readouterr()
     assert "/files/b" in printed.err or "block 0" in printed.err
+
+
+def test_check_asks_the_anchor(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anchor = NotebookAnchor(Notebook())
+    monkeypatch.setattr("avow.cli.store.open_anchor", lambda text, store: anchor)
+    arguments = ["store", "check", "data", *KEY_OPTION, "--anchor", "tpm:0x01800042"]
+    container = place / "data/store.avow"
+    with Store.open(place / "data", key(place)) as store:
+        begin_fresh(store, anchor).close()
+    old = container.read_bytes()
+    with Store.open(place / "data", key(place)) as store:
+        open_fresh(store, anchor).close()
+    # What is put without the anchor is newer than what it remembers, and no rollback.
+    put(place, "/files/a", b"more")
+    remembered = anchor.read()
+    assert run(arguments) == ExitCode.OK
+    assert anchor.read() == remembered
+    container.write_bytes(old)
+    capsys.readouterr()
+    assert run(arguments) == ExitCode.ROLLED_BACK
+    assert "it was put back" in capsys.readouterr().err
+    assert run(["store", "check", "data", *KEY_OPTION, "--anchor", "nonsense"]) == ExitCode.USAGE
 
 
 def test_rotate_and_compact(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from avow.cli.anchors import NONE, check_anchor, open_anchor
 from avow.cli.command_error import (
     CommandError,
     configuration_errors,
@@ -32,6 +33,7 @@ from avow.cli.store_export import (
     walk,
 )
 from avow.cli.store_keys import new_owner_key, owner_key
+from avow.sealing.anchor import check_fresh, read_note
 from avow.sealing.store import Root, Stat, Store
 
 _NS_PER_S: Final = 1_000_000_000
@@ -345,12 +347,24 @@ def export(directory: Path, target: str, source: str, path: str) -> int:
 @store.command()
 @_directory
 @_key
+@click.option(
+    "--anchor",
+    "anchor_text",
+    default=NONE,
+    show_default=True,
+    metavar="ANCHOR",
+    help="Ask this anchor whether the store is the newest: tpm:0x01800042 or "
+    "witness:HOST:PORT#KEY. Nothing is moved on.",
+)
 @_json
-def check(directory: Path, source: str, as_json: bool) -> int:
+def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
     """Read and prove every block, and name what is damaged: the file and the block.
 
-    Exit code 105 when something is. The root hash that is printed stands for every byte.
+    Exit code 105 when something is, 107 when the anchor knows of a newer store. The root hash that
+    is printed stands for every byte.
     """
+    with configuration_errors():
+        check_anchor(anchor_text)
     damages = 0
     with _reading(directory, source) as opened:
         with progress("checking"):
@@ -361,6 +375,8 @@ def check(directory: Path, source: str, as_json: bool) -> int:
                 else:
                     click.echo(f"damaged: {readable(str(damage))}")
         _print_root(opened.root, as_json, damages=damages)
+        if not damages:
+            _check_newest(opened, anchor_text)
     if damages:
         raise CommandError(
             f"expected every block to be the one that was committed, got {damages} that are not; "
@@ -368,6 +384,13 @@ def check(directory: Path, source: str, as_json: bool) -> int:
             ExitCode.DAMAGED,
         )
     return ExitCode.OK
+
+
+def _check_newest(opened: Store, anchor_text: str) -> None:
+    anchor = open_anchor(anchor_text, opened)
+    if anchor is not None:
+        with closing(anchor):
+            check_fresh(opened.root, read_note(opened), anchor.read(), anchor.name)
 
 
 @store.command()
