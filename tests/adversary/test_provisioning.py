@@ -24,7 +24,7 @@ from avow.channel.exchange import ClientExchange, ClientSettings
 from avow.channel.judge import Judge
 from avow.channel.messages import Answer as AnswerFrame
 from avow.channel.messages import FrameType, encode, frame_bytes
-from avow.channel.provisioning import node_context
+from avow.channel.provisioning import HANDSHAKES_MAX, node_context
 from avow.channel.provisioning_messages import FrameType as Kind
 from avow.channel.provisioning_messages import NotTaken, Secrets, Taken, decode
 from avow.channel.provisioning_messages import encode as encode_secrets
@@ -176,6 +176,16 @@ def test_strangers_cause_no_quote() -> None:
         assert node.attestation.counters.requests == 0
         assert provision(node.port) is None
         assert node.attestation.counters.requests == 1
+
+
+def test_idle_strangers_do_not_keep_the_owner_out() -> None:
+    """As many as there are places, and some more in the kernel's queue."""
+    with provisioning_node(OWNER) as node, contextlib.ExitStack() as crowd:
+        for _ in range(HANDSHAKES_MAX + 20):
+            address = ("127.0.0.1", node.port)
+            crowd.enter_context(socket.create_connection(address, PATIENCE_S))
+        assert provision(node.port) is None
+        assert node.offers.get(timeout=PATIENCE_S).keys == SECRETS.keys
 
 
 # A node that is not the one that the owner means.

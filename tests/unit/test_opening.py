@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from avow.evidence.appraisal import Tier
 from avow.evidence.claims import Workload
 from avow.evidence.report_data import ReportData
 from avow.tee.simulated.attester import SimulatedAttester
-from avow.testing.attested_channel import WORKLOAD, Expect, judge
+from avow.testing.attested_channel import WORKLOAD, Expect, identity, judge
 from avow.testing.pki import Authority
 
 PATIENCE_S = 20.0
@@ -351,6 +351,14 @@ def test_plain_clients_are_refused_where_they_are_not_wanted(tmp_path: Path) -> 
         with here.connect() as client:
             client.attest()
             here.arrival()
+
+
+def test_who_only_shows_evidence_has_to_ask_where_there_is_something_to_ask_for() -> None:
+    door = DoorAttestation(judge=judge(), identity=identity(), unattested_clients=False)
+    assert door.settings.clients_must_ask
+    assert not replace(door, unattested_clients=True).settings.clients_must_ask
+    # A broker without a platform has nothing to show.
+    assert not replace(door, identity=None).settings.clients_must_ask
 
 
 def test_only_the_authorised_get_evidence_and_a_flood_causes_no_quote(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def unprovisioned(configuration: Configuration) -> Unprovisioned:
             "[attestation]: secrets are for a node that has shown evidence"
         )
     return Unprovisioned(configuration, configuration_digest(configuration, FilesReadOnce()))
+
+
+def keep_out_of_core_dumps() -> None:
+    """What a process with secrets leaves behind when it crashes is a file that others may read."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def settings_of(listen: str, owner: str) -> ProvisioningSettings:
@@ -144,6 +150,7 @@ def _listening(
     table = waiting.configuration.provisioning
     if table is None:
         raise MalformedError("expected the table [provisioning], got none; report this")
+    keep_out_of_core_dumps()
     attestation.start()
     listener = ProvisioningListener(
         settings_of(table.listen, table.owner),
@@ -194,6 +201,7 @@ def await_provisioning(
     serves quotes already; `listening` is told the place and the port. Raises `UnavailableError`
     where the address cannot be listened on.
     """
+    keep_out_of_core_dumps()
     offers: queue.SimpleQueue[Offer] = queue.SimpleQueue()
     listener = ProvisioningListener(
         settings, vouching, offer=offers.put, observer=observer, now=datetime.now(UTC)
