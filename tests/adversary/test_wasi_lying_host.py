@@ -242,6 +242,9 @@ def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
         pass
     with bare_guest(directories=[PlainDirectory("/", tmp_path)]) as guest:
         assert guest.names() == ["good"]
+        with pytest.raises(FailedError) as caught:
+            guest.open(b"bad\xff", rights=READ_RIGHTS)
+        assert caught.value.errno == Errno.ILSEQ
 
 
 def test_an_endless_directory_ends(tmp_path: Path) -> None:

@@ -469,8 +469,10 @@ def test_paths_below_a_file(guest: Guest) -> None:
 def test_what_lies_outside_of_memory(guest: Guest) -> None:
     fd = guest.open("a", CREAT)
     guest.write(fd, bytes(100))
-    guest.put(BUFFER, (END - 4).to_bytes(4, "little") + (5).to_bytes(4, "little"))
-    bad_vector = (BUFFER, 1)
+    # The first buffer is good, the second is not.
+    numbers = (OUT, 4, END - 4, 5)
+    guest.put(BUFFER, b"".join(number.to_bytes(4, "little") for number in numbers))
+    bad_vector = (BUFFER, 2)
     for name, arguments in (
         ("fd_read", (fd, END - 7, 1, OUT)),
         ("fd_read", (fd, *bad_vector, OUT)),

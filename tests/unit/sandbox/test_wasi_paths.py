@@ -80,6 +80,8 @@ def test_trailing_slashes_ask_for_a_directory(guest: Guest) -> None:
     assert refused(guest.open, "new/", CREAT) == Errno.ISDIR
     assert refused(guest.stat, "a/") == Errno.NOTDIR
     assert refused(guest.stat, "m/") == Errno.NOTDIR
+    assert refused(guest.stat, "a/.") == Errno.NOTDIR
+    assert refused(guest.stat, "a/..") == Errno.NOTDIR
     assert guest.stat("d/").inode == guest.stat("d").inode
     assert guest.stat("l/", follow=False).inode == guest.stat("d").inode
     assert refused(guest.readlink, "l/") == Errno.INVAL
