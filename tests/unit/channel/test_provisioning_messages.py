@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from avow.channel.messages import Category
-from avow.channel.provisioning_checks import KEYS
+from avow.channel.provisioning_checks import CHECKS, KEYS
 from avow.channel.provisioning_messages import (
+    ANSWER_BYTES_MAX,
     BLOCK_BYTES,
     FILE_BYTES_MAX,
     HEADER_BYTES,
+    SECRETS_BYTES_MAX,
     FrameType,
     Message,
     NotTaken,
@@ -27,6 +31,7 @@ from avow.errors import DeniedError, MalformedError
 from avow.evidence import cbor
 
 ALL = tuple(FrameType)
+SPEC = Path(__file__).parents[3] / "docs/spec/provisioning.md"
 KEY = bytes(range(32))
 SECRETS = Secrets({"store": KEY}, {"tls.crt": b"certificate", "users": b""})
 MESSAGES: list[Message] = [
@@ -50,6 +55,23 @@ def test_the_bytes_of_a_message() -> None:
     frame = encode(Secrets({"k": KEY}, {"f": b"\x01\x02"}))
     content = bytes.fromhex("a3 0101 02 a1 616b 5820") + KEY + bytes.fromhex("03 a1 6166 42 0102")
     assert frame == (b"\xb0" + len(content).to_bytes(4, "big") + content).ljust(4096, b"\0")
+    example = [frame[:1], frame[1:5], content[:1], content[1:2], content[2:3]]
+    assert (
+        " ".join(SPEC.read_text().partition("For example")[2].split()).find(
+            " ".join(part.hex() for part in example)
+        )
+        > 0
+    )
+
+
+def test_the_specification_has_every_check_and_bound() -> None:
+    text = SPEC.read_text()
+    for check in CHECKS:
+        assert f"| {check.number} | {check.title} |" in text
+    for number in (SECRETS_BYTES_MAX, ANSWER_BYTES_MAX, FILE_BYTES_MAX, BLOCK_BYTES):
+        assert f"{number:,}" in text
+    for kind in FrameType:
+        assert f"| 0x{kind:02X} | {kind.name} |" in text
 
 
 @pytest.mark.parametrize("message", [*MESSAGES[:1], *MESSAGES[2:]])
