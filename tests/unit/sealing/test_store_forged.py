@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from avow.errors import AvowError, DamagedError
+from avow.sealing.library import Damage as NativeDamage
 from avow.sealing.store import Store
 from avow.testing.simulated_disk import SimulatedDisk
 from avow.testing.store_forger import StoreForger
@@ -175,3 +176,25 @@ def test_a_loop_of_directories_is_damage() -> None:
         with pytest.raises(DamagedError):
             store.rename("/cache", "/files/d/cache")
         assert any("/" in str(damage) for damage in store.check())
+
+
+def test_directories_that_are_found_on_many_ways_come_to_an_end() -> None:
+    """Every name in the root directory is made one of the root directory itself."""
+
+    def change(place: Place, block: bytes) -> bytes:
+        if place != Place(1, 0, 0):
+            return block
+        forged, at = bytearray(block), 0
+        while at < SLOT:
+            if any(forged[at : at + 8]):
+                forged[at : at + 8] = struct.pack("<Q", 1)
+            at += struct.unpack_from("<H", forged, at + 8)[0]
+        return bytes(forged)
+
+    forged = StoreForger(STORE, KEY).forge(change)
+    with Store.open_on(SimulatedDisk(forged), KEY, read_only=True) as store:
+        assert "/: block 0 (level 0)" in [str(damage) for damage in store.check()]
+        with pytest.raises(DamagedError):
+            store.listdir("/files")
+        inner = NativeDamage(inode=2, level=0, index=0)
+        assert str(store._damage(inner)) == "inode 2: block 0 (level 0)"

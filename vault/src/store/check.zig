@@ -145,16 +145,20 @@ pub fn pathOf(store: *Store, number: u64, into: []u8) usize {
         into[0] = '/';
         return 1;
     }
-    return search(store, store_file.ROOT, number, into, 0, 0);
+    var entries_left: u32 = PATH_ENTRIES_MAX;
+    return search(store, store_file.ROOT, number, into, 0, 0, &entries_left);
 }
 
-/// Deeper than this no path is looked for.
+/// Deeper than this no path is looked for, and not behind more names: whoever has the key can make
+/// directories that are found on very many ways.
 const PATH_DEPTH_MAX = 64;
+const PATH_ENTRIES_MAX = 1 << 20;
 
-fn search(store: *Store, dir: u64, number: u64, into: []u8, length: usize, depth: u32) usize {
+fn search(store: *Store, dir: u64, number: u64, into: []u8, length: usize, depth: u32, entries_left: *u32) usize {
     if (depth == PATH_DEPTH_MAX) return 0;
     var cookie: u64 = 0;
-    while (true) {
+    while (entries_left.* != 0) {
+        entries_left.* -= 1;
         const inode = inodes.get(store, dir) catch return 0;
         if (inode.kind != .directory) return 0;
         const found = directory.atOrAfter(store, inode, cookie) catch {
@@ -171,7 +175,8 @@ fn search(store: *Store, dir: u64, number: u64, into: []u8, length: usize, depth
         @memcpy(into[length + 1 .. end], entry.name);
         if (entry.inode == number) return end;
         if (entry.kind != .directory) continue;
-        const whole = search(store, entry.inode, number, into, end, depth + 1);
+        const whole = search(store, entry.inode, number, into, end, depth + 1, entries_left);
         if (whole != 0) return whole;
     }
+    return 0;
 }

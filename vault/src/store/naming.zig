@@ -26,7 +26,9 @@ pub fn inodeOf(store: *Store, dir: *Inode, place: directory.Place) Error!*Inode 
         else => err,
     };
     if (@backingInt(inode.kind) != place.kind or inode.links == 0) return store.damagedAt(dir.number, 0, block);
-    if (inode.kind == .directory and inode.parent != dir.number) return store.damagedAt(dir.number, 0, block);
+    // The root directory has no name: one would be a loop.
+    const is_misplaced = inode.number == store_file.ROOT or (inode.kind == .directory and inode.parent != dir.number);
+    if (is_misplaced) return store.damagedAt(dir.number, 0, block);
     return inode;
 }
 
