@@ -171,13 +171,15 @@ def test_a_journal_in_zig_goes_on_from_process_to_process(sandbox: Sandbox) -> N
     assert len(sandbox.cat("/files/kept.db")) < before
 
 
-def test_a_component_in_python_reads_what_it_was_granted(sandbox: Sandbox) -> None:
+def test_a_component_in_python_reads_plain_files_and_keeps_a_sealed_one(sandbox: Sandbox) -> None:
     readings = sandbox.folder / "readings"
     readings.mkdir()
-    lines = ['{"sensor": "a", "value": 1}', '{"sensor": "a", "value": 4}', "nonsense"]
-    (readings / "today.jsonl").write_text("\n".join([*lines, '{"sensor": "a", "value": NaN}']))
-    module = programs.telemetry()
-    grant = ("--grant", "plain:/readings=./readings")
-    done = sandbox.avow("run", module, *grant, "--", "/readings/today.jsonl")
+    lines = [f'{{"sensor": "a", "value": {value}}}' for value in (1, 4, "NaN")]
+    (readings / "today.jsonl").write_text("\n".join([*lines, "nonsense"]))
+    grants = ("plain:/readings=./readings", "sealed:/kept")
+    arguments = ("/readings/today.jsonl", "/kept/summary.json")
+    out = sandbox.run(programs.telemetry(), *arguments, grants=grants)
+    assert out == "1 sensors, 2 lines refused\n"
     sensor = {"count": 2, "mean": 2.5, "least": 1.0, "most": 4.0}
-    assert json.loads(done.stdout) == {"sensors": {"a": sensor}, "refused": 2}
+    kept = json.loads(sandbox.cat("/files/kept/summary.json"))
+    assert kept == {"sensors": {"a": sensor}, "refused": 2}

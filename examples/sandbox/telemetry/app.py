@@ -1,6 +1,6 @@
-"""A component in Python: reads telemetry, refuses what is nonsense, and prints a summary.
+"""A component in Python: reads telemetry, refuses what is nonsense, and writes a summary.
 
-    telemetry /readings/today.jsonl
+    telemetry /readings/today.jsonl /kept/summary.json
 
 A line of the file is `{"sensor": "s1", "time_s": 1, "value": 20.5}`. It is made into a WebAssembly
 component (WASI preview 2) by componentize-py, with CPython and this file inside.
@@ -13,9 +13,10 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def summary(lines: list[str]) -> dict[str, object]:
+def summary(lines: list[str]) -> dict[str, Any]:
     """Count, mean, extremes and jumps for each sensor, and how many lines were no readings."""
     values: dict[str, list[float]] = {}
     refused = 0
@@ -46,8 +47,10 @@ class Run:
     """What `wasi:cli/run` asks for."""
 
     def run(self) -> None:
-        """Raises SystemExit with 2 when no file is named."""
-        if len(sys.argv) != 2:
-            print("usage: telemetry READINGS", file=sys.stderr)
+        """Raises SystemExit with 2 when the two files are not named."""
+        if len(sys.argv) != 3:
+            print("usage: telemetry READINGS SUMMARY", file=sys.stderr)
             raise SystemExit(2)
-        print(json.dumps(summary(Path(sys.argv[1]).read_text().splitlines())))
+        found = summary(Path(sys.argv[1]).read_text().splitlines())
+        Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{len(found['sensors'])} sensors, {found['refused']} lines refused")
