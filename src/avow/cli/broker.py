@@ -239,6 +239,7 @@ def _run(
                         provisioned=ready.provisioned,
                         accept_rollback=accept_rollback,
                         failed=lambda error: controls.put(Failed(error)),
+                        note=lambda line: log.info("store", note=line),
                     )
                 )
                 service = Service(

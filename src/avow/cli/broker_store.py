@@ -9,7 +9,8 @@ from avow.broker.journal import Durability, Journal, open_journal
 from avow.broker.prepared import Prepared
 from avow.channel.provisioning import STORE_KEY, Provisioned
 from avow.cli.anchors import open_anchor
-from avow.cli.store_keys import owner_key
+from avow.cli.broker_attestation import SIMULATED
+from avow.cli.store_keys import key_of_store
 from avow.errors import AvowError
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
@@ -25,22 +26,31 @@ def open_state(
     provisioned: Provisioned | None,
     accept_rollback: int | None,
     failed: Callable[[AvowError], None],
+    note: Callable[[str], None],
 ) -> Iterator[Journal | None]:
     """The journal, for as long as the broker runs; None where the configuration has no store.
 
     A store that is not there is made. When the broker ends in order, the store is committed and its
     anchor moved on; when an exception ends it, what was not committed is dropped. `failed` is told
-    when the anchor cannot be moved on.
+    when the anchor cannot be moved on, `note` of what is made.
     """
     settings = prepared.configuration.store
     if settings is None:
         yield None
         return
     binding = KeyBinding(module, prepared.digest, runtime_manifest().digest)
-    key = owner_key(settings.key, binding, provisioned=_store_key(provisioned))
     made = not (settings.directory / CONTAINER).exists()
+    key = key_of_store(
+        settings.key,
+        binding,
+        made=made,
+        provisioned=_store_key(provisioned),
+        simulated=prepared.configuration.attestation.tee == SIMULATED,
+        say=note,
+    )
     if made:
         Store.create(settings.directory, [key]).close()
+        note(f"made a new store in {settings.directory}")
     with Store.open(settings.directory, key) as store:
         anchor = open_anchor(settings.anchor, store)
         interval_s = settings.anchor_interval_s

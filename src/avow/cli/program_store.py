@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from avow.cli.anchors import anchor_options, open_anchor
 from avow.cli.command_error import configuration_errors
-from avow.cli.store_keys import key_file, key_option, new_owner_key, owner_key
+from avow.cli.store_keys import key_of_store, key_option
 from avow.errors import AvowError, MalformedError
 from avow.sandbox.compiled_cache import CompiledCache
 from avow.sandbox.manifest import runtime_manifest
@@ -101,7 +101,7 @@ def open_program_store(
     made = not (folder / CONTAINER).exists()
     with configuration_errors():
         binding = KeyBinding(module, configuration, runtime)
-        key = _key(given["key"], binding, made, note, provisioned)
+        key = key_of_store(given["key"], binding, made=made, provisioned=provisioned, say=note)
     if made:
         Store.create(folder, [key]).close()
         note(f"made a new store in {folder}")
@@ -111,22 +111,6 @@ def open_program_store(
     except AvowError:
         store.abandon()
         raise
-
-
-def _key(
-    source: str,
-    binding: KeyBinding,
-    made: bool,
-    note: Callable[[str], None],
-    provisioned: bytes | None,
-) -> bytes:
-    """The key; with a store that is made, its file is made too where there is none."""
-    path = key_file(source)
-    if made and path is not None and not path.exists():
-        key = new_owner_key(source, binding, say=note)
-        note(f"made a new key in {path}; without it nobody opens the store")
-        return key
-    return owner_key(source, binding, provisioned=provisioned)
 
 
 def _fresh(store: Store, made: bool, given: dict[str, Any]) -> Freshness:

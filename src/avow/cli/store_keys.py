@@ -142,6 +142,25 @@ def new_owner_key(
     return bind_key(secret, bound)
 
 
+def key_of_store(
+    source: str,
+    binding: KeyBinding,
+    *,
+    made: bool,
+    provisioned: bytes | None = None,
+    simulated: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> bytes:
+    """As `owner_key`, for a program with a store. With a store that is `made` now, the file of its
+    key is made too where it is not there; `say` is told."""
+    path = key_file(source)
+    if made and path is not None and not path.exists():
+        key = new_owner_key(source, binding, simulated=simulated, say=say)
+        say(f"made a new key in {path}; without it nobody opens the store")
+        return key
+    return owner_key(source, binding, provisioned=provisioned, simulated=simulated)
+
+
 def _provisioned(key: bytes | None) -> bytes:
     if key is None:
         raise UnavailableError(

@@ -1,0 +1,78 @@
+"""A broker whose store's key is sealed by a TPM, and whose anchor is a counter in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avow.cli.exit_codes import ExitCode
+from avow.testing.swtpm import SoftwareTpm
+from tests.integration.service_process import ServiceProcess, avow, service
+
+pytestmark = pytest.mark.tpm
+
+ANCHOR = "tpm:0x01800042"
+
+
+@pytest.fixture
+def tpm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftwareTpm]:
+    with SoftwareTpm() as started:
+        monkeypatch.setenv("AVOW_TPM_TCTI", started.tcti)
+        yield started
+
+
+def arguments(folder: Path, *more: str, key: str = "") -> tuple[str, ...]:
+    source = key or f"tpm:{folder / 'store.tpm'}@0,7"
+    given = ("--store", str(folder / "state"), "--store-key", source, "--anchor", ANCHOR)
+    return ("--listen", "mqtt://127.0.0.1:0", *given, *more)
+
+
+def notes(running: ServiceProcess) -> str:
+    """What the broker has made, once it listens."""
+    return str(running.event("store")["note"])
+
+
+def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
+    container = tmp_path / "state" / "store.avow"
+    with service(*arguments(tmp_path)) as running:
+        pinned = notes(running).partition("write down --key ")[2]
+    assert pinned.startswith(f"tpm:{tmp_path / 'store.tpm'}@0,7#000b")
+    shutil.copyfile(container, tmp_path / "old")
+    # With the name of the TPM's storage key, as printed.
+    with service(*arguments(tmp_path, key=pinned)) as running:
+        running.event("listening")
+    # Put back.
+    shutil.copyfile(container, tmp_path / "newest")
+    shutil.copyfile(tmp_path / "old", container)
+    refused = avow("broker", *arguments(tmp_path))
+    assert refused.returncode == ExitCode.ROLLED_BACK, refused.stderr
+    assert b"the TPM's counter 0x01800042" in refused.stderr
+    shutil.copyfile(tmp_path / "newest", container)
+    # Another configuration has another PCR 23.
+    refused = avow("broker", *arguments(tmp_path, "--durability", "interval"))
+    assert refused.returncode == ExitCode.USAGE, refused.stderr
+    assert b"expected the PCRs 0, 7, 23 as when the key was sealed" in refused.stderr
+    with service(*arguments(tmp_path)) as running:
+        running.event("listening")
+
+
+def test_a_store_that_was_carried_off(tpm: SoftwareTpm, tmp_path: Path) -> None:
+    """Container, sealed key and all, to another machine."""
+    with service(*arguments(tmp_path)) as running:
+        running.event("listening")
+    tpm.stop()
+    with SoftwareTpm() as other:
+        environment = {"AVOW_TPM_TCTI": other.tcti}
+        refused = avow("broker", *arguments(tmp_path), environment=environment)
+    assert refused.returncode == ExitCode.USAGE, refused.stderr
+    assert b"it is of another machine" in refused.stderr
+
+
+def test_no_platforms_key_under_simulation(tpm: SoftwareTpm, tmp_path: Path) -> None:
+    refused = avow("broker", *arguments(tmp_path, "--tee", "simulated"))
+    assert refused.returncode == ExitCode.USAGE, refused.stderr
+    assert b"on the simulated platform" in refused.stderr
+    assert not (tmp_path / "store.tpm").exists()
