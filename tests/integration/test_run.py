@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -245,3 +246,50 @@ def test_measuring(folder: Path) -> None:
     other = measured(folder, "cat.wasm", "--grant", "env:A=1", "--", "x")
     assert other["configuration"] != found["configuration"]
     assert other["module"] == found["module"]
+
+
+def test_a_failing_anchor_ends_the_process_from_its_own_thread(folder: Path) -> None:
+    """With the program still computing: said once, kept, and gone with the error's code."""
+    code = """
+import threading
+from avow.cli.supervision import end_at_once
+from avow.errors import RolledBackError
+
+class Keeper:
+    def commit(self): ...
+    def keep(self): print("kept", flush=True)
+
+threading.Thread(target=end_at_once, args=(RolledBackError("older"), Keeper())).start()
+threading.Event().wait()
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+    assert finished.returncode == 107
+    assert finished.stdout == b"kept\n"
+    assert finished.stderr == b"avow: older\n"
+
+
+PIPE = 64
+
+
+def test_a_closed_pipe_is_an_error_for_the_program(folder: Path) -> None:
+    """Preview 1 has an errno for it (64) and no signals."""
+    text = LOOP.replace("(drop (call $write", "(call $exit (call $write").replace(
+        "(memory ",
+        '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory ',
+        1,
+    )
+    (folder / "writes.wasm").write_bytes(wat2wasm(text))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stream:
+        finished = subprocess.run(
+            [sys.executable, "-m", "avow", "run", "writes.wasm"],
+            cwd=folder,
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert finished.returncode == PIPE

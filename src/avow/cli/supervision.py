@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +74,12 @@ def supervise(running: Running, limits: Limits, keeper: Keeper) -> int:
 
 
 def end_at_once(error: AvowError, keeper: Keeper) -> NoReturn:
-    """Say what is wrong, and end the process with a program still running in another thread."""
-    native_signals()
+    """Say what is wrong, and end the process with a program still running in another thread.
+
+    It may be called from any thread, such as the one that keeps the anchor.
+    """
+    if threading.current_thread() is threading.main_thread():
+        native_signals()
     _reported(keeper.keep)
     code = _reported(lambda: _raise(error))
     _flush()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wasmtime import Engine, Module, WasmtimeError
 from wasmtime.component import Component
 
-from avow.errors import AvowError, ModuleError
+from avow.errors import AvowError, ModuleError, UnavailableError
 from avow.sandbox import commands, components
 from avow.sandbox.compiled_cache import CompiledCache, compile_or_find, key_of
 from avow.sandbox.engine_settings import engine_for, program_settings
@@ -118,6 +118,11 @@ class Running:
             # A daemon: nothing but the end of the process stops WebAssembly that never returns.
             thread = threading.Thread(target=self._work, args=(run,), name="program", daemon=True)
             thread.start()
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"expected a thread with {limits.stack_max_bytes} bytes of stack for the program, "
+                f"got none ({error}); lower --stack-max-bytes or free memory"
+            ) from error
         finally:
             threading.stack_size(before)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from avow.errors import (
     MalformedError,
     ModuleError,
     TrapError,
+    UnavailableError,
 )
 from avow.sandbox.extra_imports import ExtraImport, GuestMemory
 from avow.sandbox.grants import Grants, parse_grants
@@ -379,3 +381,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     grants = parse_grants(["plain:/in=absent"], folder=tmp_path)
     with pytest.raises(AvowError, match="plain:/in"):
         run(component("i32.const 0"), grants=grants)
+
+
+def test_a_stack_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    program = load(start(""))
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(UnavailableError, match="--stack-max-bytes"):
+        program.start(Surroundings(arguments=("app",), grants=NOTHING))
