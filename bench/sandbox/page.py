@@ -1,0 +1,147 @@
+"""Makes docs/sandbox-speed.md from a result of the bench.
+
+python -m bench sandbox --json result.json
+python -m bench.sandbox.page result.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.sandbox.ways import NATIVE, PLAIN
+from examples.sandbox.programs import ROOT
+
+PAGE = ROOT / "docs" / "sandbox-speed.md"
+
+_HEAD = """\
+# The sandbox's speed
+
+What WebAssembly and sealed files cost. This page is made from one result of a command, and yours
+will differ:
+
+```sh
+python -m bench sandbox --json result.json
+python -m bench.sandbox.page result.json
+```
+
+Measured on {cpu} ({cores} cores), Linux {kernel}, Python {python}; medians of {rounds} rounds, in
+turns. How it is measured is in `bench/README.md`.
+"""
+
+_KERNELS = """
+## Numeric kernels
+
+The same C sources, the same compiler; milliseconds of a run.
+
+| kernel | native | Wasm | Wasm / native |
+|---|---|---|---|
+{rows}
+
+The geometric mean is {mean:.2f}; at most 1.3 is wanted. Memory checks are on: wasmtime makes them
+with guard pages. The largest ratios are those of stencils, whose inner loops consist of loads more
+than of arithmetic.
+"""
+
+_SQLITE = """
+## SQLite
+
+Rows of 1,000 bytes in one transaction, read in order, and read by random keys; SQLite with 8 MiB
+of cache and its other defaults. Milliseconds.
+
+| | native | plain WASI | sealed | sealed / plain | sealed / native |
+|---|---|---|---|---|---|
+{rows}
+
+At most 1.5 (inserting, in order) and 2.0 (random) are wanted against plain WASI, and 3 against
+native.
+
+*Plain WASI* is wasmtime's own implementation. It hands every call for a file to another thread,
+which takes it some 20 µs; avow's is a native function in the thread of the program. That, and not
+sealing, is what the fourth column shows. The last one is the price of sandbox and sealing together.
+Random reads can be faster than native ones, because the store keeps 32 MiB of blocks that it has
+already opened, and a read of those needs no call of the system.
+
+Programs that compare much memory pay more: `memcmp` of Zig 0.17 for `wasm32-wasi` goes byte by
+byte, and a first version of this benchmark, which checked each row with it, took twice as long in
+order.
+"""
+
+_FILES = """
+## One file from its beginning to its end
+
+256 MiB, in MB/s; `durable` is writing and `fsync`.
+
+| | native | plain WASI | sealed |
+|---|---|---|---|
+{rows}
+
+At least 400 (write) and 600 (read) are wanted. AES-256-GCM alone, in the vault's implementation and
+in the processor's cache, reaches {cipher:,.0f} MB/s; it uses AES instructions on 512 bits where the
+processor has them. What is read comes out of the kernel's memory: the disk is in no figure for
+reading.
+"""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def _kernels(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        if row["scenario"].startswith("kernel_"):
+            shown = (_number(row["peer_value"]), _number(row["avow"]), f"{row['ratio']:.2f}")
+            yield f"| {row['title']} | {' | '.join(shown)} |"
+
+
+def _beside(rows: list[dict[str, Any]], prefix: str) -> Mapping[str, dict[str, dict[str, Any]]]:
+    """By title, then by what it is compared with."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["scenario"].startswith(prefix):
+            found.setdefault(row["title"], {})[row["peer"]] = row
+    return found
+
+
+def _three(title: str, by_peer: Mapping[str, dict[str, Any]]) -> list[str]:
+    native, plain = by_peer[NATIVE], by_peer[PLAIN]
+    return [title, *map(_number, (native["peer_value"], plain["peer_value"], native["avow"]))]
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The whole page. Raises KeyError when the result does not hold all measurements."""
+    rows = result["rows"]
+    (mean,) = (row["ratio"] for row in rows if row["scenario"] == "kernels")
+    sqlite = []
+    for title, by_peer in _beside(rows, "sqlite_").items():
+        ratios = [f"{by_peer[peer]['ratio']:.2f}" for peer in (PLAIN, NATIVE)]
+        cells = [*_three(title.removeprefix("SQLite, "), by_peer), *ratios]
+        sqlite.append(f"| {' | '.join(cells)} |")
+    files = [
+        f"| {' | '.join(_three(title.removeprefix('files, '), by_peer))} |"
+        for title, by_peer in _beside(rows, "files_").items()
+    ]
+    cipher = next(row["ceiling"] for row in rows if row["scenario"].startswith("files_"))
+    return (
+        _HEAD.format(**result["machine"], rounds=result["settings"]["rounds"])
+        + _KERNELS.format(rows="\n".join(_kernels(rows)), mean=mean)
+        + _SQLITE.format(rows="\n".join(sqlite))
+        + _FILES.format(rows="\n".join(files), cipher=cipher)
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """0; 2 without a result."""
+    if len(arguments) != 1:
+        print(__doc__, file=sys.stderr)
+        return 2
+    PAGE.write_text(page(json.loads(Path(arguments[0]).read_text())))
+    print(PAGE.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
