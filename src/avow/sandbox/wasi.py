@@ -365,11 +365,17 @@ class Wasi:
         return lambda *arguments: function(context, *arguments)
 
     def close(self) -> None:
-        """Close every descriptor of the program. Nothing that was defined may be called after."""
+        """Close every descriptor of the program. Nothing that was defined may be called after.
+
+        To be called before the store is closed: after it there is nothing left to give back to, and
+        the descriptors stay open. Raises UnavailableError then.
+        """
         with self._ending_lock:
             handle, self._handle = self._handle, None
             if handle is not None:
                 self._last = self._ending_of(handle)
+                # Raises for a store that is closed: its memory must not be touched any more.
+                _ = None if self._store is None else self._store.handle
                 self._library.avow_wasi_destroy(handle)
 
     def _ending(self) -> tuple[int, int]:

@@ -13,11 +13,13 @@ from wasmtime import Trap
 from avow import artefacts
 from avow.errors import MalformedError, UnavailableError
 from avow.sandbox.wasi import FUNCTIONS, SealedDirectory, Wasi
+from avow.sealing.store import Store
 from tests.unit.sandbox.wasi_guest import (
     BUFFER,
     CREAT,
     DIRECTORY,
     END,
+    KEY,
     OLD_TIME_NS,
     OUT,
     PATH_2,
@@ -26,6 +28,7 @@ from tests.unit.sandbox.wasi_guest import (
     Errno,
     FailedError,
     Guest,
+    MemoryDisk,
     bare_guest,
     sealed_guest,
     wait_clock,
@@ -376,6 +379,19 @@ def test_what_is_closed_stays_closed() -> None:
     guest.wasi.interrupt()
     with pytest.raises(UnavailableError, match="closed"):
         guest.wasi.check_store()
+
+
+def test_a_store_that_was_closed_before_is_not_touched() -> None:
+    store = Store.create_on(MemoryDisk(), [KEY])
+    wasi = Wasi(
+        arguments=[],
+        entropy=bytes(32),
+        store=store,
+        directories=[SealedDirectory("/", "/files")],
+    )
+    store.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        wasi.close()
 
 
 def test_grants_that_cannot_be_given() -> None:
