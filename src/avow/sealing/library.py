@@ -180,7 +180,7 @@ def load() -> Any:
     Raises UnavailableError when it is absent, of another version, or not for this processor.
     """
     if platform.machine() == "x86_64":
-        require_processor(_CPU_FLAGS_FILE.read_text(encoding="ascii", errors="replace"))
+        require_processor(_processor())
     path = artefacts.vault_path()
     try:
         library = ctypes.CDLL(os.fspath(path))
@@ -200,6 +200,16 @@ def load() -> Any:
 def function_address(name: str) -> int:
     """Where a function of the library is, for native code that calls it. Raises as `load` does."""
     return int(ctypes.cast(getattr(load(), name), ctypes.c_void_p).value or 0)
+
+
+def _processor() -> str:
+    try:
+        return _CPU_FLAGS_FILE.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UnavailableError(
+            f"{_CPU_FLAGS_FILE} should say what the processor can, it cannot be read "
+            f"({error.strerror}): mount /proc"
+        ) from error
 
 
 def require_processor(description: str) -> None:

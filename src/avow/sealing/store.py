@@ -86,7 +86,8 @@ class Damage:
 
 
 class Store:
-    """An open store. One process has it at a time; its threads may share it.
+    """An open store. One process has it at a time; its threads may share it, and it is closed when
+    none of them is in a call.
 
     ``handle``: the native store, for the sandbox and the pump. After a StorageError the store does
     nothing more: open it again, it is as of its last commit.
