@@ -18,7 +18,8 @@ renewed all the time.
 
 `attestation.tee` is left out: the evidence proves the platform, however it was chosen. Of
 the table `store` the folder is left out, and of `key` and `anchor` stands there the kind, up to the
-colon: where bytes lie says nothing about what is done with them.
+colon: where bytes lie says nothing about what is done with them. Of `anchor`, what comes behind the
+`#` stands there too: whose answers are believed decides whether an old store is noticed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _PREFIX: Final = b"avow configuration v1\n"
 
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
 _LEFT_OUT: Final = frozenset({("attestation", "tee"), ("store", "directory")})
-_KIND_ONLY: Final = frozenset({("store", "key"), ("store", "anchor")})
+_ANCHOR: Final = ("store", "anchor")
+_KIND_ONLY: Final = frozenset({("store", "key"), _ANCHOR})
 
 
 def configuration_digest(configuration: Configuration, read: Read = read_named_file) -> bytes:
@@ -67,7 +69,9 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
             if (*place, name) not in _LEFT_OUT
         }
     if place in _KIND_ONLY:
-        return str(value).partition(":")[0]
+        kind, _, rest = str(value).partition(":")
+        answers = rest.partition("#")[2] if place == _ANCHOR else ""
+        return f"{kind}#{answers}" if answers else kind
     if isinstance(value, list | tuple):
         return [_measured(inner, place, read) for inner in value]
     if isinstance(value, Path):
