@@ -6,6 +6,8 @@ import pytest
 
 from avow.broker.config import Configuration
 from avow.broker.measured_configuration import configuration_digest
+from avow.cli.broker_store import check_store
+from avow.errors import MalformedError
 
 
 def digest(**changed: object) -> bytes:
@@ -36,6 +38,14 @@ def test_what_decides_is_measured(changed: dict[str, object]) -> None:
 )
 def test_where_it_lies_is_not(changed: dict[str, object]) -> None:
     assert digest(**changed) == digest()
+
+
+@pytest.mark.parametrize("changed", [{"key": "owner.key"}, {"anchor": "witness:a:1#KEY"}])
+def test_texts_are_checked_before_anything_starts(changed: dict[str, str]) -> None:
+    store = {"directory": "state", "key": "file:k", "anchor": "none"}
+    check_store(Configuration.model_validate({"store": store}))
+    with pytest.raises(MalformedError):
+        check_store(Configuration.model_validate({"store": store | changed}))
 
 
 def test_the_tpm_that_is_named_is_measured() -> None:

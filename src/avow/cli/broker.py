@@ -29,7 +29,7 @@ from avow.cli.broker_attestation import (
     open_attestation,
     printer,
 )
-from avow.cli.broker_store import open_state
+from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
@@ -179,6 +179,7 @@ def broker(
     reread = functools.partial(load_configuration, config, overrides)
     with configuration_errors():
         configuration = reread()
+        check_store(configuration)
         starting: Prepared | Unprovisioned
         if configuration.provisioning is None:
             starting = prepare(configuration, datetime.now(UTC), load_judge=load_judge)

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from avow.broker.config import Configuration
 from avow.broker.journal import Durability, Journal, open_journal
 from avow.broker.prepared import Prepared
 from avow.channel.provisioning import STORE_KEY, Provisioned
-from avow.cli.anchors import open_anchor
+from avow.cli.anchors import check_anchor, open_anchor
 from avow.cli.broker_attestation import SIMULATED
-from avow.cli.store_keys import key_of_store
+from avow.cli.store_keys import check_source, key_of_store
 from avow.errors import AvowError
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
 from avow.sealing.store import CONTAINER, Store
+
+
+def check_store(configuration: Configuration) -> None:
+    """Raises `MalformedError` for a key or an anchor that is none; opens nothing."""
+    if configuration.store is not None:
+        check_source(configuration.store.key)
+        check_anchor(configuration.store.anchor)
 
 
 @contextmanager
