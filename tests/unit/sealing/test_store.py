@@ -220,10 +220,11 @@ def rename(model: Model, old: str, new: str) -> bool:
     above = new.rpartition("/")[0]
     if old not in model.names() or (above != "/files" and above not in model.directories):
         return False
+    if old == new:
+        # POSIX: nothing happens, to a directory neither.
+        return True
     if old in model.directories and (new + "/").startswith(old + "/"):
         return False
-    if old == new:
-        return True
     if new in model.names():
         if (old in model.directories) != (new in model.directories):
             return False
