@@ -28,8 +28,8 @@ from avow.testing.store_simulation import KEY, Snapshot, snapshot
 SEED = 20260101
 # Whole contents are compared after every so many cuts, the root hash after each.
 CONTENTS_EVERY = 17
-# How many bytes of a commit are cut at, besides those around the ends of sectors. `make torture`
-# sets the variable to 1: every byte.
+# The share of the bytes of a commit that are cut at, besides those around the ends of sectors.
+# AVOW_CUT_SHARE=1 takes all of them, which is some minutes.
 CUT_SHARE = float(os.environ.get("AVOW_CUT_SHARE", "0.02"))
 REORDERED_IMAGES = 400
 
