@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from avow.broker.users import add_user, new_user
+from avow.broker.users import User, add_user, new_user
 from avow.channel.provisioning_owner import OwnerKey, new_owner_key
+from avow.cli import run
 from avow.testing.pki import Authority
-from tests.integration.attested_clients import broker_policy
-from tests.integration.service_process import ServiceProcess, avow, write
+from tests.integration.service_process import ServiceProcess, write
 
 STORE_KEY = bytes(range(100, 132))
 PASSWORD = "correct horse battery staple"
+
+
+@functools.cache
+def user(name: str, password: str) -> User:
+    """Hashing a password takes long on purpose."""
+    return new_user(name, password)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """`avow` in this process, which saves its start."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(arguments)
+    said = (out.getvalue().encode(), err.getvalue().encode())
+    return subprocess.CompletedProcess(arguments, int(code), *said)
 
 
 @dataclass
@@ -51,8 +68,15 @@ key = "provisioned:tls.key"
 {rest.partition("---")[2]}
 """
         write(self.config, text)
-        write(self.folder / "policy.toml", broker_policy("--config", str(self.config)))
+        self.accept()
         return self.config
+
+    def accept(self) -> None:
+        """Writes the policy that accepts the configuration as it is."""
+        path = str(self.folder / "policy.toml")
+        options = ("--broker", "--platform", "simulated", "--config", str(self.config))
+        done = command("policy", "init", *options, "--force", "-o", path)
+        assert done.returncode == 0, done.stderr
 
     def secrets(
         self,
@@ -66,7 +90,7 @@ key = "provisioned:tls.key"
         path = self.folder / "users"
         path.unlink(missing_ok=True)
         for name, password in (users or {"alice": PASSWORD}).items():
-            add_user(path, new_user(name, password))
+            add_user(path, user(name, password))
         keys = "" if store_key is None else f'[keys]\nstore = "hex:{store_key.hex()}"\n'
         text = f"""version = 1
 owner_key = "owner.pem"
@@ -80,15 +104,19 @@ users = "file:users"
         secrets.chmod(0o600)
         return secrets
 
-    def provision(self, port: int, *options: str) -> subprocess.CompletedProcess[bytes]:
-        """`avow provision` with the files of this folder."""
-        return avow(
+    def arguments(self, port: int, *options: str) -> list[str]:
+        """Of `avow`, to provision with the files of this folder."""
+        return [
             "provision",
             f"127.0.0.1:{port}",
             str(self.folder / "secrets.toml"),
             *("--policy", str(self.folder / "policy.toml")),
             *options,
-        )
+        ]
+
+    def provision(self, port: int, *options: str) -> subprocess.CompletedProcess[bytes]:
+        """Does it."""
+        return command(*self.arguments(port, *options))
 
 
 def owner_in(folder: Path) -> Owner:

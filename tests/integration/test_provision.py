@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from avow.testing.mqtt import Puback, Publish
-from tests.integration.attested_clients import broker_policy
 from tests.integration.provisioned_broker import (
     PASSWORD,
     STORE_KEY,
     Owner,
+    command,
     owner_in,
     owners_port,
     waiting_broker,
@@ -60,7 +60,7 @@ def test_a_broker_waits_for_its_owner_serves_with_what_it_got_and_keeps_it_in_me
     before = sorted(owner.folder.rglob("*"))
     with waiting_broker(owner.config) as running:
         assert not listens(running)
-        done = owner.provision(owners_port(running))
+        done = avow(*owner.arguments(owners_port(running)))
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode().splitlines()[-1] == (
             "taken: keys store; files tls.crt, tls.key, users"
@@ -147,7 +147,7 @@ def test_a_node_that_the_policy_refuses_gets_nothing(owner: Owner) -> None:
 def test_a_stranger_gets_no_evidence_and_provisions_nothing(owner: Owner) -> None:
     with waiting_broker(owner.config) as running:
         stranger = owner.folder / "stranger.pem"
-        made = avow("provision", "--new-owner-key", str(stranger))
+        made = command("provision", "--new-owner-key", str(stranger))
         assert made.returncode == 0
         assert made.stdout.startswith(b'owner = "sha256:')
         assert stranger.stat().st_mode & 0o777 == 0o600
@@ -196,7 +196,7 @@ def test_the_owner_reads_why_a_broker_cannot_start(owner: Owner) -> None:
         url = f"mqtts://127.0.0.1:{occupied.getsockname()[1]}"
         text = owner.configure().read_text().replace("mqtts://127.0.0.1:0", url)
         write(owner.config, text)
-        write(owner.folder / "policy.toml", broker_policy("--config", str(owner.config)))
+        owner.accept()
         running = ServiceProcess(("--tee", "simulated", "--config", str(owner.config)))
         try:
             done = owner.provision(owners_port(running))
@@ -248,9 +248,9 @@ def test_bad_input(owner: Owner) -> None:
     assert b"64 hexadecimal digits for the key 'store'" in short.stderr
     assert b"00ff" not in short.stderr
     # Nobody could judge a broker without a platform.
-    alone = avow("broker", "--config", str(owner.config), "--check")
+    alone = command("broker", "--config", str(owner.config), "--check")
     assert alone.returncode == 2
     assert b"expected a platform beside [provisioning]" in alone.stderr
-    checked = avow("broker", "--config", str(owner.config), "--check", "--tee", "simulated")
+    checked = command("broker", "--config", str(owner.config), "--check", "--tee", "simulated")
     assert checked.returncode == 0
     assert b"from the owner" in checked.stdout
