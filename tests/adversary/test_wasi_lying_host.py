@@ -235,6 +235,13 @@ def test_a_host_that_never_goes_on_is_left_in_the_end() -> None:
         assert guest.errno("poll_oneoff", BUFFER, BUFFER, 1, OUT) == Errno.INTR
 
 
+def test_a_host_that_writes_nothing_is_left_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        streams = (file.fileno(),) * 3
+        with lied_to("write: nothing", stdio=streams) as guest:
+            assert guest.errno("fd_write", 1, *guest.vectors(10), OUT) == Errno.IO
+
+
 def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     """No program can be given it: a string of preview 1 is UTF-8."""
     (tmp_path / "good").write_bytes(b"")
