@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -376,14 +377,32 @@ def test_output_that_nobody_reads_ends_quietly(place: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_progress_is_said_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+class Told(io.StringIO):
+    """Standard error that says when something was written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self.written.set()
+        return count
+
+
+def test_progress_is_said_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(sys, "stderr", told)
     with progress("writing", 4 << 20, every_s=0.001) as shown:
         shown.add(1 << 20)
-        while not (said := capsys.readouterr().err):
-            pass
-    assert re.match(r"avow: writing: \d+ s", said)
+        assert told.written.wait(60)
+    assert re.match(r"avow: writing: \d+ s", told.getvalue())
     assert shown.line(7) == "avow: writing: 7 s, 1 of 4 MiB"
-    capsys.readouterr()
-    with progress("writing"):
+
+
+def test_what_is_quick_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(sys, "stderr", told)
+    with progress("writing", every_s=60):
         pass
-    assert capsys.readouterr().err == ""
+    assert told.getvalue() == ""
