@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -254,3 +257,50 @@ def test_compiled_code_is_used_again(folder: Path) -> None:
     assert modified() == first
     avow_run(folder, "returns.wasm", *OPENED, "--fuel", "100000")
     assert len(modified()) == 2
+
+
+@contextmanager
+def witness(folder: Path) -> Iterator[str]:
+    """A running witness: what `--anchor` takes."""
+    command = [sys.executable, "-m", "avow", "witness", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--state", "witness"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
+    with witness(folder) as anchor:
+        options = ("returns.wasm", *OPENED, "--anchor", anchor)
+        assert avow_run(folder, *options).returncode == 0
+        container = folder / "data" / CONTAINER
+        old = container.read_bytes()
+        assert avow_run(folder, "exits.wasm", *options[1:]).returncode == 9
+        container.write_bytes(old)
+        refused = avow_run(folder, *options)
+        assert refused.returncode == 107
+        sequence = re.search(r"--accept-rollback (\d+)", sentence(refused))
+        assert sequence is not None
+        accepted = avow_run(folder, *options, "--accept-rollback", sequence[1])
+        assert accepted.returncode == 0, accepted.stderr
+        assert avow_run(folder, *options).returncode == 0
+    # Nobody answers any more: a store that has a witness is not opened without it.
+    assert avow_run(folder, *options).returncode == 1
+    assert avow_run(folder, "returns.wasm", *OPENED).returncode == 107
+
+
+def test_signals_move_the_anchor_on(folder: Path) -> None:
+    """What was committed when the signal came is what the witness knows afterwards."""
+    with witness(folder) as anchor:
+        with started(folder, "loops.wasm", *OPENED, "--anchor", anchor) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"8"
+            old = (folder / "data" / CONTAINER).read_bytes()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == -signal.SIGTERM
+        (folder / "data" / CONTAINER).write_bytes(old)
+        assert avow_run(folder, "returns.wasm", *OPENED, "--anchor", anchor).returncode == 107

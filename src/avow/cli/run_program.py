@@ -76,9 +76,8 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
             denied=_say,
             extra_imports=trust.imports,
         )
-        running = program.start(surroundings)
         with store.anchored(lambda error: end_at_once(error, store)):
-            return supervise(running, app.limits, store)
+            return supervise(lambda: program.start(surroundings), app.limits, store)
 
 
 @contextmanager

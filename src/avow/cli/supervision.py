@@ -55,14 +55,16 @@ def native_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def supervise(running: Running, limits: Limits, keeper: Keeper) -> int:
-    """Wait for the end of a program and return its exit code. Raises what `Program.run` raises.
+def supervise(start: Callable[[], Running], limits: Limits, keeper: Keeper) -> int:
+    """Start a program, wait for its end, return its exit code. Raises what `Program.run` raises.
 
     Does not return, but ends the process, when a signal or the time limit ends the program, or its
     store fails while it runs.
     """
     try:
+        # From before its first instruction: whatever it has written is kept when a signal comes.
         with _raising():
+            running = start()
             _wait(running, limits, keeper)
     except _SignalledError as signalled:
         native_signals()
