@@ -78,6 +78,9 @@ def test_new_key_is_the_owners_alone(place: Path) -> None:
     assert run(["store", "init", "more", "--new-key", "file:owner.key"]) == ExitCode.USAGE
     assert path.read_text() == before
     assert not (place / "more" / "store.avow").exists()
+    # No key is made that would seem to belong to a store that was there.
+    assert run(["store", "init", "data", "--new-key", "file:new.key"]) == ExitCode.FAILED
+    assert not (place / "new.key").exists()
 
 
 def test_what_is_put_in_comes_out(place: Path) -> None:

@@ -34,7 +34,7 @@ from avow.cli.store_export import (
 )
 from avow.cli.store_keys import new_owner_key, owner_key
 from avow.sealing.anchor import check_fresh, read_note
-from avow.sealing.store import Root, Stat, Store
+from avow.sealing.store import CONTAINER, Root, Stat, Store
 
 _NS_PER_S: Final = 1_000_000_000
 _STANDARD_STREAM: Final = "-"
@@ -176,6 +176,12 @@ def init(directory: Path, sources: tuple[str, ...], new_sources: tuple[str, ...]
     """
     if not sources and not new_sources:
         raise click.UsageError("no key: give --key SOURCE or --new-key file:PATH")
+    if (directory / CONTAINER).exists():
+        # Before a key is made that would seem to belong to the store that is there.
+        raise CommandError(
+            f"expected no store in {directory}, got one; open that, or name another folder",
+            ExitCode.FAILED,
+        )
     with _reporting():
         keys = [_opening_key(source) for source in sources]
         keys += [_new_key(source) for source in new_sources]
