@@ -219,6 +219,16 @@ def test_both_copies_of_the_newest_root_gone_is_the_state_before_or_refused() ->
         assert "/files/new" not in snapshot(store)
 
 
+@pytest.mark.parametrize("at", [100, 500, 700, 1000, 1760, 3000, 4095])
+def test_no_root_record_that_opens_is_damage_and_not_another_key(at: int) -> None:
+    """In the key's slot, in an empty one, in the keyring, its nonce, the body's nonce, the body."""
+    disk = small_store()
+    for copy in range(4):
+        disk.image[copy * SLOT_BYTES + at] ^= 1
+    with pytest.raises(DamagedError):
+        contents(disk.image)
+
+
 def test_every_shorter_container_is_refused() -> None:
     disk = small_store()
     expected = contents(disk.image)
