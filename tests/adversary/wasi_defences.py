@@ -128,18 +128,19 @@ DEFENCES = (
     }
 
     /// A descriptor that names""",
-        """return descriptor;
+        """if (descriptor.base & needed > descriptor.base) return error.NOTCAPABLE;
+        return descriptor;
     }
 
     /// A descriptor that names""",
         FILES,
     ),
     Defence("descriptors.zig", "base & ~descriptor.base != 0 or", "", FILES),
-    Defence("open.zig", "    if (directory.read_only) return error.ROFS;\n", "", FILES),
+    Defence("open.zig", "if (directory.read_only) return error.ROFS;", "_ = directory;", FILES),
     Defence(
         "open.zig",
         "if ((request.writes() or request.has(TRUNC)) and directory.read_only) return error.ROFS;",
-        "",
+        "_ = directory;",
         FILES,
     ),
     Defence(
@@ -165,7 +166,7 @@ DEFENCES = (
     Defence(
         "network.zig",
         "if (!granted(self, endpoint)) return refuseEndpoint(self, endpoint);",
-        "",
+        "_ = granted(self, endpoint);",
         STREAMS,
     ),
     Defence(
