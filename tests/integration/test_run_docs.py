@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from avow.sandbox.app_file import AppFile, LimitsTable, ProvisioningTable
 from avow.sandbox.grants import KINDS, configuration_digest, parse_grants
@@ -29,7 +30,7 @@ def test_the_how_to_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_all_grants_and_keys_are_described() -> None:
     described = re.findall(r"^\| `(\w+)[:`]", GRANTS, re.MULTILINE)
     assert set(KINDS) <= set(described)
-    tables = {"limits": LimitsTable, "provisioning": ProvisioningTable}
+    tables: dict[str, type[BaseModel]] = {"limits": LimitsTable, "provisioning": ProvisioningTable}
     for key in AppFile.model_fields.keys() - tables:
         assert f"| `{key}` |" in GRANTS
     for table, model in tables.items():
