@@ -21,10 +21,10 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 import avow
+from avow.artefacts import CORE_NAME
 from avow.channel.messages import Answer, encode
 from avow.client import AttestedContext
 from avow.errors import AvowError
-from avow.artefacts import CORE_NAME
 
 PATIENCE_S = 10.0
 # WebAssembly core specification, section 5.5.3: a custom section with the name "x" and no content.

@@ -276,7 +276,8 @@ def witness(folder: Path) -> Iterator[str]:
 def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
     with witness(folder) as anchor:
         options = ("returns.wasm", *OPENED, "--anchor", anchor)
-        assert avow_run(folder, *options).returncode == 0
+        assert avow_run(folder, *options).returncode == 107
+        assert avow_run(folder, *options, "--new-store").returncode == 0
         container = folder / "data" / CONTAINER
         old = container.read_bytes()
         assert avow_run(folder, "exits.wasm", *options[1:]).returncode == 9
@@ -296,7 +297,7 @@ def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
 def test_signals_move_the_anchor_on(folder: Path) -> None:
     """What was committed when the signal came is what the witness knows afterwards."""
     with witness(folder) as anchor:
-        with started(folder, "loops.wasm", *OPENED, "--anchor", anchor) as process:
+        with started(folder, "loops.wasm", *OPENED, "--anchor", anchor, "--new-store") as process:
             assert process.stdout is not None
             assert process.stdout.read(1) == b"8"
             old = (folder / "data" / CONTAINER).read_bytes()

@@ -225,7 +225,10 @@ def test_an_old_copy_is_refused_until_it_is_accepted(
     kept: Kept, witness: str, tmp_path: Path
 ) -> None:
     arguments = kept.arguments("--anchor", witness)
-    with service(*arguments) as running:
+    code, said = refused(kept, "--anchor", witness)
+    assert code == 107, said
+    assert "--new-store" in said
+    with service(*arguments, "--new-store") as running:
         leave_state(running)
     old = tmp_path / "old"
     shutil.copyfile(kept.container(), old)
@@ -248,7 +251,7 @@ def test_without_the_witness_nothing_starts(kept: Kept) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nobody = f"witness:127.0.0.1:{taken.getsockname()[1]}#{'A' * 43}="
-        code, said = refused(kept, "--anchor", nobody)
+        code, said = refused(kept, "--anchor", nobody, "--new-store")
     assert code not in {0, 107}, said
 
 
@@ -266,7 +269,7 @@ anchor = "{witness}"
 anchor_interval_s = 0.0
 """,
     )
-    with service("--config", str(config)) as running:
+    with service("--config", str(config), "--new-store") as running:
         leave_state(running)
         shutil.copyfile(kept.container(), tmp_path / "old")
         with connected(running, "late", clean_start=True) as client:

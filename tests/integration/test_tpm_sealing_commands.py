@@ -37,7 +37,7 @@ def notes(running: ServiceProcess) -> str:
 
 def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
     container = tmp_path / "state" / "store.avow"
-    with service(*arguments(tmp_path)) as running:
+    with service(*arguments(tmp_path, "--new-store")) as running:
         pinned = notes(running).partition("write down --key ")[2]
     assert pinned.startswith(f"tpm:{tmp_path / 'store.tpm'}@0,7#000b")
     shutil.copyfile(container, tmp_path / "old")
@@ -61,7 +61,7 @@ def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
 
 def test_a_store_that_was_carried_off(tpm: SoftwareTpm, tmp_path: Path) -> None:
     """Container, sealed key and all, to another machine."""
-    with service(*arguments(tmp_path)) as running:
+    with service(*arguments(tmp_path, "--new-store")) as running:
         running.event("listening")
     tpm.stop()
     with SoftwareTpm() as other:
@@ -72,7 +72,7 @@ def test_a_store_that_was_carried_off(tpm: SoftwareTpm, tmp_path: Path) -> None:
 
 
 def test_no_platforms_key_under_simulation(tpm: SoftwareTpm, tmp_path: Path) -> None:
-    refused = avow("broker", *arguments(tmp_path, "--tee", "simulated"))
+    refused = avow("broker", *arguments(tmp_path, "--tee", "simulated", "--new-store"))
     assert refused.returncode == ExitCode.USAGE, refused.stderr
     assert b"on the simulated platform" in refused.stderr
     assert not (tmp_path / "store.tpm").exists()

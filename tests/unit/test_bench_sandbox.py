@@ -8,7 +8,7 @@ import pytest
 
 from bench.report import Row, Sample
 from bench.sandbox import kernels, quiet
-from bench.sandbox.page import page
+from bench.sandbox.page import joined, page
 from bench.sandbox.run import WASM, Size, Suite
 from bench.sandbox.ways import NATIVE, PLAIN, SEALED
 
@@ -108,6 +108,14 @@ def test_a_page_is_made_of_a_result() -> None:
     assert "The geometric mean is 1.50;" in made
     assert "| 9 rows, insert | 20.00 | 500 | 30.00 | 0.06 | 1.50 |" in made
     assert "| read | 20.00 | 500 | 30.00 |" in made
+
+
+def test_a_later_result_replaces_what_it_measured() -> None:
+    old = [_result_row("kernel_gemm", "old", NATIVE), _result_row("kernels", "old", NATIVE)]
+    kept = _result_row("files_8", "kept", NATIVE)
+    new = [_result_row("kernel_lu", "new", NATIVE), _result_row("kernels", "new", NATIVE)]
+    made = joined([{"rows": [*old, kept], "machine": 1}, {"rows": new, "machine": 2}])
+    assert made == {"rows": [kept, *new], "machine": 2}
 
 
 def test_a_broken_run_is_a_failure_and_no_figure(tmp_path: Path) -> None:

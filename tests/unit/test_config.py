@@ -262,6 +262,7 @@ def test_every_key_is_described() -> None:
         "[attestation]",
         "[provisioning]",
         "[login]",
+        "[store]",
         "[log]",
         "[metrics]",
     }

@@ -228,6 +228,7 @@ def test_runnable_blocks_are_found() -> None:
     assert {page for page, steps in files.items() if steps} == {
         "quick-start.md",
         "how-to/measurement.md",
+        "how-to/run.md",
         "how-to/sealed-store.md",
         "how-to/store-keys.md",
         "how-to/witness.md",

@@ -20,7 +20,11 @@ from avow.cli.exit_codes import ExitCode
 # Name, module and attribute, and the line that the help of `avow` shows.
 _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "broker": ("avow.cli.broker", "broker", "Run the MQTT broker."),
-    "run": ("avow.cli.run_program", "run", "Run a WebAssembly program with nothing but what is granted."),
+    "run": (
+        "avow.cli.run_program",
+        "run",
+        "Run a WebAssembly program with nothing but what is granted.",
+    ),
     "user": ("avow.cli.user", "user", "Add, remove and list the broker's users."),
     "measure": ("avow.cli.measure", "measure", "Print the SHA-256 of what would run."),
     "policy": ("avow.cli.policy", "policy", "Make, explain and check policies."),

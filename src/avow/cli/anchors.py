@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, RolledBackError
 from avow.sealing.anchor import (
     INTERVAL_S,
     Anchor,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 NONE: Final = "none"
+NEW_STORE_HELP: Final = (
+    "Once: begin a new store where there is none although an anchor is named. Without it the start "
+    "is refused: the store may have been taken away."
+)
 _TPM: Final = re.compile(r"tpm:0x([0-9a-fA-F]{8})(?:#([0-9a-f]{68}))?")
 _WITNESS: Final = "witness:"
 
@@ -68,6 +73,7 @@ def anchor_options(command: Command) -> Command:
             metavar="SECONDS",
             help="How often the anchor is moved on while there are commits; 0: with each of them.",
         ),
+        click.option("--new-store", is_flag=True, help=NEW_STORE_HELP),
         click.option(
             "--accept-rollback",
             type=click.IntRange(1),
@@ -79,6 +85,19 @@ def anchor_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def check_begin(text: str, folder: Path, *, new_store: bool) -> None:
+    """For a store that is not there: whether one may be begun that goes with the anchor `text`.
+
+    Raises `RolledBackError`: whoever has the disk can take a store away, and an anchor does not
+    know the one that would be begun in its place, so its owner has to say that it shall be.
+    """
+    if text != NONE and not new_store:
+        raise RolledBackError(
+            f"expected the store that goes with {text.partition('#')[0]} in {folder}, got none: "
+            f"put it back, or begin a new one with `--new-store`"
+        )
 
 
 def check_anchor(text: str) -> None:

@@ -23,6 +23,7 @@ from avow.broker.config_file import Overrides, load_configuration
 from avow.broker.logs import make_log
 from avow.broker.prepared import Prepared, prepare
 from avow.broker.service import Control, Controls, Failed, Service
+from avow.cli.anchors import NEW_STORE_HELP
 from avow.cli.broker_attestation import (
     SIMULATED,
     load_judge,
@@ -33,7 +34,7 @@ from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
-from avow.errors import AvowError
+from avow.errors import AvowError, UnavailableError
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -134,6 +135,7 @@ OPEN_UP = (
     help="Go on from the store's root with this sequence although its anchor knows a newer one: "
     "all after it is lost.",
 )
+@click.option("--new-store", is_flag=True, help=NEW_STORE_HELP)
 @click.option("--check", is_flag=True, help="Check configuration and files, then exit (0 or 2).")
 def broker(
     listen: tuple[str, ...],
@@ -151,6 +153,7 @@ def broker(
     durability: str | None,
     anchor: str | None,
     accept_rollback: int | None,
+    new_store: bool,
     check: bool,
 ) -> int:
     """Run the MQTT broker.
@@ -189,7 +192,13 @@ def broker(
         _report_check(starting, printer(configuration))
         return ExitCode.OK
     by_default = config is None and not listen
-    return _run(starting, reread, by_default=by_default, accept_rollback=accept_rollback)
+    return _run(
+        starting,
+        reread,
+        by_default=by_default,
+        accept_rollback=accept_rollback,
+        new_store=new_store,
+    )
 
 
 def _report_check(prepared: Prepared | Unprovisioned, say: Callable[[str], None]) -> None:
@@ -215,6 +224,7 @@ def _run(
     *,
     by_default: bool,
     accept_rollback: int | None,
+    new_store: bool,
 ) -> int:
     log = make_log(starting.configuration.log, sys.stderr)
     if starting.configuration.attestation.tee == SIMULATED:
@@ -239,6 +249,7 @@ def _run(
                         core.sha256,
                         provisioned=ready.provisioned,
                         accept_rollback=accept_rollback,
+                        new_store=new_store,
                         failed=lambda error: controls.put(Failed(error)),
                         note=lambda line: log.info("store", note=line),
                     )
@@ -268,6 +279,9 @@ def _faults() -> Iterator[None]:
     try:
         with storage_errors():
             yield
+    except UnavailableError as error:
+        # An anchor that does not answer any more, for one.
+        raise CommandError(str(error), ExitCode.FAILED) from error
     except AvowError as error:
         raise CommandError(str(error), ExitCode.INTERNAL) from error
 

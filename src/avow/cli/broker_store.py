@@ -9,7 +9,7 @@ from avow.broker.config import Configuration
 from avow.broker.journal import Durability, Journal, open_journal
 from avow.broker.prepared import Prepared
 from avow.channel.provisioning import STORE_KEY, Provisioned
-from avow.cli.anchors import check_anchor, open_anchor
+from avow.cli.anchors import check_anchor, check_begin, open_anchor
 from avow.cli.broker_attestation import SIMULATED
 from avow.cli.store_keys import check_source, key_of_store
 from avow.errors import AvowError
@@ -33,14 +33,16 @@ def open_state(
     *,
     provisioned: Provisioned | None,
     accept_rollback: int | None,
+    new_store: bool,
     failed: Callable[[AvowError], None],
     note: Callable[[str], None],
 ) -> Iterator[Journal | None]:
     """The journal, for as long as the broker runs; None where the configuration has no store.
 
-    A store that is not there is made. When the broker ends in order, the store is committed and its
-    anchor moved on; when an exception ends it, what was not committed is dropped. `failed` is told
-    when the anchor cannot be moved on, `note` of what is made.
+    A store that is not there is made; beside an anchor only with `new_store`. When the broker ends
+    in order, the store is committed and its anchor moved on; when an exception ends it, what was
+    not committed is dropped. `failed` is told when the anchor cannot be moved on, `note` of what is
+    made.
     """
     settings = prepared.configuration.store
     if settings is None:
@@ -48,6 +50,8 @@ def open_state(
         return
     binding = KeyBinding(module, prepared.digest, runtime_manifest().digest)
     made = not (settings.directory / CONTAINER).exists()
+    if made:
+        check_begin(settings.anchor, settings.directory, new_store=new_store)
     key = key_of_store(
         settings.key,
         binding,

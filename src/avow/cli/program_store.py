@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avow.cli.anchors import anchor_options, open_anchor
+from avow.cli.anchors import anchor_options, check_begin, open_anchor
 from avow.cli.command_error import configuration_errors
 from avow.cli.store_keys import key_of_store, key_option
 from avow.errors import AvowError, MalformedError
@@ -99,6 +99,8 @@ def open_program_store(
     # A key in a file is bound to nothing, and the manifest takes as long as starting the program.
     runtime = bytes(32) if given["key"].startswith("file:") else runtime_manifest().digest
     made = not (folder / CONTAINER).exists()
+    if made:
+        check_begin(given["anchor"], folder, new_store=given["new_store"])
     with configuration_errors():
         binding = KeyBinding(module, configuration, runtime)
         key = key_of_store(given["key"], binding, made=made, provisioned=provisioned, say=note)
