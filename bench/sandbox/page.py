@@ -2,13 +2,15 @@
 
 python -m bench sandbox --json result.json
 python -m bench.sandbox.page result.json
+
+With more than one result, what a later one measured replaces what an earlier one did.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,9 @@ order.
 _FILES = """
 ## One file from its beginning to its end
 
-256 MiB, in MB/s; `durable` is writing and `fsync`.
+256 MiB, in MB/s. The file is written, deleted, and written again: `first` and `write`; `durable` is
+the second time up to the return of `fsync`. A store that has to grow is in `first`, and so is
+memory that a virtual machine has to get from its hypervisor.
 
 | | native | plain WASI | sealed |
 |---|---|---|---|
@@ -111,6 +115,20 @@ def _three(title: str, by_peer: Mapping[str, dict[str, Any]]) -> list[str]:
     return [title, *map(_number, (native["peer_value"], plain["peer_value"], native["avow"]))]
 
 
+def _measurement(row: Mapping[str, Any]) -> str:
+    """Which of the measurements a row belongs to: kernels, sqlite or files."""
+    return str(row["scenario"]).partition("_")[0].removesuffix("s")
+
+
+def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of several: each measurement as the last one has it that has it at all."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        new = {_measurement(row) for row in result["rows"]}
+        rows = [row for row in rows if _measurement(row) not in new] + list(result["rows"])
+    return {**results[0], "rows": rows}
+
+
 def page(result: Mapping[str, Any]) -> str:
     """The whole page. Raises KeyError when the result does not hold all measurements."""
     rows = result["rows"]
@@ -135,10 +153,10 @@ def page(result: Mapping[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """0; 2 without a result."""
-    if len(arguments) != 1:
+    if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    PAGE.write_text(page(json.loads(Path(arguments[0]).read_text())))
+    PAGE.write_text(page(joined([json.loads(Path(each).read_text()) for each in arguments])))
     print(PAGE.relative_to(ROOT))
     return 0
 
