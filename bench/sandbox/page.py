@@ -90,6 +90,11 @@ reading.
 """
 
 
+_LOADED = """
+The machine did other work at the same time, which moves single figures.
+"""
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
@@ -145,6 +150,7 @@ def page(result: Mapping[str, Any]) -> str:
     cipher = next(row["ceiling"] for row in rows if row["scenario"].startswith("files_"))
     return (
         _HEAD.format(**result["machine"], rounds=result["settings"]["rounds"])
+        + (_LOADED if any(row["notes"] for row in rows) else "")
         + _KERNELS.format(rows="\n".join(_kernels(rows)), mean=mean)
         + _SQLITE.format(rows="\n".join(sqlite))
         + _FILES.format(rows="\n".join(files), cipher=cipher)

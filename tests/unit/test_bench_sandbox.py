@@ -77,7 +77,8 @@ def test_ratios_are_judged(tmp_path: Path) -> None:
 
 def _result_row(scenario: str, title: str, peer: str, **more: float) -> dict[str, object]:
     values = {"avow": 30.0, "peer_value": 20.0, "ratio": 1.5, "ceiling": 4000.0}
-    return {"scenario": scenario, "title": title, "peer": peer, **values, **more}
+    names = {"scenario": scenario, "title": title, "peer": peer}
+    return {**names, "notes": [], **values, **more}
 
 
 def test_the_quietest_attempt_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +109,9 @@ def test_a_page_is_made_of_a_result() -> None:
     assert "The geometric mean is 1.50;" in made
     assert "| 9 rows, insert | 20.00 | 500 | 30.00 | 0.06 | 1.50 |" in made
     assert "| read | 20.00 | 500 | 30.00 |" in made
+    assert "other work" not in made
+    rows[0]["notes"] = ["disturbed"]
+    assert "other work" in page({"machine": machine, "settings": {"rounds": 5}, "rows": rows})
 
 
 def test_a_later_result_replaces_what_it_measured() -> None:
