@@ -40,7 +40,7 @@ demo: build ## an attested broker, real clients, three refusals, for less than a
 	$(BIN)/python -m examples.demo
 
 test: lint ## every check and test
-	$(BIN)/python -m pytest $(LEFT_OUT)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(LEFT_OUT)
 	$(SAY_LEFT_OUT)
 
 absent: ## which tests would be left out here, by their marker
@@ -57,7 +57,8 @@ bench: build ## speed against an installed mosquitto, as a table and JSON
 fuzz: build ## mutated packets against the core and mutated evidence, FUZZ_S seconds
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
-torture: build ## FAULTS faults against a broker that keeps its state, and against SQLite
+torture: build ## FAULTS faults against a broker and SQLite that keep their state, and every cut of a commit
+	AVOW_CUT_SHARE=1 $(BIN)/python -m pytest -n auto tests/simulation/test_store_crashes.py
 	$(BIN)/python -m tests.torture --faults $(FAULTS) $(TORTURE)
 	$(BIN)/python -m tests.integration.sqlite_kills --kills $(FAULTS)
 
