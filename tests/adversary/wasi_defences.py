@@ -183,7 +183,6 @@ DEFENCES = (
     ),
     # What a program relies on.
     Defence("open.zig", "store.retain(inode) catch |err| return self.failed(err);", "", FILES),
-    Defence("names.zig", "if (found.links == 0) return error.NOENT;", "_ = found;", PATHS),
     Defence("wasi.zig", ".{ .fd = self.waker, .events", ".{ .fd = -1, .events", STREAMS),
     Defence("wasi.zig", "if (known == digest) return;", "_ = known;", SYSTEM),
 )
