@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from avow.sealing.store import Store as SealedStore
 from wasmtime import Engine, Func, Linker, Memory, Module, Store, WasiConfig
 
 from avow.sandbox.wasi import MODULE, SealedDirectory, Wasi
+from avow.sealing.store import Store as SealedStore
 
 _IMPORTS = {
     "clock_time_get": ("i32 i64 i32", "(i32.const 1) (i64.const 1) (i32.const 64)"),
