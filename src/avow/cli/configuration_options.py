@@ -14,6 +14,9 @@ from avow.broker.config_file import Overrides, load_configuration
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_DURABILITY = click.Choice(["commit", "interval", "none"])
+_ONLY_ITS_KIND = "As of `avow broker`; of it the kind matters, such as file."
 
 # Of the files named by these, only whether they are there is measured.
 _ONLY_ITS_NAME = "As of `avow broker`; what is in it does not matter."
@@ -28,6 +31,10 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--client-policy", type=_FILE, metavar="FILE", help="As of `avow broker`."),
     click.option("--password-file", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
     click.option("--allow-anonymous", is_flag=True, default=False, help="As of `avow broker`."),
+    click.option("--store", type=_FOLDER, metavar="DIR", help="As of `avow broker`; not opened."),
+    click.option("--store-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
+    click.option("--durability", type=_DURABILITY, help="As of `avow broker`."),
+    click.option("--anchor", metavar="ANCHOR", help="As of `avow broker`; not asked."),
 )
 
 NAMES = (
@@ -40,6 +47,10 @@ NAMES = (
     "client_policy",
     "password_file",
     "allow_anonymous",
+    "store",
+    "store_key",
+    "durability",
+    "anchor",
 )
 
 

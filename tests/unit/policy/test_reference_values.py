@@ -261,7 +261,8 @@ def test_no_secret_reaches_the_digest(tmp_path: Path) -> None:
 def test_every_file_of_the_schema_is_decided_about() -> None:
     """A new key that names a file is covered by its contents; secrets have to be named."""
     files = {row.key for row in schema_rows() if "path" in row.type}
-    assert files - UNCOVERED_FILES <= {"client_ca", "client_policy", "endorsements"}, (
+    left_out = {"directory"}  # of the store: where it lies says nothing about what is done with it
+    assert files - UNCOVERED_FILES - left_out <= {"client_ca", "client_policy", "endorsements"}, (
         "decide whether a public digest over this file is harmless, then name it here"
     )
 

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from wasmtime import Config, wat2wasm
+from wasmtime import Config, Engine, wat2wasm
 
 from avow import artefacts
 from avow.broker.pump import CoreTrapError, Pump, Transport
@@ -88,7 +88,7 @@ def test_memory_that_moves_when_it_grows(toy_core: bytes, monkeypatch: pytest.Mo
         config.memory_reservation_for_growth = 0
         return config
 
-    monkeypatch.setattr(engine, "_configuration", small_reservation)
+    monkeypatch.setattr(engine, "engine_for", lambda settings: Engine(small_reservation()))
     core = engine.load(toy_core)
     before = ctypes.addressof(core.memory.data_ptr(core.store).contents)
     running = RunningPump(core)
