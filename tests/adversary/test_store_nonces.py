@@ -113,3 +113,24 @@ def test_too_little_entropy_is_refused(count: int) -> None:
     Store.create_on(disk, [KEY]).close()
     with pytest.raises(MalformedError, match="bytes"):
         Store.open_on(disk, KEY, entropy=lambda _: bytes(count))
+
+
+def test_a_forked_process_seals_nothing() -> None:
+    """It has the same session and the same counter, so its first nonce would be its parent's."""
+    disk = SimulatedDisk()
+    store = Store.create_on(disk, [KEY])
+    before = len(disk.log)
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            store.make_file("/files/forked")
+            store.commit()
+        except MalformedError:
+            code = 0 if len(disk.log) == before else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    store.make_file("/files/parent")
+    store.commit()
+    store.close()

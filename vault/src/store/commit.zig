@@ -33,6 +33,7 @@ pub const Out = struct {
 pub fn relieve(store: *Store) Error!void {
     const dirty = &store.cache.dirty;
     if (dirty[0].items.len < DIRTY_MAX) return;
+    try requireOpener(store);
     errdefer store.is_broken = true;
     const levels: usize = if (dirty[1].items.len < DIRTY_MAX) 1 else dirty.len;
     try sealLevels(store, dirty[0..levels]);
@@ -40,9 +41,15 @@ pub fn relieve(store: *Store) Error!void {
     store.cache.shrink();
 }
 
+/// Two processes that seal with one session would use a nonce twice.
+fn requireOpener(store: *const Store) Error!void {
+    if (store.process != std.os.linux.getpid()) return error.Invalid;
+}
+
 pub fn commit(store: *Store, now_ns: u64) Error!void {
     if (store.is_broken) return error.Broken;
     if (store.is_read_only) return error.ReadOnly;
+    try requireOpener(store);
     if (store.cache.dirty_count == 0 and store.inodes.dirty.items.len == 0 and !store.root.is_changed) return;
     // What the disk holds after any failure from here on is not known.
     errdefer store.is_broken = true;

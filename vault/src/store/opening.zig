@@ -35,6 +35,7 @@ pub fn prepare(allocator: std.mem.Allocator, disk: Disk, session: *const [SESSIO
         .allocator = allocator,
         .disk = disk,
         .session = session.*,
+        .process = std.os.linux.getpid(),
         .cache = try Cache.init(allocator, cache_bytes),
         .out = .{ .bytes = out },
         .run = run,

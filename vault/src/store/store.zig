@@ -74,6 +74,8 @@ pub const Store = struct {
     sealed_block: format.Block = undefined,
     name: [NAME_MAX_BYTES]u8 = undefined,
     is_read_only: bool = false,
+    /// Who opened it. A process that was forked from this one has the same nonces before it.
+    process: std.os.linux.pid_t,
     is_broken: bool = false,
     /// Where the last error.Damaged was found.
     damage: Damage = .{},
