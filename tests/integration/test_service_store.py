@@ -156,6 +156,19 @@ def test_wrong_key(kept: Kept) -> None:
     assert "key" in said
 
 
+def test_the_owners_key_goes_on_after_an_update(kept: Kept, tmp_path: Path) -> None:
+    """The first key stands for a platform's, which is another for another version of avow."""
+    also = ("--also-key", f"file:{tmp_path / 'recovery.key'}")
+    with service(*kept.arguments(*also)) as running:
+        leave_state(running)
+    kept.key.write_text(secrets.token_hex(32) + "\n")
+    assert refused(kept)[0] == 104
+    with service(*kept.arguments(*also)) as running:
+        assert "added the first key" in running.event("store")["note"]
+    with service(*kept.arguments()) as running:
+        check_state(running)
+
+
 def test_damage_is_named(kept: Kept) -> None:
     with service(*kept.arguments()) as running:
         leave_state(running)

@@ -422,6 +422,12 @@ class Storage(Table):
         description="Where the store's key comes from: `file:PATH`, `tpm:PATH`, `gramine`, `snp` "
         "or `provisioned`.",
     )
+    also_key: str | None = Field(
+        default=None,
+        description="Another key of the store, its owner's: a new store opens with it too, and it "
+        "opens the store where `key` does not, since avow was updated or the machine is another; "
+        "`key` is then added.",
+    )
     durability: Literal["commit", "interval", "none"] = Field(
         default="commit",
         description="What is acknowledged is on the disk before (commit), after `interval_ms` "

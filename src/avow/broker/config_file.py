@@ -25,8 +25,8 @@ class Overrides:
 
     `listen` replaces the file's listeners; `cert`, `key`, `client_ca`, `psk_file` and
     `client_policy` go to every TLS listener; `tee` goes to the table [attestation]; `store`,
-    `store_key`, `durability` and `anchor` to the table [store]. Paths are relative to the working
-    directory, unlike those in the file.
+    `store_key`, `also_key`, `durability` and `anchor` to the table [store]. Paths are
+    relative to the working directory, unlike those in the file.
     """
 
     listen: Sequence[str] = ()
@@ -40,6 +40,7 @@ class Overrides:
     password_file: Path | None = None
     store: Path | None = None
     store_key: str | None = None
+    also_key: str | None = None
     durability: str | None = None
     anchor: str | None = None
     files: Mapping[str, Path] = field(init=False)
@@ -114,6 +115,7 @@ def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
     said = {
         "directory": None if overrides.store is None else str(overrides.store.absolute()),
         "key": overrides.store_key,
+        "also_key": overrides.also_key,
         "durability": overrides.durability,
         "anchor": overrides.anchor,
     }

@@ -17,9 +17,10 @@ these are the roots and keys that are trusted. What vendors sign (collateral, re
 renewed all the time.
 
 `attestation.tee` is left out: the evidence proves the platform, however it was chosen. Of
-the table `store` the folder is left out, and of `key` and `anchor` stands there the kind, up to the
-colon: where bytes lie says nothing about what is done with them. Of `anchor`, what comes behind the
-`#` stands there too: whose answers are believed decides whether an old store is noticed.
+the table `store` the folder is left out, and of `key`, `also_key` and `anchor` stands there the
+kind, up to the colon: where bytes lie says nothing about what is done with them. Of `anchor`, what
+comes behind the `#` stands there too: whose answers are believed decides whether an old store is
+noticed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _PREFIX: Final = b"avow configuration v1\n"
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
 _LEFT_OUT: Final = frozenset({("attestation", "tee"), ("store", "directory")})
 _ANCHOR: Final = ("store", "anchor")
-_KIND_ONLY: Final = frozenset({("store", "key"), _ANCHOR})
+_KIND_ONLY: Final = frozenset({("store", "key"), ("store", "also_key"), _ANCHOR})
 
 
 def configuration_digest(configuration: Configuration, read: Read = read_named_file) -> bytes:
@@ -68,7 +69,7 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
             for name, inner in value.items()
             if (*place, name) not in _LEFT_OUT
         }
-    if place in _KIND_ONLY:
+    if place in _KIND_ONLY and value is not None:
         kind, _, rest = str(value).partition(":")
         answers = rest.partition("#")[2] if place == _ANCHOR else ""
         return f"{kind}#{answers}" if answers else kind

@@ -34,6 +34,7 @@ from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
+from avow.cli.store_opening import ALSO_KEY_HELP
 from avow.errors import AvowError, UnavailableError
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
@@ -116,6 +117,7 @@ OPEN_UP = (
     metavar="SOURCE",
     help="Where the store's key comes from: file:PATH, tpm:PATH, gramine, snp or provisioned.",
 )
+@click.option("--also-key", metavar="SOURCE", help=ALSO_KEY_HELP)
 @click.option(
     "--durability",
     type=click.Choice(["commit", "interval", "none"]),
@@ -150,6 +152,7 @@ def broker(
     config: Path | None,
     store: Path | None,
     store_key: str | None,
+    also_key: str | None,
     durability: str | None,
     anchor: str | None,
     accept_rollback: int | None,
@@ -176,6 +179,7 @@ def broker(
         password_file=password_file,
         store=store,
         store_key=store_key,
+        also_key=also_key,
         durability=durability,
         anchor=anchor,
     )

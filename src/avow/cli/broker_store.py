@@ -11,18 +11,20 @@ from avow.broker.prepared import Prepared
 from avow.channel.provisioning import STORE_KEY, Provisioned
 from avow.cli.anchors import check_anchor, check_begin, open_anchor
 from avow.cli.broker_attestation import SIMULATED
-from avow.cli.store_keys import check_source, key_of_store
+from avow.cli.store_keys import check_source
+from avow.cli.store_opening import StoreKeys, is_there, make_store, open_store
 from avow.errors import AvowError
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
-from avow.sealing.store import CONTAINER, Store
 
 
 def check_store(configuration: Configuration) -> None:
     """Raises `MalformedError` for a key or an anchor that is none; opens nothing."""
     if configuration.store is not None:
         check_source(configuration.store.key)
+        if configuration.store.also_key is not None:
+            check_source(configuration.store.also_key)
         check_anchor(configuration.store.anchor)
 
 
@@ -49,21 +51,18 @@ def open_state(
         yield None
         return
     binding = KeyBinding(module, prepared.digest, runtime_manifest().digest)
-    made = not (settings.directory / CONTAINER).exists()
+    keys = StoreKeys(
+        settings.key,
+        settings.also_key,
+        binding,
+        _store_key(provisioned),
+        prepared.configuration.attestation.tee == SIMULATED,
+        note,
+    )
+    made = not is_there(settings.directory)
     if made:
         check_begin(settings.anchor, settings.directory, new_store=new_store)
-    key = key_of_store(
-        settings.key,
-        binding,
-        made=made,
-        provisioned=_store_key(provisioned),
-        simulated=prepared.configuration.attestation.tee == SIMULATED,
-        say=note,
-    )
-    if made:
-        Store.create(settings.directory, [key]).close()
-        note(f"made a new store in {settings.directory}")
-    with Store.open(settings.directory, key) as store:
+    with (make_store if made else open_store)(settings.directory, keys) as store:
         anchor = open_anchor(settings.anchor, store)
         interval_s = settings.anchor_interval_s
         if made:

@@ -33,6 +33,7 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--allow-anonymous", is_flag=True, default=False, help="As of `avow broker`."),
     click.option("--store", type=_FOLDER, metavar="DIR", help="As of `avow broker`; not opened."),
     click.option("--store-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
+    click.option("--also-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
     click.option("--durability", type=_DURABILITY, help="As of `avow broker`."),
     click.option("--anchor", metavar="ANCHOR", help="As of `avow broker`; not asked."),
 )
@@ -49,6 +50,7 @@ NAMES = (
     "allow_anonymous",
     "store",
     "store_key",
+    "also_key",
     "durability",
     "anchor",
 )

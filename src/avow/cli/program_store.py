@@ -7,22 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
+
 from avow.cli.anchors import anchor_options, check_begin, open_anchor
-from avow.cli.command_error import configuration_errors
-from avow.cli.store_keys import key_of_store, key_option
+from avow.cli.command_error import configuration_errors, storage_errors
+from avow.cli.store_keys import check_source, key_option
+from avow.cli.store_opening import ALSO_KEY_HELP, StoreKeys, is_there, make_store, open_store
 from avow.errors import AvowError, MalformedError
 from avow.sandbox.compiled_cache import CompiledCache
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import Freshness, begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
-from avow.sealing.store import CONTAINER, Store
+from avow.sealing.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def store_options(command: Command) -> Command:
     """Adds the options; `--store` itself is one of `app_options`."""
-    return key_option(anchor_options(command))
+    also = click.option("--also-key", metavar="SOURCE", help=ALSO_KEY_HELP)
+    return key_option(also(anchor_options(command)))
 
 
 class NoStore:
@@ -98,16 +102,14 @@ def open_program_store(
         return NoStore()
     # A key in a file is bound to nothing, and the manifest takes as long as starting the program.
     runtime = bytes(32) if given["key"].startswith("file:") else runtime_manifest().digest
-    made = not (folder / CONTAINER).exists()
+    made = not is_there(folder)
     if made:
         check_begin(given["anchor"], folder, new_store=given["new_store"])
-    with configuration_errors():
-        binding = KeyBinding(module, configuration, runtime)
-        key = key_of_store(given["key"], binding, made=made, provisioned=provisioned, say=note)
-    if made:
-        Store.create(folder, [key]).close()
-        note(f"made a new store in {folder}")
-    store = Store.open(folder, key)
+    binding = KeyBinding(module, configuration, runtime)
+    simulated = given["tee"] == "simulated"
+    keys = StoreKeys(given["key"], given["also_key"], binding, provisioned, simulated, note)
+    with configuration_errors(), storage_errors():
+        store = (make_store if made else open_store)(folder, keys)
     try:
         return ProgramStore(store, _fresh(store, made, given), note)
     except AvowError:
@@ -124,7 +126,7 @@ def _fresh(store: Store, made: bool, given: dict[str, Any]) -> Freshness:
 
 
 def _check_options(folder: Path | None, given: dict[str, Any]) -> None:
-    for name in ("key", "accept_rollback"):
+    for name in ("key", "also_key", "accept_rollback"):
         if folder is None and given[name] is not None:
             raise MalformedError(
                 f"expected --store beside --{name.replace('_', '-')}, got none; add it"
@@ -134,3 +136,5 @@ def _check_options(folder: Path | None, given: dict[str, Any]) -> None:
             f"expected --key SOURCE beside --store, got none; `avow store init {folder} "
             f"--new-key file:owner.key` makes a store and a key"
         )
+    if given["also_key"] is not None:
+        check_source(given["also_key"])

@@ -185,7 +185,7 @@ class Simulation:
             (2, self.remove),
             (2, self.rename),
             (6, self.read),
-            (2, self.list),
+            (2, self.list_names),
             (3, self.commit),
         ]
         operations = [operation for weight, operation in weighted for _ in range(weight)]
@@ -255,7 +255,7 @@ class Simulation:
         self.demand(found == expected[offset : offset + length], f"wrong bytes of {path}")
         self.demand(store.stat(path).size_bytes == len(expected), f"wrong size of {path}")
 
-    def list(self, store: Store) -> None:
+    def list_names(self, store: Store) -> None:
         path = self.rng.choice([path for path, data in self.state.items() if data is None])
         self.note(f"list {path}")
         found = sorted(entry.name for entry in store.listdir(path))

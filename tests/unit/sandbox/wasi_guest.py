@@ -385,15 +385,15 @@ def sealed_guest(
     **settings: Any,
 ) -> Iterator[Guest]:
     """A program with all of a new sealed store at `/`, and a time that stands still."""
-    settings = {
+    defaults: dict[str, Any] = {
         "arguments": ["program"],
         "entropy": bytes(32),
         "started_ns": OLD_TIME_NS,
-    } | settings
+    }
     store = sealed.Store.create_on(disk if disk is not None else MemoryDisk(), [KEY])
     directories = (SealedDirectory("/", "/files"), *more)
     try:
-        with Wasi(directories=directories, store=store, **settings) as wasi:
+        with Wasi(directories=directories, store=store, **(defaults | settings)) as wasi:
             yield Guest(wasi, attach=attach)
     finally:
         store.close()
@@ -402,10 +402,10 @@ def sealed_guest(
 @contextmanager
 def bare_guest(**settings: Any) -> Iterator[Guest]:
     """A program without a store."""
-    settings = {
+    defaults: dict[str, Any] = {
         "arguments": ["program"],
         "entropy": bytes(32),
         "started_ns": OLD_TIME_NS,
-    } | settings
-    with Wasi(**settings) as wasi:
+    }
+    with Wasi(**(defaults | settings)) as wasi:
         yield Guest(wasi)
