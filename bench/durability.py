@@ -99,13 +99,13 @@ def rates(bench: Bench, brokers: Sequence[Broker], groups: int, rounds: int) -> 
         f"durable_pairs{groups}",
         f"QoS 1, durable, pipelined, {groups} pairs",
         {"qos": 1, "window": 1000, "groups": groups, "durable": True},
-        (Target("published_rate"),),
+        (Target("acknowledged_rate"),),
     )
     found: dict[str, list[float]] = {broker.name: [] for broker in brokers}
     for _ in range(rounds):
         for broker in brokers:
             values = bench.run(scenario, broker)
-            found[broker.name].append(values["published_rate"])
+            found[broker.name].append(values["acknowledged_rate"])
             print(f"  {scenario.name} {broker.name}: {found[broker.name][-1]:,.0f}/s", flush=True)
     return {
         name: {"median_per_s": statistics.median(values), "rounds_per_s": values}

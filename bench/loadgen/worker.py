@@ -128,6 +128,7 @@ def run_load(job: Job) -> dict[str, Any]:
     result: dict[str, Any] = {
         "rate": phase["received"] / elapsed_s,
         "published_rate": phase["published"] / elapsed_s,
+        "acknowledged_rate": phase["acknowledged"] / elapsed_s,
         "elapsed_s": elapsed_s,
         "generator_cpu": busy_ns / phase["elapsed_ns"],
         "broker_cpu": broker_cpu_s / wall_s,
