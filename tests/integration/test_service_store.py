@@ -41,11 +41,17 @@ def kept(tmp_path: Path) -> Kept:
     return Kept(tmp_path)
 
 
-def connected(running: ServiceProcess, name: str, *, clean_start: bool = False) -> PlainClient:
-    """A client of MQTT 3.1.1 with a session that stays."""
-    client = PlainClient(running.port(), version=4)
-    client.present = client.connect(client_id=name, clean_start=clean_start).session_present  # type: ignore[attr-defined]
-    return client
+class Sleeper(PlainClient):
+    """A client of MQTT 3.1.1 with a session that stays; `present` says that there was one."""
+
+    def __init__(self, running: ServiceProcess, name: str, *, clean_start: bool) -> None:
+        super().__init__(running.port(), version=4)
+        self.present = self.connect(client_id=name, clean_start=clean_start).session_present
+
+
+def connected(running: ServiceProcess, name: str, *, clean_start: bool = False) -> Sleeper:
+    """A client after its CONNACK."""
+    return Sleeper(running, name, clean_start=clean_start)
 
 
 def leave_state(running: ServiceProcess) -> None:
@@ -66,7 +72,7 @@ def leave_state(running: ServiceProcess) -> None:
 def check_state(running: ServiceProcess) -> None:
     """All of it is there, in order, once."""
     with connected(running, "sleeper") as sleeper:
-        assert sleeper.present  # type: ignore[attr-defined]
+        assert sleeper.present
         first = sleeper.receive(Publish)
         assert (first.text, first.payload, first.qos) == ("queue/1", b"first", 1)
         second = sleeper.receive(Publish)
@@ -99,7 +105,7 @@ def test_state_survives_a_kill(kept: Kept) -> None:
         killed(running)
     # What was delivered is not delivered again.
     with service(*kept.arguments()) as running, connected(running, "sleeper") as sleeper:
-        assert sleeper.present  # type: ignore[attr-defined]
+        assert sleeper.present
         sleeper.send(Publish("kept", b"end", 1, 9))
         assert {type(sleeper.receive(object)) for _ in range(2)} == {Puback, Publish}
 
@@ -122,7 +128,7 @@ def test_without_durability_nothing_is_written_before_the_end(kept: Kept) -> Non
         service(*kept.arguments("--durability", "none")) as running,
         connected(running, "sleeper") as sleeper,
     ):
-        assert not sleeper.present  # type: ignore[attr-defined]
+        assert not sleeper.present
 
 
 def test_disk_shows_nothing(kept: Kept) -> None:
@@ -214,7 +220,7 @@ def test_full_disk_stops_before_anything_is_acknowledged(kept: Kept) -> None:
         running.close()
     assert acknowledged >= 1
     with service(*kept.arguments()) as again, connected(again, "sleeper") as client:
-        assert client.present  # type: ignore[attr-defined]
+        assert client.present
         payloads = [client.receive(Publish).payload for _ in range(2 + acknowledged)]
         assert payloads[:2] == [b"first", b"second"]
 

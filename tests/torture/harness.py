@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import random
 import secrets
@@ -11,7 +12,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Torture:
         kinds = list(Kind)
         for number in range(1, faults + 1):
             kind = kinds[number % len(kinds)]
-            said = self._in_words(lambda kind=kind: self._fault(kind), number)
+            said = self._in_words(functools.partial(self._fault, kind), number)
             self.happened[f"{kind.name}: {said}"] += 1
             if number % DRAIN_EVERY == 0:
                 self._in_words(self._drain, number)
@@ -59,10 +60,9 @@ class Torture:
         self._in_words(self._drain, faults)
         self._in_words(self._check_store, faults)
 
-    def _in_words(self, step: object, number: int) -> str:
-        assert callable(step)
+    def _in_words(self, step: Callable[[], str], number: int) -> str:
         try:
-            return str(step())
+            return step()
         except ViolationError as error:
             raise ViolationError(f"seed {self.seed}, fault {number}: {error}") from error
 
@@ -192,9 +192,10 @@ class Torture:
             self._publisher.lost()
             self._subscriber.lost()
 
-    def _traffic(self, process: int, done: object, *, publish: bool = True) -> int | None:
+    def _traffic(
+        self, process: int, done: Callable[[], bool], *, publish: bool = True
+    ) -> int | None:
         """Until `done`, or until the broker has ended: then its exit code."""
-        assert callable(done)
         end = time.monotonic() + ROUND_TIMEOUT_S
         clients = (self._publisher, self._subscriber)
         while not done():

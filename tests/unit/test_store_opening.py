@@ -16,7 +16,7 @@ BINDING = KeyBinding(bytes(32), bytes(32), bytes(32))
 
 def keys(folder: Path, first: str, also: str | None, said: list[str]) -> StoreKeys:
     named = None if also is None else f"file:{folder / also}"
-    return StoreKeys(f"file:{folder / first}", named, BINDING, None, False, said.append)
+    return StoreKeys(f"file:{folder / first}", named, lambda: BINDING, None, False, said.append)
 
 
 def made(folder: Path, also: str | None) -> Path:
@@ -80,3 +80,20 @@ def test_what_is_no_matter_of_keys_is_not_tried_again(tmp_path: Path) -> None:
         open_store(store, keys(tmp_path, "stranger", "also", []))
     with pytest.raises(UnavailableError):
         open_store(tmp_path / "nowhere", keys(tmp_path, "first", None, []))
+
+
+@pytest.mark.parametrize("source", ["gramine", "snp", "tpm:sealed"])
+def test_a_platforms_key_is_bound_whichever_of_the_two_it_is(tmp_path: Path, source: str) -> None:
+    asked: list[str] = []
+
+    def binding() -> KeyBinding:
+        asked.append(source)
+        return BINDING
+
+    named = StoreKeys(f"file:{tmp_path / 'first'}", source, binding, None, True, asked.append)
+    named.of(named.first, made=True)
+    assert source not in asked
+    # No platform gives one here, under simulation; but it was asked for with the binding.
+    with pytest.raises(DeniedError, match="simulated platform"):
+        named.of(source, made=False)
+    assert source in asked

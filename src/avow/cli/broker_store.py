@@ -50,11 +50,10 @@ def open_state(
     if settings is None:
         yield None
         return
-    binding = KeyBinding(module, prepared.digest, runtime_manifest().digest)
     keys = StoreKeys(
         settings.key,
         settings.also_key,
-        binding,
+        lambda: KeyBinding(module, prepared.digest, runtime_manifest().digest),
         _store_key(provisioned),
         prepared.configuration.attestation.tee == SIMULATED,
         note,

@@ -100,14 +100,17 @@ def open_program_store(
         _check_options(folder, given)
     if folder is None:
         return NoStore()
-    # A key in a file is bound to nothing, and the manifest takes as long as starting the program.
-    runtime = bytes(32) if given["key"].startswith("file:") else runtime_manifest().digest
     made = not is_there(folder)
     if made:
         check_begin(given["anchor"], folder, new_store=given["new_store"])
-    binding = KeyBinding(module, configuration, runtime)
-    simulated = given["tee"] == "simulated"
-    keys = StoreKeys(given["key"], given["also_key"], binding, provisioned, simulated, note)
+    keys = StoreKeys(
+        given["key"],
+        given["also_key"],
+        lambda: KeyBinding(module, configuration, runtime_manifest().digest),
+        provisioned,
+        given["tee"] == "simulated",
+        note,
+    )
     with configuration_errors(), storage_errors():
         store = (make_store if made else open_store)(folder, keys)
     try:

@@ -142,9 +142,14 @@ def new_owner_key(
     return bind_key(secret, bound)
 
 
+def is_bound(source: str) -> bool:
+    """Whether a key from `source` is bound to what runs: those of platforms are."""
+    return not source.startswith(_FILE) and source != "provisioned"
+
+
 def key_of_store(
     source: str,
-    binding: KeyBinding,
+    binding: KeyBinding | None,
     *,
     made: bool,
     provisioned: bytes | None = None,

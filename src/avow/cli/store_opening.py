@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from avow.cli.store_keys import key_of_store
+from avow.cli.store_keys import is_bound, key_of_store
 from avow.errors import AvowError, DeniedError, UnavailableError
 from avow.sealing.keys import KeyBinding
 from avow.sealing.store import CONTAINER, Store
@@ -20,11 +20,14 @@ ALSO_KEY_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class StoreKeys:
-    """Where the keys of a store come from; `also` is None for one key only. See `key_of_store`."""
+    """Where the keys of a store come from; `also` is None for one key only. See `key_of_store`.
+
+    `binding` is called for a platform's key only: the runtime's manifest takes a while.
+    """
 
     first: str
     also: str | None
-    binding: KeyBinding
+    binding: Callable[[], KeyBinding]
     provisioned: bytes | None
     simulated: bool
     say: Callable[[str], None]
@@ -33,7 +36,7 @@ class StoreKeys:
         """The key (32 bytes) of one of them."""
         return key_of_store(
             source,
-            self.binding,
+            self.binding() if is_bound(source) else None,
             made=made,
             provisioned=self.provisioned,
             simulated=self.simulated,

@@ -22,13 +22,12 @@ from wasmtime import (
 )
 
 from avow.errors import AvowError, ImportsError, LimitError, ModuleError, StorageError
+from avow.sandbox.engine_settings import limited_store
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
 from avow.sandbox.limits import (
     INSTANCES_MAX,
     MEMORIES_MAX,
-    TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
     Limits,
 )
 from avow.sandbox.traps import one_line, stopped
@@ -91,16 +90,7 @@ def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundin
     """Run a module to its end and return its exit code, 0 to 255. Errors as of `Program.run`."""
     check(module, surroundings.grants, surroundings.extra_imports)
     entry = entry_of(module)
-    store = Store(engine)
-    store.set_limits(
-        memory_size=limits.memory_max_bytes,
-        table_elements=TABLE_ELEMENTS_MAX,
-        instances=INSTANCES_MAX,
-        tables=TABLES_MAX,
-        memories=MEMORIES_MAX,
-    )
-    if limits.fuel is not None:
-        store.set_fuel(limits.fuel)
+    store = limited_store(engine, limits, instances=INSTANCES_MAX, memories=MEMORIES_MAX)
     linker = Linker(engine)
     for each in surroundings.extra_imports:
         each.define(linker)

@@ -34,13 +34,12 @@ from avow.errors import (
     UnavailableError,
 )
 from avow.sandbox.commands import report_damage
+from avow.sandbox.engine_settings import limited_store
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
 from avow.sandbox.limits import (
     COMPONENT_INSTANCES_MAX,
     COMPONENT_MEMORIES_MAX,
-    TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
     Limits,
 )
 from avow.sandbox.preview2 import RESOURCES, Failed, Preview2
@@ -127,16 +126,9 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     """Run a component to its end and return its exit code. Errors as of `Program.run`."""
     check(engine, component, surroundings.grants, surroundings.extra_imports)
     entry = _entry(engine, component)
-    store = Store(engine)
-    store.set_limits(
-        memory_size=limits.memory_max_bytes,
-        table_elements=TABLE_ELEMENTS_MAX,
-        instances=COMPONENT_INSTANCES_MAX,
-        tables=TABLES_MAX,
-        memories=COMPONENT_MEMORIES_MAX,
+    store = limited_store(
+        engine, limits, instances=COMPONENT_INSTANCES_MAX, memories=COMPONENT_MEMORIES_MAX
     )
-    if limits.fuel is not None:
-        store.set_fuel(limits.fuel)
     store.set_wasi(_wasi(surroundings))
     linker = Linker(engine)
     linker.allow_shadowing = True

@@ -19,11 +19,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from wasmtime import Config, Engine
+from wasmtime import Config, Engine, Store
 from wasmtime import _ffi as wasmtime_ffi
 
 from avow.errors import DeniedError
-from avow.sandbox.limits import HOST_STACK_BYTES, STACK_BYTES_MAX, STACK_BYTES_MIN, Limits
+from avow.sandbox.limits import (
+    HOST_STACK_BYTES,
+    STACK_BYTES_MAX,
+    STACK_BYTES_MIN,
+    TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
+    Limits,
+)
 
 Settings = Mapping[str, Any]
 
@@ -92,6 +99,21 @@ def configured(settings: Settings) -> Config:
 def engine_for(settings: Settings) -> Engine:
     """An engine with exactly these settings. Raises `DeniedError` as `configured`."""
     return Engine(configured(settings))
+
+
+def limited_store(engine: Engine, limits: Limits, *, instances: int, memories: int) -> Store:
+    """Where one program runs, module or component, and takes no more than it may."""
+    store = Store(engine)
+    store.set_limits(
+        memory_size=limits.memory_max_bytes,
+        table_elements=TABLE_ELEMENTS_MAX,
+        instances=instances,
+        tables=TABLES_MAX,
+        memories=memories,
+    )
+    if limits.fuel is not None:
+        store.set_fuel(limits.fuel)
+    return store
 
 
 def fingerprint(settings: Settings) -> bytes:
