@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 from structlog.typing import FilteringBoundLogger
@@ -33,6 +32,7 @@ from avow.cli.broker_attestation import (
 from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
+from avow.cli.interrupts import signals_told
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
 from avow.errors import AvowError, UnavailableError
@@ -42,6 +42,8 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
 # What the core's heap may have is a limit of its own; stack, tables and fragmentation come on top.
 _MEMORY_BESIDE_BUDGET_BYTES = 512 << 20
 _MEMORY_MAX_BYTES = (4 << 30) - (64 << 10)
+
+_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -234,7 +236,11 @@ def _run(
     if starting.configuration.attestation.tee == SIMULATED:
         log = log.bind(warning=NOTHING_IS_PROTECTED)
     controls: Controls = queue.SimpleQueue()
-    with _signals(controls), _thread_failures(controls, log):
+
+    def tell(number: int) -> None:
+        controls.put(Control.RELOAD if number == signal.SIGHUP else Control.STOP)
+
+    with signals_told(_SIGNALS, tell), _thread_failures(controls, log):
         with configuration_errors():
             attested = open_attestation(starting)
             core = _load_core(starting.configuration, attested.measure)
@@ -294,24 +300,6 @@ def _load_core(configuration: Configuration, measure: Callable[[bytes], None]) -
     path = artefacts.core_path()
     wanted = configuration.limits.memory_budget_bytes + _MEMORY_BESIDE_BUDGET_BYTES
     return load(path.read_bytes(), memory_max_bytes=min(wanted, _MEMORY_MAX_BYTES), measure=measure)
-
-
-@contextmanager
-def _signals(controls: Controls) -> Iterator[None]:
-    """SIGHUP, SIGTERM and SIGINT become controls; the old handlers come back afterwards."""
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        controls.put(Control.RELOAD if number == signal.SIGHUP else Control.STOP)
-
-    before = {
-        number: signal.signal(number, tell)
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

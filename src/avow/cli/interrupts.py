@@ -1,11 +1,16 @@
-"""Ctrl-C and SIGTERM end a client in the same orderly way."""
+"""What signals do to a command: end a client in an orderly way, tell a service."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+_PIECE_BYTES: Final = 64
 
 
 @contextmanager
@@ -20,3 +25,40 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_told(numbers: Collection[int], tell: Callable[[int], None]) -> Iterator[None]:
+    """In here each of these signals calls `tell` with its number, from a thread of its own.
+
+    Not from a handler: Python runs those in the main thread, when that gets to it. A signal that
+    comes just before the main thread blocks would be seen only when something else wakes it, and a
+    service that waits for work would not end. The descriptor, however, is written to at once.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def read() -> None:
+        while piece := reader.recv(_PIECE_BYTES):
+            for number in piece:
+                # Signals of others are written to the descriptor as well.
+                if number in numbers:
+                    tell(number)
+
+    thread = threading.Thread(target=read, name="signals", daemon=True)
+    thread.start()
+    descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _told_elsewhere) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
+def _told_elsewhere(number: int, frame: FrameType | None) -> None:
+    """A handler has to be there, or the signal would end the process."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import click
 
@@ -25,6 +22,7 @@ from avow.channel.address import (
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.connection_options import AttestationArguments, TlsArguments, secure_options
 from avow.cli.exit_codes import ExitCode
+from avow.cli.interrupts import signals_told
 from avow.client.attested_context import AttestedContext
 from avow.client.proxy import CONNECTIONS_MAX, Proxy
 from avow.tee.simulated import NOTHING_IS_PROTECTED
@@ -100,7 +98,7 @@ def proxy(
     if attested.notice:
         log = log.bind(warning=NOTHING_IS_PROTECTED)
     running = Proxy(listening, address, context, log=log, connections_max=connections_max)
-    with _signals(running):
+    with signals_told((signal.SIGTERM, signal.SIGINT), lambda _: running.stop()):
         log.info("avow proxy", version=__version__, server=str(address))
         log.info("listening", url=str(listen_address.at_port(_port(listening))))
         running.serve()
@@ -140,18 +138,3 @@ def _check_addresses(listen: Address, server: Address, *, anywhere: bool) -> Non
 
 def _port(listening: list[socket.socket]) -> int:
     return int(listening[0].getsockname()[1])
-
-
-@contextmanager
-def _signals(running: Proxy) -> Iterator[None]:
-    """SIGTERM and SIGINT stop it; the old handlers come back afterwards."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        running.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

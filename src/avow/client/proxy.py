@@ -71,7 +71,7 @@ class Proxy:
         self._wake_writer.setblocking(False)
 
     def stop(self) -> None:
-        """Has `serve` return soon. May be called from a signal's handler."""
+        """Has `serve` return soon. May be called from any thread."""
         self._stopping = True
         self._wake()
 
