@@ -2,10 +2,10 @@
  *
  *     files FILE MIB BYTES_OF_A_CALL
  *
- * Prints a line for each part: its name and its seconds. "first" is a first writing, as long as its
- * last call takes to return; then the file is deleted, and the same is done again as "write", when
- * system and store have the memory and the room at hand that the first one had to get. "durable" ends
- * with the return of fsync, counted from the first call of write. What is read is checked. */
+ * Prints a line for each part: its name and its seconds. "first" is a first writing, until its last
+ * call returns; then the file is deleted, and the same is done again as "write", when the store has
+ * the room at hand that the first one had to get. "durable" ends with the return of fsync, counted
+ * from the first call of write. What is read is checked. */
 
 #include <fcntl.h>
 #include <stdint.h>

@@ -76,8 +76,9 @@ _FILES = """
 ## One file from its beginning to its end
 
 256 MiB, in MB/s. The file is written, deleted, and written again: `first` and `write`; `durable` is
-the second time up to the return of `fsync`. A store that has to grow is in `first`, and so is
-memory that a virtual machine has to get from its hypervisor.
+the second time up to the return of `fsync`. In `first` the store has to grow. Before each round the
+machine gets the memory that the kernel will need: a virtual machine that has been idle has given it
+back, and without this `first` measures how fast the hypervisor returns it, for every column.
 
 | | native | plain WASI | sealed |
 |---|---|---|---|
