@@ -185,9 +185,12 @@ def test_a_program_gets_its_store_key_and_its_secrets_from_its_owner(
     policy = policy_for(references(*options)).replace('"program"', '"server"')
     write(tmp_path / "policy.toml", policy)
     arguments = (*options, "--attest", "--tee", "simulated", "--key", "provisioned")
-    other = avow("run", *options, "--tee", "simulated", "--key", f"file:{tmp_path / 'host.key'}")
-    assert other.returncode == 2
-    assert b"expected --key provisioned" in other.stderr
+    # Neither in the owner's place nor beside it: a key that the host knows.
+    theirs = f"file:{tmp_path / 'host.key'}"
+    for named in (("--key", theirs), ("--key", "provisioned", "--also-key", theirs)):
+        other = avow("run", *options, "--tee", "simulated", *named)
+        assert other.returncode == 2
+        assert b"expected --key provisioned" in other.stderr
     with running(*arguments, stdin=f"{NONCE}\n".encode()) as waiting:
         place = waiting.line("listening for its owner at ").split()[-1]
         assert not folder.exists()
