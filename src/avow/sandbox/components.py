@@ -71,8 +71,6 @@ INTERFACES: Final = frozenset(
 )
 _VERSIONED: Final = re.compile(r"(wasi:[a-z]+/[a-z0-9-]+)@0\.2\.[0-9]+")
 _RUN: Final = "wasi:cli/run"
-# How wasmtime 50 stops a component that passes two borrowed handles to a function of the host.
-_TWO_HANDLES: Final = "deferred host scope"
 # What stays wasmtime's in any case: these have nothing to do with files, streams and waiting.
 _WITHOUT_FILES: Final = frozenset(
     {
@@ -160,18 +158,8 @@ def _run_linked(
     except ExitTrap as ended:
         return int(ended.code) & 0xFF
     except WasmtimeError as error:
-        if _TWO_HANDLES in str(error):
-            raise _cannot_pass() from error
         raise stopped(error, limits, 0) from error
     return 1 if failed else 0
-
-
-def _cannot_pass() -> ImportsError:
-    return ImportsError(
-        "expected a component with sealed folders to do without renaming and linking files, "
-        "comparing descriptors and waiting for several things at once, this one did not: wasmtime "
-        "cannot pass such calls on; build it as a module of WASI preview 1"
-    )
 
 
 def _interface(name: str) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +62,14 @@ _ALLOWED: Final[Mapping[str, tuple[Any, ...] | range]] = {
     "wasm_exceptions": (True,),
     "wasm_stack_switching": (False,),
     "wasm_component_model": (False, True),
+    "concurrency_support": (False,),
     "consume_fuel": (False, True),
     "max_wasm_stack": range(STACK_BYTES_MIN, STACK_BYTES_MAX + 1),
+}
+
+# What wasmtime's C interface can set and `Config` has no property for.
+_WITHOUT_PROPERTY: Final[Mapping[str, Callable[[Any, Any], None]]] = {
+    "concurrency_support": wasmtime_ffi.wasmtime_config_concurrency_support_set,
 }
 
 
@@ -72,6 +78,9 @@ def program_settings(limits: Limits, *, component: bool) -> Settings:
     return {
         **_PROGRAM_SETTINGS,
         "wasm_component_model": component,
+        # WASI 0.2 is not asynchronous. Were this on, wasmtime 50 would stop a component that lends
+        # two handles in one call to the host, as it has to for renaming a file.
+        **({"concurrency_support": False} if component else {}),
         "consume_fuel": limits.fuel is not None,
         "max_wasm_stack": limits.stack_max_bytes,
     }
@@ -92,7 +101,10 @@ def configured(settings: Settings) -> Config:
         # wasmtime wants the stacks of asynchronous calls, which nothing here uses, to be larger.
         wasmtime_ffi.wasmtime_config_async_stack_size_set(config.ptr(), stack + HOST_STACK_BYTES)
     for name, value in settings.items():
-        setattr(config, name, value)
+        if name in _WITHOUT_PROPERTY:
+            _WITHOUT_PROPERTY[name](config.ptr(), value)
+        else:
+            setattr(config, name, value)
     return config
 
 

@@ -5,9 +5,7 @@ is defined here, by calls of the vault's preview 1; variables, arguments, exit a
 wasmtime's. There are no sockets. The types are those of https://github.com/WebAssembly/WASI,
 wasip2 (packages cli, clocks, filesystem, io at 0.2).
 
-Bytes pass through wasmtime's conversion of a `list<u8>` one by one, about 1 µs each. And wasmtime
-50 cannot pass two borrowed handles in one call to functions that are defined like these: it stops a
-component that calls rename-at, link-at, is-same-object, splice, or poll for several.
+Bytes pass through wasmtime's conversion of a `list<u8>` one by one, about 1 µs each.
 """
 
 from __future__ import annotations
