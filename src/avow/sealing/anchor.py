@@ -35,6 +35,7 @@ from avow.errors import (
 _COUNT_MAX: Final = 2**64 - 1
 INTERVAL_S: Final = 10.0
 GRACE_S: Final = 60.0
+RETRY_S: Final = 1.0
 BRANCH_BYTES: Final = 32
 SECRET_BYTES: Final = 32
 NO_BRANCH: Final = bytes(BRANCH_BYTES)
@@ -212,6 +213,9 @@ class CounterAnchor:
     def advance(self, step: Step, root: Root) -> None:
         """See `Anchor`. Never twice for one value: who else has counted is a copy of the store."""
         found = self._counter.read()
+        if found == (step.to, step.branch):
+            # Done, though the answer was lost: nobody else draws this step's nonce.
+            return
         if found is not None and found[0] == step.to - 1:
             # After a crash the first half may be done.
             branch = found[1]
@@ -360,12 +364,21 @@ class Freshness:
     def commit(self) -> Root:
         """A commit of the store; with `every_commit`, one that the anchor knows when this returns.
 
-        Raises what the store's commit and `Anchor.advance` raise.
+        An anchor that cannot be reached is tried again for `GRACE_S`. Raises what the store's
+        commit and `Anchor.advance` raise.
         """
         if not self.every_commit:
             return self._store.commit()
-        self.advance()
-        return self._store.root
+        until_s = self._clock() + GRACE_S
+        while True:
+            try:
+                self.advance()
+            except UnavailableError:
+                if self._clock() >= until_s:
+                    raise
+                threading.Event().wait(RETRY_S)
+            else:
+                return self._store.root
 
     def advance(self) -> None:
         """Commits with the anchor's next value, then has the anchor take it.
@@ -459,7 +472,7 @@ class Freshness:
     ) -> None:
         period_s = self._interval_s or INTERVAL_S
         failing_since_s: float | None = None
-        while not stopped.wait(max(self.due_in_s(), min(period_s, 1.0))):
+        while not stopped.wait(max(self.due_in_s(), min(period_s, RETRY_S))):
             try:
                 self.poll()
                 failing_since_s = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 
 from avow.errors import AvowError, MalformedError, RolledBackError, UnavailableError
+from avow.sealing import anchor as anchor_module
 from avow.sealing.anchor import (
     CounterAnchor,
     Freshness,
@@ -385,6 +387,73 @@ def test_goes_on_after_a_failure() -> None:
     assert world.memory == before + 1
 
 
+@dataclass
+class Deaf(Chip):
+    """Its answers are lost: what it was asked for is done, and nobody knows."""
+
+    lost: list[str] = field(default_factory=list)
+
+    def extend(self, nonce: bytes) -> bytes:
+        done = super().extend(nonce)
+        self._lose("extend")
+        return done
+
+    def increment(self) -> int:
+        done = super().increment()
+        self._lose("increment")
+        return done
+
+    def _lose(self, command: str) -> None:
+        if command in self.lost:
+            self.lost.remove(command)
+            raise UnavailableError("no answer")
+
+
+@pytest.mark.parametrize("lost", [["extend"], ["increment"], ["extend", "increment"]])
+def test_a_counter_whose_answers_were_lost(lost: list[str]) -> None:
+    """The same process goes on, as one that starts would: it was no other copy that counted."""
+    world = World("counter", chip=Deaf())
+    life = world.live()
+    fresh = begin_fresh(life.store, life.anchor)
+    assert isinstance(world.chip, Deaf)
+    for number in (1, 2):
+        before = world.memory
+        world.chip.lost = list(lost)
+        for _ in lost:
+            with pytest.raises(UnavailableError):
+                fresh.advance()
+        life.store.commit()
+        fresh.advance()
+        assert world.memory == before + 1, number
+    a_life(world.live())
+
+
+def test_every_commit_waits_for_an_anchor_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A witness that is restarted ends no program, with whatever interval; one that stays away
+    does, when the time is over."""
+    monkeypatch.setattr(anchor_module, "RETRY_S", 0.001)
+    world, clock = begun("counter"), Clock()
+    anchor = Unreachable(world.chip)
+    fresh = open_fresh(world.live().store, anchor, interval_s=0, clock=clock)
+    before = world.memory
+    left = [3]
+
+    def away(for_ever: bool) -> AvowError:
+        clock.now_s += anchor_module.GRACE_S / 10
+        left[0] -= 1
+        if not left[0] and not for_ever:
+            anchor.failure = None
+        return unavailable()
+
+    anchor.failure = lambda: away(False)
+    assert fresh.commit().anchor == world.memory == before + 1
+    left[0] = 0
+    anchor.failure = lambda: away(True)
+    with pytest.raises(UnavailableError):
+        fresh.commit()
+    assert left[0] == -10
+
+
 def test_a_commit_that_fails_moves_no_anchor() -> None:
     world = begun("counter")
     power = Power()
@@ -451,7 +520,7 @@ def test_counter_that_was_faked_to_have_counted() -> None:
             assert self.value is not None
             return self.value
 
-    for chip in (Lying(5, BEFORE), Chip(5, OTHER), Chip(6, BRANCH), Chip(5, NONCE)):
+    for chip in (Lying(5, BEFORE), Chip(5, OTHER), Chip(6, OTHER), Chip(7, BRANCH), Chip(5, NONCE)):
         with pytest.raises(RolledBackError, match="from 5 to 6"):
             CounterAnchor(chip, "the chip").advance(Step(6, BEFORE, NONCE), FakeRoot(1, D1, 6))
     with pytest.raises(RolledBackError, match="no counter"):
