@@ -14,8 +14,8 @@ from avow.broker.measured_configuration import configuration_digest, measured_te
 from avow.broker.prepared import prepare
 from avow.broker.service import needs_restart
 from avow.channel.provisioning import Provisioned
+from avow.cli import cli
 from avow.cli.command_error import CommandError
-from avow.cli.user import user
 from avow.errors import MalformedError, UnavailableError
 
 OWNER = "sha256:" + "0f" * 32
@@ -123,8 +123,9 @@ def test_another_owner_needs_a_restart(tmp_path: Path) -> None:
 
 def test_users_are_not_added_to_what_is_provisioned(tmp_path: Path) -> None:
     read(tmp_path, f'password_file = "provisioned:users"\n{TABLE}')
-    arguments = ["add", "alice", "--config", str(tmp_path / "avow.toml"), "--password-stdin"]
-    done = CliRunner().invoke(user, arguments, input="x\n")
+    configuration = str(tmp_path / "avow.toml")
+    arguments = ["user", "add", "alice", "--config", configuration, "--password-stdin"]
+    done = CliRunner().invoke(cli, arguments, input="x\n")
     assert isinstance(done.exception, CommandError)
     assert "avow provision" in done.exception.sentence
     assert not Path("provisioned:users").exists()
