@@ -59,7 +59,7 @@ fn changeSettings(fields: *Fields) Error!void {
     const interval = state.settings.sys_interval_ms;
     state.settings = changed;
     heap.budget_bytes = changed.memory_budget_bytes;
-    journal.enabled = changed.persist_sessions;
+    if (!journal.begun) journal.enabled = changed.persist_sessions;
     if (interval != changed.sys_interval_ms) sys.schedule();
 }
 

@@ -50,6 +50,8 @@ pub const Kind = enum(u8) {
 pub var region: heap.List(u8) = .{};
 pub var sequence: u64 = 0;
 pub var enabled = true;
+/// After the first step it stays enabled or not: a journal with a gap could not be read back.
+pub var begun = false;
 var start: usize = 0;
 
 pub fn clear() void {
@@ -60,10 +62,18 @@ pub fn clear() void {
 /// A change that happened has to be recorded: the journal may exceed the budget, and where even
 /// that fails the core stops instead of going on without a record.
 fn put(bytes: []const u8) void {
+    const at = region.items.len;
+    if (at + bytes.len > region.capacity) grow(at + bytes.len);
+    region.items.len = at + bytes.len;
+    @memcpy(region.items[at..], bytes);
+}
+
+fn grow(size: usize) void {
+    @branchHint(.unlikely);
     const budget = heap.budget_bytes;
     heap.budget_bytes = std.math.maxInt(u64);
     defer heap.budget_bytes = budget;
-    region.appendSlice(bytes) catch @panic("no memory for the journal");
+    region.ensure(size) catch @panic("no memory for the journal");
 }
 
 fn begin(kind: Kind) void {
@@ -105,6 +115,7 @@ pub fn wanted(session: *const Session) bool {
 
 pub fn sessionChanged(session: *Session) void {
     if (!wanted(session)) return sessionEnd(session);
+    if (!session.durable()) forgetDeliveries(session);
     session.journaled = true;
     writeSession(session);
 }
@@ -132,9 +143,18 @@ fn writeSession(session: *Session) void {
 pub fn sessionEnd(session: *Session) void {
     if (!session.journaled) return;
     session.journaled = false;
+    forgetDeliveries(session);
     begin(.session_end);
     number(u64, session.serial);
     finish();
+}
+
+/// From here on what happens to them is not recorded any more.
+fn forgetDeliveries(session: *Session) void {
+    for ([_]?*Delivery{ session.sent.first, session.waiting.first }) |head| {
+        var item = head;
+        while (item) |delivery| : (item = delivery.next) delivery.leaveJournal();
+    }
 }
 
 pub fn subscribed(subscription: *const Subscription) void {
@@ -182,12 +202,16 @@ fn writeMessage(message: *Message) void {
     finish();
 }
 
-pub fn enqueued(session: *const Session, delivery: *const Delivery) void {
+/// A message is in the journal once for all its deliveries. When the last of them is over, a
+/// reader of the journal forgets it, and so does a snapshot, although it may live on as a retained
+/// one: then it has no serial any more and is written anew.
+pub fn enqueued(session: *const Session, delivery: *Delivery) void {
     if (!session.journaled or !session.durable()) return;
     if (delivery.message.serial == 0) {
         delivery.message.serial = message_room.nextSerial();
         writeMessage(delivery.message);
     }
+    delivery.enterJournal();
     writeDelivery(session, delivery);
 }
 
@@ -241,34 +265,45 @@ fn inboundRecord(session: *const Session, kind: Kind, packet_identifier: u16) vo
 
 /// Where a snapshot stands: the table of sessions first, then the retained tree.
 var snapshot_slot: usize = 0;
+var snapshot_inside: Inside = .{};
 var snapshot_retained: ?*retained.Node = null;
 var snapshot_number: u32 = 0;
+
+/// Where it stands in a session, whose queue may be larger than a piece.
+const Inside = struct {
+    part: enum { head, subscriptions, sent, waiting, received } = .head,
+    subscription: ?*Subscription = null,
+    delivery: ?*Delivery = null,
+    received: usize = 0,
+};
 
 /// Writes the next piece of the whole durable state; false when there is no more.
 pub fn snapshotPiece(restart: bool) bool {
     if (restart) {
         snapshot_slot = 0;
+        snapshot_inside = .{};
         snapshot_number += 1;
         snapshot_retained = retained.tree.root.first_child;
     }
     region.clear();
     if (!enabled) return false;
     const slots = session_room.table.slots;
-    while (snapshot_slot < slots.len) {
-        if (slots[snapshot_slot].item) |session| {
-            if (session.journaled) snapshotSession(session);
-        }
-        snapshot_slot += 1;
-        if (region.items.len >= limits.snapshot_piece_bytes) return true;
+    while (snapshot_slot < slots.len) : (snapshot_slot += 1) {
+        const session = slots[snapshot_slot].item orelse continue;
+        if (session.journaled and !snapshotSession(session)) return true;
     }
     while (snapshot_retained) |node| {
         if (node.value.message) |message| {
             if (!dollarTop(node)) retainedPut(message);
         }
         snapshot_retained = following(node);
-        if (region.items.len >= limits.snapshot_piece_bytes) return true;
+        if (pieceIsFull()) return true;
     }
     return region.items.len != 0;
+}
+
+fn pieceIsFull() bool {
+    return region.items.len >= limits.snapshot_piece_bytes;
 }
 
 /// `$SYS` values are made anew by each broker.
@@ -288,24 +323,54 @@ fn following(from: *retained.Node) ?*retained.Node {
     return node.next_sibling;
 }
 
-fn snapshotSession(session: *Session) void {
-    writeSession(session);
-    if (!session.durable()) return;
-    var subscription = session.first_subscription;
-    while (subscription) |item| : (subscription = item.next_in_session) writeSubscription(item);
-    for ([_]?*Delivery{ session.sent.first, session.waiting.first }) |head| {
-        var item = head;
-        while (item) |delivery| : (item = delivery.next) {
-            if (delivery.message.snapshot != snapshot_number) {
-                delivery.message.snapshot = snapshot_number;
-                if (delivery.message.serial == 0) delivery.message.serial = message_room.nextSerial();
-                writeMessage(delivery.message);
-            }
-            writeDelivery(session, delivery);
-            if (delivery.packet_identifier == 0) continue;
-            sent(session, delivery);
-            if (delivery.released) released(session, delivery.packet_identifier);
-        }
+/// False: the piece is full before the session is whole.
+fn snapshotSession(session: *Session) bool {
+    const at = &snapshot_inside;
+    while (!pieceIsFull()) switch (at.part) {
+        .head => {
+            writeSession(session);
+            if (!session.durable()) return true;
+            at.* = .{ .part = .subscriptions, .subscription = session.first_subscription };
+        },
+        .subscriptions => if (at.subscription) |subscription| {
+            writeSubscription(subscription);
+            at.subscription = subscription.next_in_session;
+        } else {
+            at.* = .{ .part = .sent, .delivery = session.sent.first };
+        },
+        .sent => if (at.delivery) |delivery| {
+            snapshotDelivery(session, delivery);
+            at.delivery = delivery.next;
+        } else {
+            at.* = .{ .part = .waiting, .delivery = session.waiting.first };
+        },
+        .waiting => if (at.delivery) |delivery| {
+            snapshotDelivery(session, delivery);
+            at.delivery = delivery.next;
+        } else {
+            at.* = .{ .part = .received };
+        },
+        .received => if (at.received < session.received.items.len) {
+            receivedAdded(session, session.received.items[at.received]);
+            at.received += 1;
+        } else {
+            at.* = .{};
+            return true;
+        },
+    };
+    return false;
+}
+
+fn snapshotDelivery(session: *const Session, delivery: *Delivery) void {
+    const message = delivery.message;
+    if (message.snapshot != snapshot_number) {
+        message.snapshot = snapshot_number;
+        if (message.serial == 0) message.serial = message_room.nextSerial();
+        writeMessage(message);
     }
-    for (session.received.items) |packet_identifier| receivedAdded(session, packet_identifier);
+    delivery.enterJournal();
+    writeDelivery(session, delivery);
+    if (delivery.packet_identifier == 0) return;
+    sent(session, delivery);
+    if (delivery.released) released(session, delivery.packet_identifier);
 }

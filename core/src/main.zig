@@ -79,6 +79,7 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     }
     runTimers();
     settleDoomed();
+    journal.begun = true;
     abi.output_count = 0;
     if (journal.region.items.len != 0) {
         journal.sequence += 1;

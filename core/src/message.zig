@@ -56,8 +56,10 @@ pub const Message = struct {
     properties_bytes: u32,
     payload_bytes: u32,
     expires_at_ms: u64,
-    /// Names the message in the journal; 0 until it is written there.
+    /// Names the message in the journal; 0 where it is not written there, or is forgotten again.
     serial: u64 = 0,
+    /// So many deliveries in the journal need it.
+    deliveries: u32 = 0,
     qos: u2,
     retain: bool,
     /// The last snapshot that wrote it.

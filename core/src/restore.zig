@@ -144,6 +144,9 @@ fn apply(record: []const u8) Error!void {
         .session => try readSession(&fields),
         .session_end => {
             const entry = sessions.find(try fields.number(u64)) orelse return error.Malformed;
+            for ([_]*session_room.Queue{ &entry.value.sent, &entry.value.waiting }) |queue| {
+                while (queue.first) |delivery| finished(entry.value, queue, delivery);
+            }
             session_room.end(entry.value);
             sessions.remove(entry);
         },
@@ -260,6 +263,7 @@ fn readDelivery(fields: *Fields) Error!void {
     for (identifiers, 0..) |*identifier, index| identifier.* = std.mem.readInt(u32, raw[index * 4 ..][0..4], .little);
     const delivery = try heap.create(session_room.Delivery);
     delivery.* = .{ .message = message.reference(), .serial = serial, .identifiers = identifiers, .qos = @intCast(qos), .retain = flags & 0x80 != 0 };
+    delivery.enterJournal();
     state.delivery_serial = @max(state.delivery_serial, serial);
     session.waiting.append(delivery);
     session.queued_bytes += message.size_bytes();
@@ -291,18 +295,31 @@ fn readDone(fields: *Fields) Error!void {
     const session = try sessionOf(fields);
     const serial = try fields.number(u64);
     if (findDelivery(&session.sent, serial)) |delivery| {
+        finished(session, &session.sent, delivery);
+    } else if (findDelivery(&session.waiting, serial)) |delivery| {
+        finished(session, &session.waiting, delivery);
+    } else return error.Malformed;
+}
+
+/// With its last delivery a message is forgotten: a journal may be many times what is alive in it,
+/// and has to fit into the memory that held it when it was written.
+fn finished(session: *Session, queue: *session_room.Queue, delivery: *session_room.Delivery) void {
+    if (delivery.packet_identifier != 0) {
         session.slot(delivery.packet_identifier).?.* = .{};
         session.inflight -= 1;
         stats.uncount(.inflight, 1);
-        session.sent.remove(delivery);
-        session.queued_bytes -= delivery.message.size_bytes();
-        delivery.destroy();
-    } else if (findDelivery(&session.waiting, serial)) |delivery| {
-        session.waiting.remove(delivery);
-        stats.uncount(.queued, 1);
-        session.queued_bytes -= delivery.message.size_bytes();
-        delivery.destroy();
-    } else return error.Malformed;
+    } else stats.uncount(.queued, 1);
+    queue.remove(delivery);
+    const message = delivery.message;
+    const serial = message.serial;
+    session.queued_bytes -= message.size_bytes();
+    // One reference is the index's, unless the serial names another one by now.
+    const entry = messages.find(serial);
+    delivery.destroy();
+    const mine = entry orelse return;
+    if (mine.value != message or message.deliveries != 0) return;
+    messages.remove(mine);
+    message.unreference();
 }
 
 fn drop(message: *Message) void {
@@ -330,13 +347,20 @@ pub fn settle() void {
             timers.set(&session.expiry_timer, state.now_ms) catch @panic("no memory to restore");
             continue;
         }
+        // A clock that stood further on when the journal was written prolongs nothing.
         if (session.expiry_s != 0xFFFF_FFFF) {
-            const at = if (session.restored_expiry_ms != 0) session.restored_expiry_ms else state.now_ms + @as(u64, session.expiry_s) * 1000;
+            const at = earlier(session.restored_expiry_ms, session.expiry_s);
             timers.set(&session.expiry_timer, at) catch @panic("no memory to restore");
         }
         if (session.will != null) {
-            const at = if (session.restored_will_ms != 0) session.restored_will_ms else state.now_ms + @as(u64, @min(session.will_delay_s, session.expiry_s)) * 1000;
+            const at = earlier(session.restored_will_ms, @min(session.will_delay_s, session.expiry_s));
             timers.set(&session.will_timer, at) catch @panic("no memory to restore");
         }
     }
+}
+
+/// What was set before (Unix ms; 0: nothing was), or the whole time from now on.
+fn earlier(before_ms: u64, whole_s: u32) u64 {
+    const at = state.now_ms + @as(u64, whole_s) * 1000;
+    return if (before_ms != 0) @min(before_ms, at) else at;
 }

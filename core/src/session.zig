@@ -26,8 +26,24 @@ pub const Delivery = struct {
     retain: bool,
     /// The message was acknowledged with PUBREC; only the identifier matters now.
     released: bool = false,
+    /// It is in the journal, and counted by its message.
+    journaled: bool = false,
+
+    pub fn enterJournal(self: *Delivery) void {
+        if (self.journaled) return;
+        self.journaled = true;
+        self.message.deliveries += 1;
+    }
+
+    pub fn leaveJournal(self: *Delivery) void {
+        if (!self.journaled) return;
+        self.journaled = false;
+        self.message.deliveries -= 1;
+        if (self.message.deliveries == 0) self.message.serial = 0;
+    }
 
     pub fn destroy(self: *Delivery) void {
+        self.leaveJournal();
         self.message.unreference();
         heap.freeSlice(self.identifiers);
         heap.destroy(self);

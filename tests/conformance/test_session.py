@@ -271,8 +271,8 @@ def test_a_stream_of_bytes_is_enough_on_every_transport(
     client.expect_publish("t", b"x", 2)
 
 
-def test_sessions_are_not_kept_when_persistence_is_off_but_work(core: CoreDriver) -> None:
-    core.settings({Setting.PERSIST_SESSIONS: 0})
+def test_sessions_are_not_kept_when_persistence_is_off_but_work() -> None:
+    core = CoreDriver(settings={Setting.PERSIST_SESSIONS: 0})
     before = len(core.journal)
     client = connected(core, "c", properties=LONG)
     client.subscribe("t", qos=1)

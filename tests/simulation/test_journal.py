@@ -415,3 +415,169 @@ def test_a_compacted_journal_is_not_larger_than_the_state() -> None:
     for number in range(500):
         client.publish("t", b"%d" % number, 1, retain=True)
     assert sum(map(len, core.snapshot())) < sum(map(len, core.journal)) / 20
+
+
+def retained_and_delivered() -> CoreDriver:
+    """A message that is retained, and whose only delivery is over."""
+    core = CoreDriver()
+    first = connected(core, "first", properties=LONG)
+    first.subscribe("t", qos=1)
+    connected(core, "p").publish("t", b"kept", 1, retain=True)
+    first.expect_publish("t", b"kept", 1)
+    return core
+
+
+def test_a_retained_message_that_was_delivered_before_a_snapshot_is_delivered_after_it() -> None:
+    """The snapshot knows it as retained only: its next delivery has to bring it along."""
+    core = retained_and_delivered()
+    pieces = core.snapshot()
+    before = len(core.journal)
+    late = connected(core, "late", properties=LONG)
+    late.subscribe("t", qos=1)
+    late.drop()
+    restored = CoreDriver(now_ms=core.now_ms, journal=[*pieces, *core.journal[before:]])
+    assert [p.payload for p in resume(restored, "late").received()] == [b"kept"]
+
+
+def test_a_retained_message_is_delivered_again_after_all_its_deliveries_are_over() -> None:
+    core = retained_and_delivered()
+    late = connected(core, "late", properties=LONG)
+    late.subscribe("t", qos=1)
+    late.drop()
+    restored = CoreDriver(now_ms=core.now_ms, journal=core.journal)
+    assert [p.payload for p in resume(restored, "late").received()] == [b"kept"]
+
+
+def test_a_session_that_gives_its_expiry_up_does_not_keep_messages_in_the_journal() -> None:
+    """Its deliveries are in no snapshot, so that they may not be what a later one counts on."""
+    core = CoreDriver()
+    publisher = connected(core, "p")
+    will = Will("w", b"gone", 1)
+    for wanted in (None, will):
+        keeper = connected(core, "keeper", properties=LONG)
+        keeper.subscribe("t", qos=1)
+        keeper.drop()
+        publisher.publish("t", b"kept", 1, retain=True)
+        back = FakeClient(core, "keeper")
+        back.send(Connect("keeper", clean_start=False, will=wanted).encode())
+        back.expect(Connack)
+        pieces = core.snapshot()
+        before = len(core.journal)
+        late = connected(core, "late", properties=LONG)
+        late.subscribe("t", qos=1)
+        late.drop()
+        restored = CoreDriver(now_ms=core.now_ms, journal=[*pieces, *core.journal[before:]])
+        assert [p.payload for p in resume(restored, "late").received()] == [b"kept"]
+        connected(core, "late").disconnect()
+        back.drop()
+
+
+def test_reading_a_journal_back_takes_no_more_memory_than_writing_it() -> None:
+    """It may be many times as long as what is alive in it."""
+    core = CoreDriver()
+    client = connected(core, "c", properties=LONG)
+    client.subscribe("t", qos=1)
+    publisher = connected(core, "p")
+    payload = bytes(10_000)
+    for _ in range(300):
+        publisher.publish("t", payload, 1)
+        client.expect_publish("t", payload, 1)
+    for _ in range(20):
+        waiting = connected(core, "w", properties=LONG)
+        waiting.subscribe("t", qos=1)
+        waiting.drop()
+        for _ in range(10):
+            publisher.publish("t", payload, 1)
+            client.expect_publish("t", payload, 1)
+        connected(core, "w").disconnect()
+    assert sum(map(len, core.journal)) > 5_000_000
+    restored = CoreDriver(now_ms=core.now_ms, journal=core.journal)
+    assert (
+        restored.counters()["heap_bytes_maximum"] < core.counters()["heap_bytes_maximum"] + 500_000
+    )
+    assert restored.counters()["stored_messages"] == 0
+
+
+def test_a_snapshot_comes_in_pieces_however_long_a_queue_is() -> None:
+    """A host takes a piece at a time, and the core has room for one."""
+    core = CoreDriver()
+    client = connected(core, "c", properties=LONG)
+    client.subscribe("t", qos=2)
+    publisher = connected(core, "p")
+    for number in range(300):
+        publisher.publish("t", b"%d" % number + bytes(20_000), 2)
+    pieces = core.snapshot()
+    assert len(pieces) > 4
+    assert max(map(len, pieces)) < (1 << 20) + 21_000
+    restored = CoreDriver(now_ms=core.now_ms, journal=pieces)
+    numbers = [int(p.payload[:3].rstrip(b"\0")) for p in resume(restored, "c").received()]
+    assert numbers == list(range(300))
+
+
+def test_random_traffic_can_be_restored_from_a_snapshot_and_what_came_after() -> None:
+    """Whatever a snapshot comes between: what follows it stands on what is in it."""
+    for seed in range(25):
+        chance = random.Random(seed)
+        core = CoreDriver()
+        publisher = connected(core, "p", properties=LONG)
+        kept: list[bytes] = []
+        since = 0
+        for _ in range(60):
+            name = chance.choice("abc")
+            match chance.randrange(6):
+                case 0:
+                    kept, since = core.snapshot(), len(core.journal)
+                case 1:
+                    publisher.publish(chance.choice("xy"), b"m", 1 + chance.randrange(2))
+                case 2:
+                    publisher.publish(chance.choice("xy"), b"r", 2, retain=True)
+                case 3:
+                    publisher.publish(chance.choice("xy"), b"", 0, retain=True)
+                case _:
+                    expiry = chance.choice([0, 0xFFFFFFFF])
+                    client = FakeClient(core, name)
+                    client.connect(
+                        clean_start=chance.random() < 0.3,
+                        properties=props(session_expiry_interval=expiry),
+                    )
+                    client.subscribe(chance.choice("xy+"), qos=chance.randrange(3))
+                    if chance.random() < 0.5:
+                        client.received()
+                    if chance.random() < 0.5:
+                        client.drop()
+        restored = CoreDriver(now_ms=core.now_ms, journal=[*kept, *core.journal[since:]])
+        for connection in list(core.connections.values()):
+            core.close(connection)
+        for name in ("queued", "inflight", "retained", "subscriptions", "sessions"):
+            assert restored.counters()[name] == core.counters()[name], (seed, name)
+
+
+def test_a_clock_that_was_put_back_prolongs_no_session_and_no_will() -> None:
+    core = CoreDriver()
+    watcher = connected(core, "watcher", properties=LONG)
+    watcher.subscribe("will", qos=1)
+    will = Will("will", b"gone", 1, properties=props(will_delay_interval=30))
+    connected(core, "c", will=will, properties=props(session_expiry_interval=60)).drop()
+    restored = CoreDriver(now_ms=core.now_ms - 365 * 86_400_000, journal=core.journal)
+    again = resume(restored, "watcher")
+    restored.advance(31_000)
+    again.expect_publish("will", b"gone", 1)
+    assert restored.counters()["sessions"] == 2
+    restored.advance(31_000)
+    assert restored.counters()["sessions"] == 1
+
+
+def test_whether_there_is_a_journal_is_decided_at_the_start() -> None:
+    """A journal with a gap could not be read back."""
+    core = CoreDriver(settings={Setting.PERSIST_SESSIONS: 0})
+    client = connected(core, "c", properties=LONG)
+    client.publish("t", b"x", 1, retain=True)
+    core.settings({Setting.PERSIST_SESSIONS: 1})
+    client.publish("t", b"", 1, retain=True)
+    CoreDriver(now_ms=core.now_ms, journal=core.journal)
+    other = CoreDriver()
+    client = connected(other, "c", properties=LONG)
+    other.settings({Setting.PERSIST_SESSIONS: 0})
+    client.publish("t", b"x", 1, retain=True)
+    assert CoreDriver(now_ms=core.now_ms, journal=other.journal).counters()["retained"] == 1
+    assert other.snapshot()

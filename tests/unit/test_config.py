@@ -235,6 +235,18 @@ def test_certificate_without_a_tls_listener_is_an_error() -> None:
         load_configuration(None, Overrides(client_ca=Path("ca.pem")))
 
 
+def test_a_store_without_anything_to_keep_is_an_error(tmp_path: Path) -> None:
+    text = """
+[store]
+directory = "state"
+key = "file:owner.key"
+[limits]
+persist_sessions = false
+"""
+    with pytest.raises(MalformedError, match=r"persist_sessions = true beside the table \[store\]"):
+        load(tmp_path, text)
+
+
 def _documented_settings() -> dict[str, tuple[int, int]]:
     """Name to key and default, from the table in the core's ABI."""
     text = (ROOT / "docs/spec/core-abi.md").read_text()

@@ -365,6 +365,8 @@ def test_keys_that_need_a_restart() -> None:
     assert needs_restart(old, one_listener(allow_anonymous=True, limits=Limits())) == []
     other = Configuration(listeners=[Listener(url="mqtt://127.0.0.1:1")], metrics=Metrics(port=0))
     assert needs_restart(old, other) == ["metrics", "listeners"]
+    other = one_listener(limits=Limits(persist_sessions=False))
+    assert needs_restart(old, other) == ["limits.persist_sessions"]
 
 
 def test_reused_number_keeps_both_origins_apart() -> None:

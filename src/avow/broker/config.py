@@ -520,6 +520,15 @@ class Configuration(Table):
         return self
 
     @model_validator(mode="after")
+    def _something_is_stored(self) -> Configuration:
+        if self.store is not None and not self.limits.persist_sessions:
+            raise ValueError(
+                "expected limits.persist_sessions = true beside the table [store], got false: "
+                "nothing would be kept; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _somebody_provisions(self) -> Configuration:
         named = [self.password_file]
         for listener in self.listeners:

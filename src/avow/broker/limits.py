@@ -112,7 +112,9 @@ class Limits(BaseModel):
         description="Topic aliases used towards a client, at most what it allows.",
     )
     persist_sessions: Annotated[bool, SettingKey(21)] = Field(
-        default=True, description="Keep a journal of sessions and retained messages."
+        default=True,
+        description="Keep a journal of sessions and retained messages. Read at the start; a "
+        "`[store]` needs it.",
     )
     will_delay_max_s: Annotated[int, SettingKey(22)] = Field(
         default=U32_MAX, ge=0, le=U32_MAX, description="The longest will delay that is granted."

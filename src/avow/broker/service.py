@@ -550,6 +550,8 @@ def needs_restart(old: Configuration, new: Configuration) -> list[str]:
     made = {listener.url: listener.ra_tls for listener in old.listeners}
     if any(listener.ra_tls != made.get(listener.url, False) for listener in new.listeners):
         keys.append("listeners.ra_tls")
+    if old.limits.persist_sessions != new.limits.persist_sessions:
+        keys.append("limits.persist_sessions")
     if old.login.workers != new.login.workers:
         keys.append("login.workers")
     return keys
