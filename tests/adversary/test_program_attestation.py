@@ -22,34 +22,32 @@ from avow.channel.attestation import ServerAttestation
 from avow.channel.attested_identity import make_identity
 from avow.channel.exchange import ServerSettings
 from avow.cli import program_attestation
-from avow.cli.program_attestation import evidence_import, verify_import
 from avow.errors import AvowError, TrapError
 from avow.evidence.claims import Claims, Role, Workload, decode_claims
 from avow.evidence.envelope import Evidence, decode_evidence
 from avow.evidence.origin import DOCUMENT_BINDER, Expectation, verify_evidence
 from avow.evidence.report_data import ReportData, batch
 from avow.tee.simulated.attester import SimulatedAttester
-from avow.tee.simulated.verifier import SimulatedVerifier
 from avow.testing.attesting_guest import (
     CONFIGURATION,
+    KNOWN,
     LENGTH_AT,
     MEMORY_BYTES,
+    MODULE,
     NONCE_AT,
     OUT_AT,
     OUT_BYTES,
     RUNTIME,
     USER_DATA_AT,
     Guest,
-    attestation_of,
-    module_bytes,
+    attesting,
+    guest_of,
 )
 from tests.adversary.removal import Defence, removed
 from tests.adversary.scene import CLIENT_CONTEXT, World, check_of
 
 NONCE = bytes(range(32))
-MODULE = hashlib.sha256(module_bytes()).digest()
 VICTIM = Workload(b"\x01" * 32, RUNTIME, CONFIGURATION, b"\x04" * 32)
-KNOWN = {"simulated": SimulatedVerifier()}
 
 ROLE = Defence("E5", "avow.evidence.origin", "ROLE")
 KEY = Defence("E6", "avow.evidence.origin", "KEY")
@@ -75,23 +73,13 @@ def platform() -> Recording:
 
 @pytest.fixture(scope="module")
 def attestation(platform: Recording) -> Iterator[ServerAttestation]:
-    made = attestation_of(platform)
-    made.start()
-    yield made
-    made.stop()
+    with attesting(platform) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def guest(attestation: ServerAttestation) -> Guest:
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    return Guest(
-        [
-            evidence_import(attestation, say=lambda _: None, clock=now),
-            verify_import(KNOWN, clock=now),
-        ]
-    )
+    return guest_of(attestation)
 
 
 def claims_of(evidence: bytes) -> Claims:

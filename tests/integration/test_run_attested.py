@@ -182,7 +182,8 @@ def test_a_program_gets_its_store_key_and_its_secrets_from_its_owner(
         *("--provision-listen", "127.0.0.1:0"),
         *("--store", str(folder), "--grant", "env:TOKEN"),
     )
-    policy = policy_for(references(*options)).replace('"program"', '"server"')
+    measured = references(*options, "--attest", "--key", "provisioned")
+    policy = policy_for(measured).replace('"program"', '"server"')
     write(tmp_path / "policy.toml", policy)
     arguments = (*options, "--attest", "--tee", "simulated", "--key", "provisioned")
     # Neither in the owner's place nor beside it: a key that the host knows.
@@ -194,12 +195,15 @@ def test_a_program_gets_its_store_key_and_its_secrets_from_its_owner(
     with running(*arguments, stdin=f"{NONCE}\n".encode()) as waiting:
         place = waiting.line("listening for its owner at ").split()[-1]
         assert not folder.exists()
-        done = avow(
-            "provision",
-            place,
-            str(secrets),
-            *("--policy", str(tmp_path / "policy.toml"), "--owner-key", str(owner)),
-        )
+        to_it = (place, str(secrets), "--policy", str(tmp_path / "policy.toml"))
+        text = secrets.read_text()
+        write(secrets, text.replace("store =", "other ="))
+        done = avow("provision", *to_it, "--owner-key", str(owner))
+        # The owner reads what is missing, and is not told that all went well.
+        assert done.returncode == 1
+        assert b"add `store` to [keys]" in done.stderr
+        write(secrets, text)
+        done = avow("provision", *to_it, "--owner-key", str(owner))
         assert done.returncode == 0, done.stderr
         assert b"taken: keys store; files TOKEN" in done.stdout
         code, output = waiting.ended()

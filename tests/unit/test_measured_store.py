@@ -8,6 +8,7 @@ from avow.broker.config import Configuration
 from avow.broker.measured_configuration import configuration_digest
 from avow.cli.broker_store import check_store
 from avow.errors import MalformedError
+from avow.sealing.measured_sources import measured_key
 
 
 def digest(**changed: object) -> bytes:
@@ -24,6 +25,8 @@ def digest(**changed: object) -> bytes:
         {"anchor_interval_s": 99.0},
         {"key": "snp"},
         {"key": "file:k"},
+        {"key": "tpm:k@0,7"},
+        {"also_key": "file:k"},
         {"durability": "none"},
     ],
 )
@@ -34,10 +37,26 @@ def test_what_decides_is_measured(changed: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"directory": "elsewhere"}, {"key": "tpm:other@0,7#000b"}, {"anchor": "witness:b:2#KEY"}],
+    [{"directory": "elsewhere"}, {"key": "tpm:other#000b"}, {"anchor": "witness:b:2#KEY"}],
 )
 def test_where_it_lies_is_not(changed: dict[str, object]) -> None:
     assert digest(**changed) == digest()
+
+
+@pytest.mark.parametrize(
+    ("source", "measured"),
+    [
+        ("file:/k@1", "file"),
+        ("tpm:k#000b", "tpm"),
+        ("tpm:k@7,0,7#000b", "tpm@0,7"),
+        ("gramine", "gramine"),
+        ("gramine:mrsigner", "gramine:mrsigner"),
+        ("snp", "snp"),
+        ("provisioned", "provisioned"),
+    ],
+)
+def test_what_is_measured_of_a_key(source: str, measured: str) -> None:
+    assert measured_key(source) == measured
 
 
 @pytest.mark.parametrize("changed", [{"key": "owner.key"}, {"anchor": "witness:a:1#KEY"}])

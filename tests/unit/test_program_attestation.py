@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,9 +13,9 @@ from wasmtime import WasmtimeError
 
 from avow.channel.attestation import ServerAttestation
 from avow.channel.provisioning import Provisioned
+from avow.cli import cli
+from avow.cli.broker_attestation import measured_endorsements
 from avow.cli.command_error import CommandError
-from avow.cli.measure import measure
-from avow.cli.program_attestation import evidence_import, verify_import
 from avow.cli.program_trust import ProgramTrust
 from avow.errors import AvowError, MalformedError, TrapError, UnavailableError
 from avow.evidence.claims import Role, decode_claims
@@ -27,35 +26,26 @@ from avow.sandbox.app_file import parse_app
 from avow.sandbox.grants import configuration_digest, parse_grants
 from avow.sandbox.program import Surroundings
 from avow.tee.simulated.attester import SimulatedAttester
-from avow.tee.simulated.verifier import SimulatedVerifier
 from avow.testing.attesting_guest import (
     CONFIGURATION,
+    KNOWN,
     LENGTH_AT,
     MEMORY_BYTES,
+    MODULE,
     NONCE_AT,
     OUT_AT,
     OUT_BYTES,
     RUNTIME,
     USER_DATA_AT,
     Guest,
-    attestation_of,
-    module_bytes,
+    attesting,
+    guest_of,
+    policy_for,
 )
+from avow.testing.pki import Authority
 
 NONCE = bytes(range(32))
-MODULE = hashlib.sha256(module_bytes()).digest()
-KNOWN = {"simulated": SimulatedVerifier()}
-POLICY = f"""
-version = 1
-name = "the guest"
-unsafe_simulated = true
-platform = "simulated"
-role = "program"
-module = "{MODULE.hex()}"
-runtime = "{RUNTIME.hex()}"
-configuration = "{CONFIGURATION.hex()}"
-evidence_age_s = {{ min = -60, max = 60 }}
-"""
+POLICY = policy_for()
 
 
 class Smoking(SimulatedAttester):
@@ -79,20 +69,13 @@ def said() -> list[str]:
 
 @pytest.fixture
 def attestation() -> Iterator[ServerAttestation]:
-    made = attestation_of(Smoking())
-    made.start()
-    yield made
-    made.stop()
+    with attesting(Smoking()) as made:
+        yield made
 
 
 @pytest.fixture
 def guest(attestation: ServerAttestation, said: list[str]) -> Guest:
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    return Guest(
-        [evidence_import(attestation, say=said.append, clock=now), verify_import(KNOWN, clock=now)]
-    )
+    return guest_of(attestation, said.append)
 
 
 def verified(evidence: bytes, role: Role = Role.PROGRAM) -> Verified:
@@ -227,12 +210,13 @@ def seen(files: dict[str, bytes] | None) -> list[tuple[str, str]]:
     trust = ProgramTrust(provisioned=None if files is None else Provisioned({}, files))
     host = {"TOKEN": "the host's", "HOME": "/root", "PATH": "/bin"}
     grants = parse_grants(["env:TOKEN", "env:HOME"], folder=Path())
-    return Surroundings((), grants, trust.environment(host)).variables
+    return Surroundings((), grants, trust.environment(host, grants)).variables
 
 
 def test_provisioned_files_are_values_of_granted_names_and_come_before_the_hosts() -> None:
     assert seen(None) == [("TOKEN", "the host's"), ("HOME", "/root")]
-    found = seen({"TOKEN": b"the owner's", "PATH": b"not granted"})
+    # What no variable is made of may be any bytes.
+    found = seen({"TOKEN": b"the owner's", "PATH": b"not granted", "tls.der": b"\xff\0"})
     assert found == [("TOKEN", "the owner's"), ("HOME", "/root")]
     for wrong in (b"\xff", b"a\0b"):
         with pytest.raises(MalformedError, match="TOKEN"):
@@ -249,6 +233,71 @@ def test_the_owner_of_a_program_is_measured() -> None:
     assert configuration_digest(["app"], grants, {}) in digests
 
 
+def measured(*options: str) -> str:
+    """The digest of the configuration that a program has with these options of `avow run`."""
+    done = CliRunner().invoke(cli, ["measure", "app", *options], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return next(line for line in done.stdout.splitlines() if line.startswith("configuration"))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    (tmp_path / "app.wasm").write_bytes(b"\0asm\x01\0\0\0")
+    return str(tmp_path / "app.wasm")
+
+
+def test_who_can_open_a_programs_store_is_measured(program: str) -> None:
+    """A relying party would tell it things that the host has a key for, and could not know."""
+    store = (program, "--store", "s", "--key")
+    sealed = "@0,7#" + "0b" * 34
+    kinds = (
+        ("file:k",),
+        ("tpm:k",),
+        ("tpm:k@0,7",),
+        ("gramine",),
+        ("gramine:mrsigner",),
+        ("snp",),
+        ("provisioned",),
+        ("tpm:k", "--also-key", "file:k"),
+        ("tpm:k", "--also-key", "snp"),
+        ("tpm:k", "--anchor", "tpm:0x01800042"),
+    )
+    digests = [measured(*store, *kind) for kind in kinds]
+    assert len({*digests, measured(program)}) == len(kinds) + 1
+    # Where it lies is the host's to say.
+    assert measured(*store, f"tpm:/elsewhere{sealed}") == digests[2]
+    for wrong in (("--store", "s"), ("--key", "file:k"), (*store[1:], "k")):
+        with pytest.raises(CommandError):
+            measured(program, *wrong)
+
+
+def test_whom_a_programs_judgements_trust_is_measured(program: str, tmp_path: Path) -> None:
+    """Else the host adds an authority of its own, and the program accepts whatever that signs."""
+    folder = tmp_path / "endorsements"
+    (folder / "tpm").mkdir(parents=True)
+    options = (program, "--attest", "--endorsements", str(folder))
+    empty = measured(*options)
+    (folder / "tpm/list.crl").write_bytes(b"signed by its issuer")
+    assert measured(*options) == empty
+    (folder / "tpm/root.pem").write_bytes(Authority().pem())
+    one = measured(*options)
+    (folder / "tpm/root.pem").write_bytes(Authority().pem())
+    assert len({measured(program), empty, one, measured(*options)}) == 4
+    with pytest.raises(CommandError):
+        measured(program, "--endorsements", str(folder / "absent"))
+
+
+def test_roots_that_change_after_they_were_measured_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tpm").mkdir()
+    path = tmp_path / "tpm/root.pem"
+    path.write_bytes(before := Authority().pem())
+    assert len(measured_endorsements(tmp_path, [before]).tpm_roots) == 1
+    path.write_bytes(Authority().pem())
+    with pytest.raises(UnavailableError, match="to stay while they are read"):
+        measured_endorsements(tmp_path, [before])
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -263,7 +312,7 @@ def test_where_and_by_whom_a_program_is_provisioned_go_together(
 ) -> None:
     arguments = [part for name, text in given.items() for part in (f"--{name}", text)]
     arguments = [part.replace("_", "-") if part.startswith("--") else part for part in arguments]
-    done = CliRunner().invoke(measure, ["app", "x.wasm", *arguments])
+    done = CliRunner().invoke(cli, ["measure", "app", "x.wasm", *arguments])
     assert isinstance(done.exception, CommandError)
     assert words in done.exception.sentence
     assert done.exception.code == 2

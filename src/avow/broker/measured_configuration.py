@@ -17,30 +17,33 @@ these are the roots and keys that are trusted. What vendors sign (collateral, re
 renewed all the time.
 
 `attestation.tee` is left out: the evidence proves the platform, however it was chosen. Of
-the table `store` the folder is left out, and of `key`, `also_key` and `anchor` stands there the
-kind, up to the colon: where bytes lie says nothing about what is done with them. Of `anchor`, what
-comes behind the `#` stands there too: whose answers are believed decides whether an old store is
-noticed.
+the table `store` the folder is left out, and of `key`, `also_key` and `anchor` stands there what
+`avow.sealing.measured_sources` says: not where bytes lie, but who else can open the store, and
+whose answers decide whether an old one is noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from avow.broker.config import Configuration
 from avow.channel.named_files import Read, read_named_file
 from avow.channel.provisioning import provisioned_name
+from avow.sealing.measured_sources import measured_anchor, measured_key
 
 _PREFIX: Final = b"avow configuration v1\n"
 
 UNCOVERED_FILES: Final = frozenset({"cert", "key", "password_file", "psk_file", "crl"})
 _LEFT_OUT: Final = frozenset({("attestation", "tee"), ("store", "directory")})
-_ANCHOR: Final = ("store", "anchor")
-_KIND_ONLY: Final = frozenset({("store", "key"), ("store", "also_key"), _ANCHOR})
+_SOURCES: Final[Mapping[tuple[str, ...], Callable[[str], str]]] = {
+    ("store", "key"): measured_key,
+    ("store", "also_key"): measured_key,
+    ("store", "anchor"): measured_anchor,
+}
 
 
 def configuration_digest(configuration: Configuration, read: Read = read_named_file) -> bytes:
@@ -69,10 +72,8 @@ def _measured(value: Any, place: tuple[str, ...], read: Read) -> Any:
             for name, inner in value.items()
             if (*place, name) not in _LEFT_OUT
         }
-    if place in _KIND_ONLY and value is not None:
-        kind, _, rest = str(value).partition(":")
-        answers = rest.partition("#")[2] if place == _ANCHOR else ""
-        return f"{kind}#{answers}" if answers else kind
+    if place in _SOURCES and value is not None:
+        return _SOURCES[place](str(value))
     if isinstance(value, list | tuple):
         return [_measured(inner, place, read) for inner in value]
     if isinstance(value, Path):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from avow.cli.anchors import check_anchor
+from avow.cli.store_keys import check_source
 from avow.errors import MalformedError, ModuleError, UnavailableError
 from avow.sandbox.grants import ALL_OF_THE_STORE, KINDS, Grants, configuration_digest, parse_grants
 from avow.sandbox.limits import Limits
+from avow.sealing.measured_sources import measured_anchor, measured_key
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,13 +67,17 @@ _OPTIONS: Final = (
 @dataclass(frozen=True, slots=True)
 class EffectiveApp:
     """File and command line, joined. `arguments`: all that the program sees, its name first.
-    `provisioning`: where it waits for its owner, and who that is."""
+    `provisioning`: where it waits for its owner, and who that is. `store`: what is measured of its
+    keys and its anchor. `roots`: the files of its endorsements that hold roots and keys, by name,
+    as they were read; None without a folder."""
 
     module: Path
     arguments: tuple[str, ...]
     grants: Grants
     limits: Limits
     provisioning: tuple[str, str] | None = None
+    store: Mapping[str, str | None] | None = None
+    roots: Mapping[str, bytes] | None = field(default=None, repr=False)
 
     @property
     def configuration(self) -> bytes:
@@ -79,6 +87,13 @@ class EffectiveApp:
             self.grants,
             self.limits.measured(),
             owner=None if self.provisioning is None else self.provisioning[1],
+            store=self.store,
+            endorsements=None
+            if self.roots is None
+            else {
+                name: f"sha256:{hashlib.sha256(content).hexdigest()}"
+                for name, content in self.roots.items()
+            },
         )
 
 
@@ -114,7 +129,10 @@ def app_options(command: Command) -> Command:
 
 
 def effective_app(given: dict[str, Any]) -> EffectiveApp:
-    """What was given, joined. Raises an `AvowError`."""
+    """What was given, joined: by `app_options`, `store_options` and `trust_options`.
+
+    Raises an `AvowError`.
+    """
     module, grants, limits = given["module"], Grants(), Limits()
     listen, owner = given["provision_listen"], given["provision_owner"]
     arguments: tuple[str, ...] = ()
@@ -144,8 +162,53 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
     behind = click.get_current_context().meta[_PROGRAM_ARGUMENTS]
     limits = limits.overridden({name: given[name] for name in _LIMITS})
     return EffectiveApp(
-        module, (module.name, *arguments, *behind), grants, limits, _provisioning(listen, owner)
+        module,
+        (module.name, *arguments, *behind),
+        grants,
+        limits,
+        _provisioning(listen, owner),
+        _store(given),
+        None if given["endorsements"] is None else _roots(given["endorsements"]),
     )
+
+
+def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
+    folder, key, also = given["store_folder"], given["key"], given["also_key"]
+    if folder is None:
+        for name in ("key", "also_key", "accept_rollback"):
+            if given[name] is not None:
+                raise MalformedError(
+                    f"expected --store beside --{name.replace('_', '-')}, got none; add it"
+                )
+        return None
+    if key is None:
+        raise MalformedError(
+            f"expected --key SOURCE beside --store, got none; `avow store init {folder} "
+            f"--new-key file:owner.key` makes a store and a key"
+        )
+    for source in (key, also):
+        if source is not None:
+            check_source(source)
+    check_anchor(given["anchor"])
+    return {
+        "key": measured_key(key),
+        "also_key": None if also is None else measured_key(also),
+        "anchor": measured_anchor(given["anchor"]),
+    }
+
+
+def _roots(folder: Path) -> dict[str, bytes]:
+    from avow.broker.measured_configuration import anchor_files
+    from avow.channel.named_files import read_named_file
+
+    if not folder.is_dir():
+        raise UnavailableError(
+            f"expected a folder of endorsements at {folder}, got none; correct the path"
+        )
+    return {
+        path.relative_to(folder).as_posix(): read_named_file(path, "root")
+        for path in anchor_files(folder)
+    }
 
 
 def _provisioning(listen: str | None, owner: str | None) -> tuple[str, str] | None:

@@ -32,7 +32,7 @@ from avow.cli.broker_attestation import (
 from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
-from avow.cli.interrupts import signals_told
+from avow.cli.interrupts import signals_told, thread_failures
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
 from avow.errors import AvowError, UnavailableError
@@ -311,9 +311,5 @@ def _thread_failures(controls: Controls, log: FilteringBoundLogger) -> Iterator[
         log.critical("thread died", thread=name, exc_info=failure.exc_value)
         controls.put(Failed(AvowError(f"expected the thread {name!r} to run, got its end")))
 
-    before = threading.excepthook
-    threading.excepthook = tell
-    try:
+    with thread_failures(tell):
         yield
-    finally:
-        threading.excepthook = before

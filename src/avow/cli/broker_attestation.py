@@ -118,7 +118,7 @@ def load_judge(
 ) -> Judge:
     """See `avow.broker.prepared.LoadJudge`."""
     from avow.policy.policy_file import parse_policy
-    from avow.tee.platforms import load_endorsements, verifiers
+    from avow.tee.platforms import verifiers
 
     try:
         text = content.decode("utf-8")
@@ -127,13 +127,24 @@ def load_judge(
             f"expected UTF-8 in the policy {policy}, got other bytes at offset {error.start}; save "
             f"it as UTF-8"
         ) from error
-    known = None if endorsements is None else load_endorsements(endorsements)
-    if known is not None and not _anchored(known, anchors):
+    known = None if endorsements is None else measured_endorsements(endorsements, anchors)
+    return Judge(verifiers(known), parse_policy(text, name=str(policy)))
+
+
+def measured_endorsements(folder: Path, anchors: Sequence[bytes]) -> Endorsements:
+    """Those in a folder; whoever is believed because of them is in the files that were measured.
+
+    `anchors` are the contents of these. Raises an `AvowError`.
+    """
+    from avow.tee.platforms import load_endorsements
+
+    known = load_endorsements(folder)
+    if not _anchored(known, anchors):
         raise UnavailableError(
-            f"expected roots and keys in {endorsements} to stay while they are read, got others; "
+            f"expected roots and keys in {folder} to stay while they are read, got others; "
             f"stop whatever writes there and start again"
         )
-    return Judge(verifiers(known), parse_policy(text, name=str(policy)))
+    return known
 
 
 def _anchored(known: Endorsements, anchors: Sequence[bytes]) -> bool:

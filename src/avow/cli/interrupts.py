@@ -62,3 +62,14 @@ def signals_told(numbers: Collection[int], tell: Callable[[int], None]) -> Itera
 
 def _told_elsewhere(number: int, frame: FrameType | None) -> None:
     """A handler has to be there, or the signal would end the process."""
+
+
+@contextmanager
+def thread_failures(tell: Callable[[threading.ExceptHookArgs], None]) -> Iterator[None]:
+    """In here `tell` hears of every thread that dies of an exception, in that thread."""
+    before = threading.excepthook
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before

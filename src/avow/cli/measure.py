@@ -14,6 +14,8 @@ from avow.cli.app_options import ProgramCommand, app_options, effective_app, rea
 from avow.cli.command_error import configuration_errors, storage_errors
 from avow.cli.configuration_options import configuration_of, configuration_options
 from avow.cli.exit_codes import ExitCode
+from avow.cli.program_store import store_options
+from avow.cli.program_trust import trust_options
 from avow.cli.references import ReferenceValues, broker_references
 from avow.sandbox.manifest import runtime_manifest
 
@@ -104,11 +106,13 @@ def measure_runtime() -> int:
 @measure.command("app", cls=ProgramCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @app_options
+@store_options
+@trust_options
 def measure_app(as_json: bool, **given: Any) -> int:
     """Print what a policy names of a program that `avow run` runs with the same options.
 
     Module, runtime and configuration: the bytes of the program, avow itself, and what the program
-    is granted. Of `--store` only matters that it is given.
+    is granted, who can open its store, and whom its judgements trust.
     """
     with configuration_errors(), storage_errors():
         app = effective_app(given)

@@ -17,8 +17,7 @@ import queue
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from avow.channel.attestation import ServerAttestation
 from avow.channel.exchange import QuoteWanted
@@ -34,6 +33,9 @@ from avow.evidence.roles import Verifier
 from avow.policy.policy_file import parse_policy
 from avow.sandbox.extra_imports import ExtraImport, GuestMemory
 from avow.sandbox.manifest import runtime_manifest
+
+if TYPE_CHECKING:
+    from avow.tee.platforms import Endorsements
 
 # Of wasi_snapshot_preview1, which programs know already.
 SUCCESS: Final = 0
@@ -75,20 +77,19 @@ def attest_program(tee: str, module: bytes, configuration: bytes) -> ServerAttes
 
 def attestation_imports(
     attestation: ServerAttestation,
-    endorsements: Path | None,
+    endorsements: Endorsements | None,
     *,
     say: Say,
     clock: Clock | None = None,
 ) -> tuple[ExtraImport, ...]:
     """The functions, for `Surroundings.extra_imports`.
 
-    `endorsements` is a folder of what vendors say about the hardware of others, read once, now.
-    `say` is told, in a sentence, why there is no evidence or why something could not be judged.
-    Raises an `AvowError` for a folder that will not do.
+    `endorsements` are what vendors say about the hardware of others. `say` is told, in a sentence,
+    why there is no evidence.
     """
-    from avow.tee.platforms import load_endorsements, verifiers
+    from avow.tee.platforms import verifiers
 
-    known = verifiers(None if endorsements is None else load_endorsements(endorsements))
+    known = verifiers(endorsements)
     return (
         evidence_import(attestation, say=say, clock=clock or _now),
         verify_import(known, clock=clock or _now),

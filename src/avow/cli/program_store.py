@@ -11,9 +11,9 @@ import click
 
 from avow.cli.anchors import anchor_options, check_begin, open_anchor
 from avow.cli.command_error import configuration_errors, storage_errors
-from avow.cli.store_keys import check_source, key_option
+from avow.cli.store_keys import key_option
 from avow.cli.store_opening import ALSO_KEY_HELP, StoreKeys, is_there, make_store, open_store
-from avow.errors import AvowError, MalformedError
+from avow.errors import AvowError
 from avow.sandbox.compiled_cache import CompiledCache
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import Freshness, begin_fresh, open_fresh
@@ -96,8 +96,6 @@ def open_program_store(
     `provisioned` is the owner key that the owner has handed over.
     Raises an `AvowError`.
     """
-    with configuration_errors():
-        _check_options(folder, given)
     if folder is None:
         return NoStore()
     made = not is_there(folder)
@@ -126,18 +124,3 @@ def _fresh(store: Store, made: bool, given: dict[str, Any]) -> Freshness:
     if made and accepted is None:
         return begin_fresh(store, anchor, interval_s=interval_s)
     return open_fresh(store, anchor, accept_rollback=accepted, interval_s=interval_s)
-
-
-def _check_options(folder: Path | None, given: dict[str, Any]) -> None:
-    for name in ("key", "also_key", "accept_rollback"):
-        if folder is None and given[name] is not None:
-            raise MalformedError(
-                f"expected --store beside --{name.replace('_', '-')}, got none; add it"
-            )
-    if folder is not None and given["key"] is None:
-        raise MalformedError(
-            f"expected --key SOURCE beside --store, got none; `avow store init {folder} "
-            f"--new-key file:owner.key` makes a store and a key"
-        )
-    if given["also_key"] is not None:
-        check_source(given["also_key"])

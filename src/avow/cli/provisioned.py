@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import queue
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -28,7 +33,11 @@ from avow.channel.provisioning import (
     parse_place,
 )
 from avow.channel.provisioning_messages import Taken
-from avow.errors import AvowError, DeniedError, MalformedError
+from avow.cli.interrupts import thread_failures
+from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
+
+# <linux/prctl.h>
+_PR_SET_DUMPABLE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,20 @@ def unprovisioned(configuration: Configuration) -> Unprovisioned:
 
 
 def keep_out_of_core_dumps() -> None:
-    """What a process with secrets leaves behind when it crashes is a file that others may read."""
+    """What a process with secrets leaves behind when it crashes is a file that others may read.
+
+    Raises `UnavailableError` where the system does not let that be prevented.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # core(5): the limit does not hold where cores are piped to a program, as distributions have it.
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
+        return
+    # A library OS need not know it: the memory of its enclave is in no core.
+    if ctypes.get_errno() != errno.ENOSYS:
+        raise UnavailableError(
+            f"expected to keep secrets out of core dumps, got "
+            f"{os.strerror(ctypes.get_errno())!r}; allow prctl(PR_SET_DUMPABLE)"
+        )
 
 
 def settings_of(listen: str, owner: str) -> ProvisioningSettings:
@@ -192,25 +213,47 @@ def await_provisioning(
     settings: ProvisioningSettings,
     vouching: Vouching,
     *,
+    usable: Callable[[Provisioned], None],
     observer: Observer,
     listening: Callable[[str, int], None],
 ) -> Provisioned:
-    """Waits until the owner has handed over secrets, and listens no longer.
+    """Waits until the owner has handed over secrets that `usable` does not raise an `AvowError`
+    for, and listens no longer.
 
     For programs: they start with what they get, and nothing is changed under them. `vouching`
     serves quotes already; `listening` is told the place and the port. Raises `UnavailableError`
-    where the address cannot be listened on.
+    where the address cannot be listened on, and when a thread that listens has died.
     """
     keep_out_of_core_dumps()
-    offers: queue.SimpleQueue[Offer] = queue.SimpleQueue()
+    offers: queue.SimpleQueue[Offer | threading.ExceptHookArgs] = queue.SimpleQueue()
     listener = ProvisioningListener(
         settings, vouching, offer=offers.put, observer=observer, now=datetime.now(UTC)
     )
-    listener.start()
-    try:
-        listening(listener.place, listener.port)
+    with thread_failures(offers.put):
+        listener.start()
+        try:
+            listening(listener.place, listener.port)
+            return _first_usable(offers, usable)
+        finally:
+            listener.stop()
+
+
+def _first_usable(
+    offers: queue.SimpleQueue[Offer | threading.ExceptHookArgs],
+    usable: Callable[[Provisioned], None],
+) -> Provisioned:
+    while True:
         offer = offers.get()
+        if not isinstance(offer, Offer):
+            # Nobody would come in any more, and the wait would never end.
+            raise UnavailableError(
+                f"expected to listen for the owner, got the end of a thread that does "
+                f"({offer.exc_type.__name__}); start again"
+            )
+        try:
+            usable(offer.provisioned)
+        except AvowError as error:
+            offer.refused(error)
+            continue
         offer.taken()
         return offer.provisioned
-    finally:
-        listener.stop()

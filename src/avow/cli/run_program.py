@@ -71,7 +71,7 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
         surroundings = Surroundings(
             arguments=app.arguments,
             grants=app.grants,
-            environment=trust.environment(os.environ),
+            environment=trust.environment(os.environ, app.grants),
             store=store.store,
             denied=_say,
             extra_imports=trust.imports,

@@ -141,20 +141,25 @@ def configuration_digest(
     limits: Mapping[str, Any],
     *,
     owner: str | None = None,
+    store: Mapping[str, str | None] | None = None,
+    endorsements: Mapping[str, str] | None = None,
 ) -> bytes:
     """The SHA-256 (32 bytes) of a program's effective configuration.
 
     It is over `avow app configuration v1`, a line feed, and JSON with sorted keys and without
     spaces. `arguments` are all that the program sees, the first one too; `limits` by name;
-    `owner` is who may hand it secrets, as text, where somebody may.
+    `owner` is who may hand it secrets, as text, where somebody may; `store` who can open its store
+    and what remembers how new that is, where it has one; `endorsements` the files of roots and keys
+    that its judgements trust, by name in their folder, with what is in them (`sha256:…`).
     """
     content: dict[str, Any] = {
         "args": list(arguments),
         "grants": grants.measured(),
         "limits": dict(limits),
     }
-    if owner is not None:
-        content["owner"] = owner
+    for name, value in (("owner", owner), ("store", store), ("endorsements", endorsements)):
+        if value is not None:
+            content[name] = dict(value) if isinstance(value, Mapping) else value
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(_PREFIX + text.encode("utf-8", "surrogateescape")).digest()
 

@@ -6,16 +6,20 @@ So a test can be any program, honest or not: it writes the module's memory and c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
 from wasmtime import Func, Linker, Memory, Module, Store, wat2wasm
 
 from avow.channel.attestation import ServerAttestation
+from avow.cli.program_attestation import evidence_import, verify_import
+from avow.evidence.roles import Attester
 from avow.sandbox.engine_settings import engine_for, program_settings
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.limits import Limits
+from avow.tee.simulated.verifier import SimulatedVerifier
 
 TEXT: Final = """
 (module
@@ -44,6 +48,7 @@ OUT_BYTES: Final = 65536
 
 RUNTIME: Final = b"\x22" * 32
 CONFIGURATION: Final = b"\x33" * 32
+KNOWN: Final = {"simulated": SimulatedVerifier()}
 
 
 def module_bytes() -> bytes:
@@ -51,18 +56,54 @@ def module_bytes() -> bytes:
     return bytes(wat2wasm(TEXT))
 
 
-def attestation_of(attester: object, module: bytes | None = None) -> ServerAttestation:
-    """Evidence of the guest, by an attester; `start` it. `module` is another digest."""
+MODULE: Final = hashlib.sha256(module_bytes()).digest()
+
+
+def policy_for(role: str = "program") -> str:
+    """A policy that accepts the guest, in this role."""
+    return f"""
+version = 1
+name = "the guest"
+unsafe_simulated = true
+platform = "simulated"
+role = "{role}"
+module = "{MODULE.hex()}"
+runtime = "{RUNTIME.hex()}"
+configuration = "{CONFIGURATION.hex()}"
+evidence_age_s = {{ min = -60, max = 60 }}
+"""
+
+
+@contextmanager
+def attesting(attester: Attester) -> Iterator[ServerAttestation]:
+    """Evidence of the guest, by an attester."""
     attestation = ServerAttestation(
-        attester,  # type: ignore[arg-type]
-        module=module or hashlib.sha256(module_bytes()).digest(),
+        attester,
+        module=MODULE,
         runtime=RUNTIME,
         quotes_per_s=1000.0,
         waiting_max=16,
         quote_timeout_s=8.0,
     )
     attestation.measure(CONFIGURATION, datetime.now(UTC))
-    return attestation
+    attestation.start()
+    try:
+        yield attestation
+    finally:
+        attestation.stop()
+
+
+def guest_of(
+    attestation: ServerAttestation, say: Callable[[str], None] = lambda sentence: None
+) -> Guest:
+    """The guest with the functions that `avow run --attest` gives."""
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    return Guest(
+        [evidence_import(attestation, say=say, clock=now), verify_import(KNOWN, clock=now)]
+    )
 
 
 class Guest:

@@ -1,0 +1,147 @@
+"""How a program waits for its owner: what is taken, what is refused, and no wait for ever."""
+
+from __future__ import annotations
+
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from avow.channel.attestation import ServerAttestation
+from avow.channel.judge import Judge
+from avow.channel.provisioning import Observer, Provisioned, ProvisioningSettings
+from avow.channel.provisioning_messages import Secrets, Taken
+from avow.channel.provisioning_owner import hand_over, new_owner_key
+from avow.cli.app_options import EffectiveApp
+from avow.cli.program_trust import check_usable
+from avow.cli.provisioned import await_provisioning
+from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.policy.policy_file import parse_policy
+from avow.sandbox.grants import parse_grants
+from avow.sandbox.limits import Limits
+from avow.tee.simulated.attester import SimulatedAttester
+from avow.testing.attesting_guest import KNOWN, attesting, policy_for
+
+OWNER = new_owner_key()
+KEY = bytes(range(32))
+PATIENCE_S = 20.0
+
+
+class Silent:
+    """Nothing is told to anybody."""
+
+    def refused(self, peer: str, reason: str, check: str) -> None:
+        pass
+
+    def provisioned(self, peer: str, taken: Taken) -> None:
+        pass
+
+
+class Broken(Silent):
+    """As where standard error is a pipe that nobody reads any more."""
+
+    def refused(self, peer: str, reason: str, check: str) -> None:
+        raise BrokenPipeError
+
+
+@dataclass
+class Waiting:
+    """A program that waits: `outcome` has what it got, or why it waits no longer."""
+
+    port: int
+    outcome: queue.SimpleQueue[Provisioned | AvowError] = field(default_factory=queue.SimpleQueue)
+
+    def provision(self, secrets: Secrets) -> Taken:
+        judge = Judge(KNOWN, parse_policy(policy_for("server"), name="p.toml"))
+        now = datetime.now(UTC)
+        return hand_over("127.0.0.1", self.port, OWNER, judge, secrets, now).taken
+
+
+@contextmanager
+def waiting(
+    usable: Callable[[Provisioned], None], observer: Observer | None = None
+) -> Iterator[Waiting]:
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
+    program = Waiting(0)
+
+    def run(attestation: ServerAttestation) -> None:
+        try:
+            settings = ProvisioningSettings("127.0.0.1", 0, OWNER.digest)
+            program.outcome.put(
+                await_provisioning(
+                    settings,
+                    attestation,
+                    usable=usable,
+                    observer=observer or Silent(),
+                    listening=lambda _, port: ports.put(port),
+                )
+            )
+        except AvowError as error:
+            program.outcome.put(error)
+
+    with attesting(SimulatedAttester()) as attestation:
+        threading.Thread(target=run, args=(attestation,), daemon=True).start()
+        program.port = ports.get(timeout=PATIENCE_S)
+        yield program
+
+
+@pytest.fixture(autouse=True)
+def _dumps_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests may be looked into."""
+    monkeypatch.setattr("avow.cli.provisioned.keep_out_of_core_dumps", lambda: None)
+
+
+def app(*grants: str, store: bool = False) -> EffectiveApp:
+    kinds = {"key": "provisioned", "also_key": None, "anchor": "none"} if store else None
+    granted = parse_grants(grants, folder=Path())
+    return EffectiveApp(Path("a"), ("a",), granted, Limits(), store=kinds)
+
+
+def test_what_the_program_could_not_start_with_is_refused_and_it_waits_on() -> None:
+    with waiting(lambda provisioned: check_usable(app("env:TOKEN"), provisioned)) as program:
+        with pytest.raises(AvowError, match="expected UTF-8 in the provisioned TOKEN"):
+            program.provision(Secrets({}, {"TOKEN": b"\xff"}))
+        assert program.outcome.empty()
+        assert program.provision(Secrets({}, {"TOKEN": b"x"})).files == ("TOKEN",)
+        found = program.outcome.get(timeout=PATIENCE_S)
+        assert isinstance(found, Provisioned)
+        assert found.files == {"TOKEN": b"x"}
+
+
+def test_what_a_program_can_start_with() -> None:
+    check_usable(app(), Provisioned({}, {"der": b"\xff\0"}))
+    check_usable(app("env:der=fixed"), Provisioned({}, {"der": b"\xff\0"}))
+    check_usable(app(store=True), Provisioned({"store": KEY}))
+    with pytest.raises(UnavailableError, match=r"`store` to \[keys\]"):
+        check_usable(app(store=True), Provisioned({"other": KEY}))
+    with pytest.raises(MalformedError, match="zero byte in the provisioned TOKEN"):
+        check_usable(app("env:TOKEN"), Provisioned({}, {"TOKEN": b"a\0b"}))
+
+
+def test_a_listener_that_has_died_is_not_waited_for() -> None:
+    """Otherwise one stranger at the port would make the program deaf for ever, and nobody knew."""
+    with waiting(lambda _: None, Broken()) as program:
+        with socket.create_connection(("127.0.0.1", program.port), PATIENCE_S) as stranger:
+            stranger.sendall(b"no TLS at all")
+            found = program.outcome.get(timeout=PATIENCE_S)
+        assert isinstance(found, UnavailableError)
+        assert re.search("the end of a thread .*BrokenPipeError", str(found))
+
+
+def test_no_core_is_dumped_even_where_cores_are_piped_to_a_program() -> None:
+    """core(5): for those the limit of the size does not hold."""
+    code = (
+        "import ctypes, resource; from avow.cli.provisioned import keep_out_of_core_dumps as keep; "
+        "keep(); print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "0 (0, 0)\n"
