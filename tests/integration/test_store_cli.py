@@ -19,8 +19,9 @@ import pytest
 from avow.cli import run
 from avow.cli.exit_codes import ExitCode
 from avow.cli.progress import progress
+from avow.errors import UnavailableError
 from avow.sealing import library
-from avow.sealing.anchor import begin_fresh, open_fresh
+from avow.sealing.anchor import Root, Step, begin_fresh, open_fresh
 from avow.sealing.store import Store
 from avow.testing.store_reader import SLOT_BYTES, Place, StoreReader
 from tests.unit.sealing.anchor_world import Notebook, NotebookAnchor
@@ -53,10 +54,10 @@ def command(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[
     )
 
 
-def put(place: Path, path: str, content: bytes) -> None:
+def put(place: Path, path: str, content: bytes, *options: str) -> None:
     source = place / "source"
     source.write_bytes(content)
-    assert run(["store", "put", "data", str(source), path, *KEY_OPTION]) == ExitCode.OK
+    assert run(["store", "put", "data", str(source), path, *KEY_OPTION, *options]) == ExitCode.OK
 
 
 def damage(place: Path, path: str, block: int) -> None:
@@ -231,20 +232,35 @@ def test_check_names_every_damage(place: Path, capsys: pytest.CaptureFixture[str
     assert "/files/b" in printed.err or "block 0" in printed.err
 
 
-def test_check_asks_the_anchor(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def anchored(place: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookAnchor:
+    """What remembers the store `data`; --anchor tpm:0x01800042 opens it."""
     anchor = NotebookAnchor(Notebook())
-    monkeypatch.setattr("avow.cli.store.open_anchor", lambda text, store: anchor)
-    arguments = ["store", "check", "data", *KEY_OPTION, "--anchor", "tpm:0x01800042"]
-    container = place / "data/store.avow"
+
+    def open_anchor(text: str, store: Store) -> NotebookAnchor | None:
+        return None if text == "none" else anchor
+
+    monkeypatch.setattr("avow.cli.anchors.open_anchor", open_anchor)
+    monkeypatch.setattr("avow.cli.store.open_anchor", open_anchor)
     with Store.open(place / "data", key(place)) as store:
         begin_fresh(store, anchor).close()
+    return anchor
+
+
+ANCHOR_OPTION = ("--anchor", "tpm:0x01800042")
+
+
+def test_check_asks_the_anchor(
+    place: Path, anchored: NotebookAnchor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anchor = anchored
+    arguments = ["store", "check", "data", *KEY_OPTION, *ANCHOR_OPTION]
+    container = place / "data/store.avow"
     old = container.read_bytes()
     with Store.open(place / "data", key(place)) as store:
         open_fresh(store, anchor).close()
     # What is put without the anchor is newer than what it remembers, and no rollback.
-    put(place, "/files/a", b"more")
+    put(place, "/files/a", b"more", "--anchor", "none")
     remembered = anchor.read()
     assert run(arguments) == ExitCode.OK
     assert anchor.read() == remembered
@@ -253,6 +269,67 @@ def test_check_asks_the_anchor(
     assert run(arguments) == ExitCode.ROLLED_BACK
     assert "it was put back" in capsys.readouterr().err
     assert run(["store", "check", "data", *KEY_OPTION, "--anchor", "nonsense"]) == ExitCode.USAGE
+
+
+CHANGES = (
+    ("put", "data", "owner.key", "/files/a"),
+    ("rotate", "data"),
+    ("compact", "data", "--rewrite"),
+    ("keys", "data", "--add", "file:other.key"),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[0])
+def test_what_an_owner_changes_is_anchored(
+    place: Path,
+    anchored: NotebookAnchor,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, ...],
+) -> None:
+    """A host cannot take it back, and nothing is changed in a store that was put back before."""
+    (place / "other.key").write_text("07" * 32 + "\n")
+    (place / "other.key").chmod(0o600)
+    container = place / "data/store.avow"
+    before = container.read_bytes()
+    arguments = ["store", *change, *KEY_OPTION]
+    assert run(arguments) == ExitCode.ROLLED_BACK
+    assert "name it with `--anchor`" in capsys.readouterr().err
+    assert container.read_bytes() == before
+    assert run([*arguments, *ANCHOR_OPTION]) == ExitCode.OK
+    with Store.open(place / "data", key(place), read_only=True) as store:
+        remembered = anchored.read()
+        assert remembered is not None
+        assert remembered.digest == store.root.digest
+    container.write_bytes(before)
+    assert run([*arguments, *ANCHOR_OPTION]) == ExitCode.ROLLED_BACK
+    assert container.read_bytes() == before
+
+
+def test_a_change_that_the_anchor_does_not_hear_of(
+    place: Path,
+    anchored: NotebookAnchor,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was there when the command began, and is not at the end: the change is kept, and said."""
+    advance = anchored.advance
+    heard = iter([True])
+
+    def once(step: Step, root: Root) -> None:
+        if not next(heard, False):
+            raise UnavailableError("no answer")
+        advance(step, root)
+
+    monkeypatch.setattr(anchored, "advance", once)
+    source = place / "source"
+    source.write_bytes(b"more")
+    arguments = ["store", "put", "data", str(source), "/files/a", *KEY_OPTION, *ANCHOR_OPTION]
+    assert run(arguments) == ExitCode.FAILED
+    assert "which is in the store by now, got: no answer" in capsys.readouterr().err
+    monkeypatch.setattr(anchored, "advance", advance)
+    assert run(["store", "check", "data", *KEY_OPTION, *ANCHOR_OPTION]) == ExitCode.OK
+    with Store.open(place / "data", key(place), read_only=True) as store:
+        assert store.read("/files/a") == b"more"
 
 
 def test_rotate_and_compact(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

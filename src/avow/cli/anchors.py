@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
-from avow.errors import MalformedError, RolledBackError
+from avow.errors import MalformedError, RolledBackError, UnavailableError
 from avow.sealing.anchor import (
     INTERVAL_S,
     Anchor,
     AnchoredStore,
     CounterAnchor,
     Root,
+    open_fresh,
     read_note,
 )
 from avow.sealing.witness import parse_public_key, store_key
@@ -143,6 +145,35 @@ def open_anchor(
             device.close()
         raise
     return CounterAnchor(counter, f"the TPM's counter {index:#010x}")
+
+
+@contextmanager
+def anchored_change(text: str | None, store: IdentifiedStore) -> Iterator[None]:
+    """In here an owner's command changes a store: the anchor is asked before, and moved on after.
+
+    A store that has an anchor is not changed without it, unless `text` says "none". Raises
+    `RolledBackError`, and as `open_anchor` and `Anchor` do.
+    """
+    if text is None and store.root.anchor != 0:
+        raise RolledBackError(
+            f"expected the anchor of a store that has one (its value is {store.root.anchor}), got "
+            f"none: name it with `--anchor`; with `--anchor none` the change can be taken back "
+            f"unnoticed until the anchor is moved on by the next start"
+        )
+    anchor = open_anchor(NONE if text is None else text, store)
+    if anchor is None:
+        yield
+        return
+    with closing(anchor):
+        fresh = open_fresh(store, anchor)
+        yield
+        try:
+            fresh.close()
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"expected the anchor to take the change, which is in the store by now, got: "
+                f"{error}; until the anchor is moved on, the change can be taken back unnoticed"
+            ) from error
 
 
 def _parse_witness(text: str) -> tuple[Any, bytes]:

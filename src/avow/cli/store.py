@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from avow.cli.anchors import NONE, check_anchor, open_anchor
+from avow.cli.anchors import NONE, anchored_change, check_anchor, open_anchor
 from avow.cli.command_error import (
     CommandError,
     configuration_errors,
@@ -48,6 +48,13 @@ _key = click.option(
     required=True,
     metavar="SOURCE",
     help="The owner's key: file:PATH.",
+)
+_anchor = click.option(
+    "--anchor",
+    "anchor_text",
+    metavar="ANCHOR",
+    help="The anchor of a store that has one: asked before the change, and moved on after it. With "
+    "none it is left as it is, and the change can be taken back unnoticed until the next start.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
 Decorated = Callable[..., Any]
@@ -113,9 +120,16 @@ def _reading(directory: Path, source: str) -> Iterator[Store]:
 
 
 @contextmanager
-def _changing(directory: Path, source: str) -> Iterator[Store]:
+def _changing(directory: Path, source: str, anchor_text: str | None) -> Iterator[Store]:
     """The store, opened for changes; they are committed at the end, or none of them is."""
-    with _reporting(), Store.open(directory, _opening_key(source)) as opened:
+    if anchor_text is not None:
+        with configuration_errors():
+            check_anchor(anchor_text)
+    with (
+        _reporting(),
+        Store.open(directory, _opening_key(source)) as opened,
+        anchored_change(anchor_text, opened),
+    ):
         yield opened
 
 
@@ -271,7 +285,8 @@ def _file(opened: Store, path: str) -> Stat:
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
 @click.argument("path", type=_IN_STORE)
 @_key
-def put(directory: Path, file: str, path: str, source: str) -> int:
+@_anchor
+def put(directory: Path, file: str, path: str, source: str, anchor_text: str | None) -> int:
     """Write FILE, or standard input when it is -, to PATH in the store.
 
     The folders on the way are made. It is one commit: PATH has the new content or, whatever
@@ -280,7 +295,11 @@ def put(directory: Path, file: str, path: str, source: str) -> int:
     with _reporting():
         stream = _input(file)
     total = os.stat(file).st_size if file != _STANDARD_STREAM else None
-    with stream, _changing(directory, source) as opened, progress("writing", total) as shown:
+    with (
+        stream,
+        _changing(directory, source, anchor_text) as opened,
+        progress("writing", total) as shown,
+    ):
         _replace(opened, path, stream, shown)
     return ExitCode.OK
 
@@ -416,8 +435,13 @@ def _check_newest(opened: Store, anchor_text: str) -> None:
     metavar="file:PATH",
     help="The same with a new random key, written to a file that did not exist, mode 0600.",
 )
+@_anchor
 def rotate(
-    directory: Path, source: str, to_sources: tuple[str, ...], new_sources: tuple[str, ...]
+    directory: Path,
+    source: str,
+    to_sources: tuple[str, ...],
+    new_sources: tuple[str, ...],
+    anchor_text: str | None,
 ) -> int:
     """Change the keys: what is written from now on is sealed under new ones.
 
@@ -427,7 +451,7 @@ def rotate(
     \b
     avow store rotate ./data --key file:old.key --new-key file:new.key
     """
-    with _changing(directory, source) as opened:
+    with _changing(directory, source, anchor_text) as opened:
         keys = [_opening_key(each) for each in to_sources]
         keys += [_new_key(each) for each in new_sources]
         opened.rotate(keys or [_opening_key(source)])
@@ -444,9 +468,10 @@ def rotate(
     is_flag=True,
     help="Seal every block anew and drop the keys from before the last rotation.",
 )
-def compact(directory: Path, source: str, rewrite: bool) -> int:
+@_anchor
+def compact(directory: Path, source: str, rewrite: bool, anchor_text: str | None) -> int:
     """Give the space of what was removed back to the disk."""
-    with _changing(directory, source) as opened:
+    with _changing(directory, source, anchor_text) as opened:
         before = opened.root.slots
         with progress("compacting"):
             opened.compact(rewrite=rewrite)
@@ -468,9 +493,15 @@ def compact(directory: Path, source: str, rewrite: bool) -> int:
 @click.option(
     "--remove", "removed", multiple=True, metavar="ID", help="Refuse the key with this id."
 )
+@_anchor
 @_json
 def keys(
-    directory: Path, source: str, added: tuple[str, ...], removed: tuple[str, ...], as_json: bool
+    directory: Path,
+    source: str,
+    added: tuple[str, ...],
+    removed: tuple[str, ...],
+    anchor_text: str | None,
+    as_json: bool,
 ) -> int:
     """List the ids of the keys that open the store; add and remove some before.
 
@@ -478,7 +509,7 @@ def keys(
     """
     ids = [_key_id(text) for text in removed]
     if added or ids:
-        with _changing(directory, source) as opened:
+        with _changing(directory, source, anchor_text) as opened:
             for each in added:
                 opened.add_key(_opening_key(each))
             for key_id in ids:
