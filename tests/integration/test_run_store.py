@@ -278,6 +278,9 @@ def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
         options = ("returns.wasm", *OPENED, "--anchor", anchor)
         assert avow_run(folder, *options).returncode == 107
         assert avow_run(folder, *options, "--new-store").returncode == 0
+        again = avow_run(folder, *options, "--new-store")
+        assert again.returncode == 2
+        assert "leave it out" in sentence(again)
         container = folder / "data" / CONTAINER
         old = container.read_bytes()
         assert avow_run(folder, "exits.wasm", *options[1:]).returncode == 9

@@ -89,16 +89,22 @@ def anchor_options(command: Command) -> Command:
     return command
 
 
-def check_begin(text: str, folder: Path, *, new_store: bool) -> None:
-    """For a store that is not there: whether one may be begun that goes with the anchor `text`.
+def check_begin(text: str, folder: Path, *, made: bool, new_store: bool) -> None:
+    """Whether a store may be `made` that goes with the anchor `text`, or was to be.
 
     Raises `RolledBackError`: whoever has the disk can take a store away, and an anchor does not
-    know the one that would be begun in its place, so its owner has to say that it shall be.
+    know the one that would be begun in its place, so its owner has to say that it shall be. And
+    `MalformedError` where a store is there: what is left in a start script would say it always.
     """
-    if text != NONE and not new_store:
+    if made and text != NONE and not new_store:
         raise RolledBackError(
             f"expected the store that goes with {text.partition('#')[0]} in {folder}, got none: "
             f"put it back, or begin a new one with `--new-store`"
+        )
+    if new_store and not made:
+        raise MalformedError(
+            f"expected --new-store only where there is no store yet, got one in {folder}; leave "
+            f"it out"
         )
 
 

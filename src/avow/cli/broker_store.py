@@ -59,8 +59,7 @@ def open_state(
         note,
     )
     made = not is_there(settings.directory)
-    if made:
-        check_begin(settings.anchor, settings.directory, new_store=new_store)
+    check_begin(settings.anchor, settings.directory, made=made, new_store=new_store)
     with (make_store if made else open_store)(settings.directory, keys) as store:
         anchor = open_anchor(settings.anchor, store)
         interval_s = settings.anchor_interval_s

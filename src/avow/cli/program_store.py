@@ -99,8 +99,8 @@ def open_program_store(
     if folder is None:
         return NoStore()
     made = not is_there(folder)
-    if made:
-        check_begin(given["anchor"], folder, new_store=given["new_store"])
+    with configuration_errors(), storage_errors():
+        check_begin(given["anchor"], folder, made=made, new_store=given["new_store"])
     keys = StoreKeys(
         given["key"],
         given["also_key"],
