@@ -15,13 +15,15 @@ import click
 
 from avow.cli.app_options import EffectiveApp
 from avow.cli.command_error import configuration_errors
-from avow.errors import MalformedError
+from avow.errors import MalformedError, UnavailableError
 from avow.sandbox.extra_imports import ExtraImport
+from avow.sandbox.grants import Grants
 
 if TYPE_CHECKING:
     from avow.channel.attestation import ServerAttestation
     from avow.channel.provisioning import Provisioned
     from avow.channel.provisioning_messages import Taken
+    from avow.tee.platforms import Endorsements
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Say = Callable[[str], None]
@@ -69,14 +71,14 @@ class ProgramTrust:
         """The key (32 bytes) that the source `provisioned` means."""
         return None if self.provisioned is None else self.provisioned.store_key
 
-    def environment(self, host: Mapping[str, str]) -> Mapping[str, str]:
-        """The host's, and over it the provisioned files by their names: `env:NAME` grants one.
+    def environment(self, host: Mapping[str, str], grants: Grants) -> Mapping[str, str]:
+        """The host's, and over it the provisioned files that `grants` make variables.
 
-        Raises `MalformedError` for a file that is no value of the environment.
+        Raises `MalformedError` for one of them that is no value of the environment.
         """
         if self.provisioned is None:
             return host
-        return {**host, **{name: _value(name, f) for name, f in self.provisioned.files.items()}}
+        return {**host, **_variables(self.provisioned, grants)}
 
 
 @contextmanager
@@ -103,8 +105,10 @@ def program_trust(
         imports: tuple[ExtraImport, ...] = ()
         if given["attest"]:
             with configuration_errors():
-                imports = attestation_imports(attestation, given["endorsements"], say=say)
-        yield ProgramTrust(imports, _from_its_owner(app.provisioning, attestation, say))
+                imports = attestation_imports(
+                    attestation, _endorsements(app, given["endorsements"]), say=say
+                )
+        yield ProgramTrust(imports, _from_its_owner(app, attestation, say))
     finally:
         attestation.stop()
 
@@ -112,7 +116,7 @@ def program_trust(
 def _check_store(app: EffectiveApp, given: Mapping[str, Any]) -> None:
     """An owner's program does not keep what it is told under a key that somebody else knows.
 
-    No evidence says where a key comes from; that avow does this, is in the runtime's digest.
+    The evidence says where a key comes from; an owner whose policy does not look at it is safe too.
     """
     for name in ("key", "also_key"):
         if app.provisioning is not None and given[name] not in (None, "provisioned"):
@@ -123,21 +127,41 @@ def _check_store(app: EffectiveApp, given: Mapping[str, Any]) -> None:
             )
 
 
+def _endorsements(app: EffectiveApp, folder: Path | None) -> Endorsements | None:
+    from avow.cli.broker_attestation import measured_endorsements
+
+    if folder is None or app.roots is None:
+        return None
+    return measured_endorsements(folder, tuple(app.roots.values()))
+
+
 def _from_its_owner(
-    owned: tuple[str, str] | None, attestation: ServerAttestation, say: Say
+    app: EffectiveApp, attestation: ServerAttestation, say: Say
 ) -> Provisioned | None:
     """Waits for the owner, if there is one."""
-    if owned is None:
+    if app.provisioning is None:
         return None
     from avow.cli.provisioned import await_provisioning, settings_of
 
     with configuration_errors():
         return await_provisioning(
-            settings_of(*owned),
+            settings_of(*app.provisioning),
             attestation,
+            usable=lambda provisioned: check_usable(app, provisioned),
             observer=_Told(say),
             listening=lambda place, _: say(f"listening for its owner at {place}"),
         )
+
+
+def check_usable(app: EffectiveApp, provisioned: Provisioned) -> None:
+    """Raises an `AvowError` for secrets with which the program could not even start: its owner
+    shall read that, and not that they were taken."""
+    if app.store is not None and provisioned.store_key is None:
+        raise UnavailableError(
+            "expected the key of the program's store, got none; add `store` to [keys] of the "
+            "secrets"
+        )
+    _variables(provisioned, app.grants)
 
 
 class _Told:
@@ -153,6 +177,15 @@ class _Told:
     def provisioned(self, peer: str, taken: Taken) -> None:
         """The owner's secrets were taken."""
         self._say(f"provisioned by {peer}: {', '.join((*taken.keys, *taken.files))}")
+
+
+def _variables(provisioned: Provisioned, grants: Grants) -> dict[str, str]:
+    granted = {each.name for each in grants.variables if each.value is None}
+    return {
+        name: _value(name, content)
+        for name, content in provisioned.files.items()
+        if name in granted
+    }
 
 
 def _value(name: str, content: bytes) -> str:
