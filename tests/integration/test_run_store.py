@@ -70,6 +70,36 @@ def kept(folder: Path, path: str = "/files/name") -> bytes | None:
         return store.read(path) if store.exists(path) else None
 
 
+# Ends with the errno of writing to 1, or of reading from 0.
+STREAM = """(module
+  (import "wasi_snapshot_preview1" "NAME" (func $do (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "\\08\\00\\00\\00\\05\\00\\00\\00print")
+  (func (export "_start")
+    (call $exit (call $do (i32.const FD) (i32.const 0) (i32.const 1) (i32.const 16)))))"""
+
+
+@pytest.mark.parametrize(("name", "fd", "closed"), [("fd_read", 0, "<&-"), ("fd_write", 1, ">&-")])
+def test_no_closed_stream_becomes_the_store(folder: Path, name: str, fd: int, closed: str) -> None:
+    """The store would be the next file that is opened, and get the free number."""
+    text = STREAM.replace("NAME", name).replace("FD", str(fd))
+    (folder / "stream.wasm").write_bytes(wat2wasm(text))
+    assert avow_run(folder, "returns.wasm", *OPENED).returncode == 0
+    size_bytes = (folder / "data" / CONTAINER).stat().st_size
+    command = [sys.executable, "-m", "avow", "run", "stream.wasm", *OPENED]
+    finished = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    # EBADF, as for a native program.
+    assert finished.returncode == 8
+    assert (folder / "data" / CONTAINER).stat().st_size == size_bytes
+
+
 @pytest.mark.parametrize(("name", "code"), [("returns", 0), ("exits", 9), ("traps", 102)])
 def test_what_was_written_is_kept_however_the_program_ends(
     folder: Path, name: str, code: int

@@ -6,6 +6,7 @@ Each command is imported when it is used: `avow pub` in a shell loop must not lo
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,7 +96,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
+    _open_standard_streams()
     sys.exit(run())
+
+
+def _open_standard_streams() -> None:
+    """Without standard streams, the next file that is opened would get their numbers: a store, into
+    which a program would then print. As for a native program, to use one of them is EBADF."""
+    for number, unusable in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, unusable)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
 
 
 def _show_usage_error(error: click.UsageError) -> None:
