@@ -19,6 +19,7 @@ from tests.adversary.tpm_interposer import (
     CREATE_PRIMARY,
     NV_INCREMENT,
     NV_READ,
+    NV_READ_PUBLIC,
     PCR_READ,
     UNSEAL,
     Interposer,
@@ -130,6 +131,43 @@ def test_another_index_in_its_place(bus: Bus) -> None:
     theirs.begin()
     with pytest.raises(DeniedError, match="belongs to another store"):
         bus.counter().read()
+
+
+@pytest.mark.parametrize("told", ["the other's area", "the other's name"])
+@pytest.mark.parametrize("times", ["once", "always"])
+def test_another_index_of_the_same_store_in_its_place(bus: Bus, told: str, times: str) -> None:
+    """Here it is the counter that the store had before. Its authorisation value is the same, so
+    that only its Name tells it apart."""
+    before = NvCounter(bus.device, INDEX - 2, AUTHORISATION)
+    before.begin()
+    counter = bus.counter()
+    counter.begin()
+    counter.increment()
+    assert counter.read() != before.read()
+    theirs, ours = (index.to_bytes(4, "big") for index in (INDEX - 2, INDEX))
+    public = {
+        command[10:14]: answer
+        for command, answer in bus.interposer.seen
+        if code_of(command) == NV_READ_PUBLIC
+    }
+    lies: list[bytes] = []
+
+    def lie(command: bytes, answer: bytes) -> bytes:
+        asked = code_of(command) == NV_READ_PUBLIC and command[10:14] == ours
+        if not asked or (lies and times == "once"):
+            return answer
+        # TPM2B_NAME is the last: 2 bytes of size, 34 of Name.
+        whole = told == "the other's area"
+        lies.append(public[theirs] if whole else answer[:-34] + public[theirs][-34:])
+        return lies[-1]
+
+    bus.interposer.change = lie
+    bus.interposer.redirect = lambda command: (
+        command.replace(ours, theirs) if code_of(command) == NV_READ else command
+    )
+    with pytest.raises(AvowError):
+        counter.read()
+    assert lies
 
 
 def test_the_secret_never_crosses_in_clear(bus: Bus) -> None:

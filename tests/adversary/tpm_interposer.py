@@ -18,6 +18,7 @@ CREATE_PRIMARY = 0x131
 NV_DEFINE_SPACE = 0x12A
 NV_INCREMENT = 0x134
 NV_READ = 0x14E
+NV_READ_PUBLIC = 0x169
 UNSEAL = 0x15E
 PCR_READ = 0x17E
 
@@ -39,6 +40,8 @@ class Interposer:
     change: Change = lambda command, answer: answer
     # When this says so, a command is not passed on; it gives the answer itself.
     swallow: Callable[[bytes], bytes | None] = lambda command: None
+    # From avow's command to the one that the TPM gets.
+    redirect: Callable[[bytes], bytes] = lambda command: command
     seen: list[tuple[bytes, bytes]] = field(default_factory=list)
     _ended: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -98,7 +101,7 @@ class Interposer:
         while command := _message(ours):
             answer = self.swallow(command)
             if answer is None:
-                theirs.sendall(command)
+                theirs.sendall(self.redirect(command))
                 answer = _message(theirs)
                 self.seen.append((command, answer))
                 answer = self.change(command, answer)

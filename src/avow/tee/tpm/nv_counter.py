@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from avow.errors import DeniedError, MalformedError, UnavailableError, UntrustedError
 from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.sessions import answered, hmac_session, refusal, storage_key
-from avow.tee.tpm.structures import ALG_SHA256
+from avow.tee.tpm.structures import ALG_SHA256, name_of
 
 # TCG "Registry of Reserved TPM 2.0 Handles and Localities": NV indices for the owner.
 # The one after it is used as well.
@@ -195,7 +196,8 @@ class NvCounter:
 
     def _find(self, area: _Area) -> tuple[Any, bool]:
         """The index, ready to be authorised, and whether it was written; both as the host says. A
-        lie about them ends in a refusal by the TPM or an answer without a valid HMAC."""
+        lie about them ends in a refusal by the TPM or an answer without a valid HMAC: that of the
+        command is over the Name that belongs to what the host says."""
 
         def find(esapi: Any, library: Any) -> tuple[Any, bytes]:
             try:
@@ -204,16 +206,20 @@ class NvCounter:
                 if error.rc & 0xBF == _RC_HANDLE:
                     return None, b""
                 raise
-            public, _ = esapi.nv_read_public(handle)
+            public, name = esapi.nv_read_public(handle)
             esapi.tr_set_auth(handle, self._authorisation)
+            names.extend((bytes(name), bytes(esapi.tr_get_name(handle))))
             return handle, public.nvPublic.marshal()
 
+        names: list[bytes] = []
         handle, public = self._device.call(find)
-        for written in (False, True):
-            if hmac.compare_digest(public, nv_public(area.index, area.kind, written=written)):
-                return handle, written
         if handle is None:
             return None, False
+        for written in (False, True):
+            wanted = nv_public(area.index, area.kind, written=written)
+            if hmac.compare_digest(public, wanted):
+                _check_names(area, name_of(ALG_SHA256, wanted), names)
+                return handle, written
         raise DeniedError(
             f"expected a {area.kind.name} of avow's at {area.index:#010x}, got something else "
             f"({public.hex()}); choose another index"
@@ -236,3 +242,16 @@ class NvCounter:
             hmac_session(self._device, key, decrypt=True) as session,
         ):
             answered(self._device, lambda esapi, library: define(esapi, library, session))
+
+
+def _check_names(area: _Area, wanted: bytes, told: Sequence[bytes]) -> None:
+    """tpm2-tss computes its HMACs with the Name that it was told, and does not compare it with the
+    area that it was told. Another Name would have them speak of another index, such as one that
+    this store counted with before."""
+    for name in told:
+        if not hmac.compare_digest(name, wanted):
+            raise UntrustedError(
+                f"expected the Name {wanted.hex()} of the index {area.index:#010x}, got "
+                f"{name.hex()}: somebody between avow and the TPM changes answers; do not trust "
+                f"this machine"
+            )
