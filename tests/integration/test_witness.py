@@ -273,8 +273,12 @@ def test_a_witness_that_lost_half(tmp_path: Path) -> None:
     with pytest.raises(DeniedError, match="chmod 600"):
         open_state(tmp_path)
     (tmp_path / "witness.key").chmod(0o600)
+    (tmp_path / "witness.db").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="this witness has lost it"):
+            open_state(tmp_path)
     (tmp_path / "witness.db").unlink()
-    with pytest.raises(UnavailableError, match="lost what it knew"):
+    with pytest.raises(UnavailableError, match="this witness has lost it"):
         open_state(tmp_path)
 
 
@@ -295,9 +299,9 @@ class Visitor:
         greeting = await reader.readexactly(GREETING_BYTES)
         return reader, self._writers[-1], decode_greeting(greeting)
 
-    def anchor(self) -> WitnessAnchor:
+    def anchor(self, key: Ed25519PrivateKey = KEY) -> WitnessAnchor:
         endpoint = Endpoint("127.0.0.1", self._port)
-        return WitnessAnchor(endpoint, public_bytes(WITNESS), KEY, STORE_ID)
+        return WitnessAnchor(endpoint, public_bytes(WITNESS), key, STORE_ID)
 
     async def leave(self) -> None:
         for writer in self._writers:
@@ -402,6 +406,42 @@ def test_no_more_connections_than_there_may_be(memory: WitnessMemory) -> None:
 
     events = serve(memory, ServiceLimits(connections_max=2), visit)
     assert events[0].what == "connection refused"
+
+
+def test_more_stores_than_connections(memory: WitnessMemory) -> None:
+    """Each gets its turn: a connection that is idle gives way, and its store comes back on
+    another. Strangers end no store's connection."""
+
+    async def visit(visitor: Visitor) -> None:
+        anchors = [visitor.anchor(store_key(bytes([n]) * 32, STORE_ID)) for n in range(4)]
+        for number in range(1, 4):
+            for each in anchors:
+                root = FakeRoot(number + 1, D1, number)
+                await asyncio.to_thread(each.advance, step(number), root)
+        kept = anchors[-1]._connection
+        for _ in range(4):
+            await visitor.connect()
+        await asyncio.to_thread(anchors[-1].advance, step(4), FakeRoot(5, D2, 4))
+        assert kept is not None
+        assert anchors[-1]._connection is kept
+        for each in anchors:
+            each.close()
+
+    events = serve(memory, ServiceLimits(connections_max=2), visit)
+    assert {event.what for event in events} == {"new store", "connection refused"}
+
+
+def test_a_stranger_cannot_stay(memory: WitnessMemory) -> None:
+    """Whoever asks with a key of his own, for a store that is not remembered."""
+
+    async def visit(visitor: Visitor) -> None:
+        reader, writer, challenge = await visitor.greeted()
+        request = Request(Kind.READ, 1, bytes(32), NAME)
+        writer.write(sign_request(request, KEY, challenge, public_bytes(WITNESS)))
+        await reader.readexactly(ANSWER_BYTES)
+        assert await ended(reader)
+
+    serve(memory, ServiceLimits(message_timeout_s=0.2), visit)
 
 
 def test_many_requests_at_once_on_one_connection(memory: WitnessMemory) -> None:

@@ -63,7 +63,7 @@ def open_state(
     with (make_store if made else open_store)(settings.directory, keys) as store:
         anchor = open_anchor(settings.anchor, store)
         interval_s = settings.anchor_interval_s
-        if made:
+        if made and accept_rollback is None:
             fresh = begin_fresh(store, anchor, interval_s=interval_s)
         else:
             fresh = open_fresh(

@@ -42,7 +42,7 @@ KEY_NAME: Final = "witness.key"
 STATE_NAME: Final = "witness.db"
 STORES_MAX: Final = 10_000
 CONNECTIONS_MAX: Final = 256
-# One message, once it has begun; and the first one of a connection.
+# One message, once it has begun; and until the next one of who has no store here yet.
 MESSAGE_TIMEOUT_S: Final = 5.0
 # Stores keep their connections from one advance to the next.
 IDLE_TIMEOUT_S: Final = 3600.0
@@ -51,6 +51,7 @@ _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS stores "
     "(key BLOB PRIMARY KEY, id BLOB NOT NULL, record BLOB NOT NULL) WITHOUT ROWID"
 )
+_TABLES: Final = "SELECT name FROM sqlite_master WHERE name = 'stores'"
 # sequence, anchor, digest, branch, acceptances.
 _RECORD: Final = struct.Struct("<Q Q 32s 32s Q")
 
@@ -58,8 +59,11 @@ _RECORD: Final = struct.Struct("<Q Q 32s 32s Q")
 class WitnessMemory:
     """What a witness remembers: SQLite, with every change on the disk before it is told."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `InUseError`, `DamagedError` and `StorageError`."""
+    def __init__(self, path: Path, *, begun: bool = False) -> None:
+        """`begun`: it was there before, so an empty one is refused: it has been lost.
+
+        Raises `InUseError`, `DamagedError`, `UnavailableError` and `StorageError`.
+        """
         self._path = path
         with self._failures():
             self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -70,6 +74,8 @@ class WitnessMemory:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("BEGIN IMMEDIATE")
+                if begun and self._database.execute(_TABLES).fetchone() is None:
+                    raise _lost(path)
                 self._database.execute(_SCHEMA)
                 self._database.execute("COMMIT")
                 found = self._database.execute("PRAGMA quick_check(1)").fetchone()
@@ -155,13 +161,10 @@ def open_state(
         raise StorageError(
             f"expected to make the folder {folder}, got {error.strerror}; choose another"
         ) from error
-    if key_file.exists() and not state.exists():
-        raise UnavailableError(
-            f"expected the memory {STATE_NAME} beside {key_file}, got none: this witness has lost "
-            f"what it knew; remove the key too, and have the owners accept their stores with the "
-            f"new one"
-        )
-    memory = WitnessMemory(state)
+    begun = key_file.exists()
+    if begun and not state.exists():
+        raise _lost(state)
+    memory = WitnessMemory(state, begun=begun)
     try:
         if not key_file.exists():
             if len(memory):
@@ -174,6 +177,14 @@ def open_state(
     except BaseException:
         memory.close()
         raise
+
+
+def _lost(state: Path) -> UnavailableError:
+    return UnavailableError(
+        f"expected the memory {state} to hold what it knew, as its key is there, got none: this "
+        f"witness has lost it; remove the key too, and have the owners accept their stores with "
+        f"the new one"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +200,19 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer's bytes, and whether its store is remembered."""
+
+    content: bytes
+    remembered: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What strangers may use up. Of times the unit is seconds."""
+    """What strangers may use up. Of times the unit is seconds.
+
+    `connections_max` stores may be connected; as many others may be about to say who they are.
+    """
 
     connections_max: int = CONNECTIONS_MAX
     message_timeout_s: float = MESSAGE_TIMEOUT_S
@@ -215,7 +237,7 @@ class Witness:
         self._note = note
         self.public_key = public_bytes(key)
 
-    def respond(self, content: bytes, challenge: bytes, number: int) -> bytes:
+    def respond(self, content: bytes, challenge: bytes, number: int) -> Reply:
         """The answer to the `number`th request of a connection; what it changed is durable.
 
         Raises `MalformedError` and `UntrustedError` for requests that get no answer, and
@@ -245,7 +267,8 @@ class Witness:
                     request.state.anchor,
                 )
             )
-        return sign_answer(answer, request, self._key, challenge)
+        signed = sign_answer(answer, request, self._key, challenge)
+        return Reply(signed, answer.record is not None)
 
 
 class WitnessService:
@@ -263,7 +286,11 @@ class WitnessService:
         self._limits = limits
         self._entropy = entropy
         self._note = note
-        self._connections: set[asyncio.Task[None]] = set()
+        # Those whose store is remembered, and those who have not shown one.
+        self._stores: set[asyncio.Task[None]] = set()
+        self._strangers: set[asyncio.Task[None]] = set()
+        # Of the first, who waits for its next request, the longest first.
+        self._idle: dict[asyncio.Task[None], None] = {}
         self._failed: asyncio.Future[None] | None = None
 
     async def serve(
@@ -293,18 +320,36 @@ class WitnessService:
             stopping.cancel()
             self._failed.cancel()
             server.close()
-            for task in self._connections:
+            connections = self._stores | self._strangers
+            for task in connections:
                 task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+            await asyncio.gather(*connections, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= self._limits.connections_max:
+        if len(self._strangers) >= self._limits.connections_max:
             self._note(Event("connection refused", reason="there are as many as there may be"))
             writer.transport.abort()
             return
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._strangers.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._strangers.discard(task)
+        self._stores.discard(task)
+        self._idle.pop(task, None)
+
+    def _welcome(self, task: asyncio.Task[None]) -> None:
+        """A connection has shown a store that is remembered. Where there are as many as there may
+        be, the one that was idle for longest ends: its store connects again when it has to."""
+        if task in self._stores:
+            return
+        self._strangers.discard(task)
+        self._stores.add(task)
+        if len(self._stores) > self._limits.connections_max and self._idle:
+            longest = next(iter(self._idle))
+            self._forget(longest)
+            longest.cancel()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -322,19 +367,34 @@ class WitnessService:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         limits = self._limits
+        task = asyncio.current_task()
+        assert task is not None
         challenge = self._entropy(CHALLENGE_BYTES)
         writer.write(encode_greeting(challenge))
         number = 0
         while True:
-            idle_s = limits.idle_timeout_s if number else limits.message_timeout_s
-            async with asyncio.timeout(idle_s):
-                begun = await reader.readexactly(1)
+            begun = await self._next(task, reader)
             async with asyncio.timeout(limits.message_timeout_s):
                 content = begun + await reader.readexactly(REQUEST_BYTES - 1)
             number += 1
-            writer.write(self._witness.respond(content, challenge, number))
+            reply = self._witness.respond(content, challenge, number)
+            if reply.remembered:
+                self._welcome(task)
+            writer.write(reply.content)
             async with asyncio.timeout(limits.message_timeout_s):
                 await writer.drain()
+
+    async def _next(self, task: asyncio.Task[None], reader: asyncio.StreamReader) -> bytes:
+        """The first byte of a request. Only who has a store here may take long."""
+        if task not in self._stores:
+            async with asyncio.timeout(self._limits.message_timeout_s):
+                return await reader.readexactly(1)
+        self._idle[task] = None
+        try:
+            async with asyncio.timeout(self._limits.idle_timeout_s):
+                return await reader.readexactly(1)
+        finally:
+            self._idle.pop(task, None)
 
 
 def run_service(

@@ -64,7 +64,7 @@ class WireLink:
         if fault == "lost request":
             raise BrokenPipeError(32, "Broken pipe")
         self._number += 1
-        answer = self._wire.witness.respond(content, self._challenge, self._number)
+        answer = self._wire.witness.respond(content, self._challenge, self._number).content
         if fault == "lost answer":
             raise ConnectionResetError(104, "Connection reset by peer")
         self._waiting += self._wire.change(answer)
