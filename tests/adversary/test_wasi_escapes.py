@@ -199,6 +199,11 @@ def test_the_names_in_a_box_say_nothing_of_what_is_above(guest: Guest, store: St
     # Opened again, as the C library does it.
     again = {each.name: each.inode for each in guest.readdir(guest.open(".", DIRECTORY))}
     assert again == entries
+    # Nor when the one that was granted is closed, or has another number.
+    fd = guest.open(".", DIRECTORY)
+    guest.call("fd_renumber", ROOT, guest.open(".", DIRECTORY))
+    guest.close(fd + 1)
+    assert {each.name: each.inode for each in guest.readdir(fd)} == entries
 
 
 @pytest.fixture
@@ -298,6 +303,22 @@ def test_no_device_of_the_host_is_opened() -> None:
         with pytest.raises(FailedError) as caught:
             Guest(wasi).open("null", rights=READ_RIGHTS)
         assert caught.value.errno == Errno.ACCES
+
+
+@pytest.mark.parametrize("without_openat2", [False, True])
+def test_the_memory_of_this_process_is_no_file(host: Path, without_openat2: bool) -> None:
+    """Whatever folder the host puts in the place of a granted one, it shows no keys."""
+    directories = [PlainDirectory("/", Path("/proc/self")), PlainDirectory("/all", Path("/"))]
+    with Wasi(arguments=[], entropy=bytes(32), directories=directories) as wasi:
+        guest = Guest(wasi)
+        if without_openat2:
+            in_steps(guest)
+        for path, fd in (("mem", ROOT), ("environ", ROOT), ("fd", ROOT), ("proc/1/maps", ROOT + 1)):
+            with pytest.raises(FailedError) as caught:
+                guest.open(path, fd=fd, rights=READ_RIGHTS)
+            assert caught.value.errno == Errno.ACCES, path
+        inside = str(host / "file").removeprefix("/")
+        assert guest.read(guest.open(inside, fd=ROOT + 1, rights=READ_RIGHTS), 10) == b"fine"
 
 
 def test_descriptors_of_the_host_are_not_reached(host: Path) -> None:

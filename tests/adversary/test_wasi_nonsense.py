@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from avow.sandbox.wasi import FUNCTIONS, PlainDirectory, SealedDirectory, Wasi
 from avow.sealing.store import Store
 from tests.unit.sandbox.wasi_guest import (
     BUFFER,
+    CREAT,
     END,
     KEY,
     OUT,
@@ -24,9 +26,11 @@ from tests.unit.sandbox.wasi_guest import (
     Errno,
     Guest,
     MemoryDisk,
+    sealed_guest,
 )
 
 CALLS = 3000
+VECTOR = struct.Struct("<II")
 ENDINGS = {"proc_exit", "proc_raise"}
 SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 10, 16, 24, 31, 64, 100, 255, 256, 1023, 1024, 4095, 4096)
 LARGE = (END - 1, END, END + 1, 65536, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 32) - 8)
@@ -114,3 +118,25 @@ def test_nonsense(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "a").read_bytes() == b"content"
     with Store.open_on(disk, KEY) as store:
         assert list(store.check()) == []
+
+
+def test_a_table_that_grows_while_it_is_read_moves_no_more_than_was_checked() -> None:
+    """The first buffer is the table itself: the file says that all others have 5 MB, together more
+    than the 32 bits of the result."""
+    with sealed_guest() as guest:
+        guest.memory.grow(guest.store, 100)
+        count, length = 1023, 5 << 20
+        guest.put(TABLE, VECTOR.pack(BUFFER, length) * count)
+        fd = guest.open("file", CREAT)
+        for number in range(count):
+            guest.put(BUFFER + VECTOR.size * number, VECTOR.pack(END, length))
+        guest.put(TABLE, VECTOR.pack(BUFFER, VECTOR.size * count))
+        guest.call("fd_write", fd, TABLE, 1, OUT)
+        guest.call("fd_filestat_set_size", fd, 6 << 30)
+        guest.call("fd_seek", fd, 0, 0, OUT)
+        own = VECTOR.size * count
+        guest.put(TABLE, VECTOR.pack(TABLE + VECTOR.size, own) + VECTOR.pack(BUFFER, 0) * count)
+        guest.call("fd_read", fd, TABLE, count + 1, OUT)
+        assert guest.number() == own
+        assert guest.errno("fd_tell", fd, OUT) == Errno.SUCCESS
+        assert guest.number(form="<Q") == own

@@ -37,6 +37,7 @@ class Defence(NamedTuple):
 PATHS, FILES = "unit/sandbox/test_wasi_paths.py", "unit/sandbox/test_wasi_files.py"
 SYSTEM, STREAMS = "unit/sandbox/test_wasi_system.py", "unit/sandbox/test_wasi_streams.py"
 ESCAPES, LIES = "adversary/test_wasi_escapes.py", "adversary/test_wasi_lying_host.py"
+NONSENSE = "adversary/test_wasi_nonsense.py"
 
 DEFENCES = (
     # A path leads out of its directory.
@@ -81,6 +82,7 @@ DEFENCES = (
         "",
         FILES,
     ),
+    Defence("memory.zig", ", self.total - self.yielded);", ", self.total);", NONSENSE),
     Defence(
         "files.zig",
         "if (to < 0 or to > std.math.maxInt(i64))",
@@ -114,7 +116,11 @@ DEFENCES = (
     ),
     Defence("wasi.zig", "or time.nanoseconds >= std.time.ns_per_s", "", SYSTEM),
     Defence("wasi.zig", "if (time.seconds < 0 or", "if (", SYSTEM),
+    Defence("network.zig", "host_fd > linux.STDERR_FILENO", "host_fd >= 0", LIES),
     # More than was granted.
+    Defence("host.zig", " and found[0] != PROC_SUPER_MAGIC", "", ESCAPES),
+    Defence("network.zig", "& rights.SOCKET & directory.inheriting,", "& rights.SOCKET,", STREAMS),
+    Defence("network.zig", "        again.inheriting = inheriting;\n", "", STREAMS),
     Defence(
         "open.zig",
         "if ((base | inheriting) & ~directory.inheriting != 0) return error.NOTCAPABLE;",
@@ -185,6 +191,8 @@ DEFENCES = (
     Defence("open.zig", "store.retain(inode) catch |err| return self.failed(err);", "", FILES),
     Defence("wasi.zig", ".{ .fd = self.waker, .events", ".{ .fd = -1, .events", STREAMS),
     Defence("wasi.zig", "if (known == digest) return;", "_ = known;", SYSTEM),
+    Defence("plain.zig", "catch std.math.maxInt(i64);", "catch error.IO;", STREAMS),
+    Defence("network.zig", "    errdefer plain.close(self, host_fd);\n", "", STREAMS),
 )
 
 

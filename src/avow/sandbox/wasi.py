@@ -10,11 +10,12 @@ import ctypes
 import errno
 import os
 import select
+import shlex
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -24,6 +25,8 @@ from wasmtime import _ffi as wasmtime_ffi
 
 from avow import artefacts
 from avow.errors import DamagedError, MalformedError, StorageError, UnavailableError
+from avow.sandbox.grants import parse_grants
+from avow.sandbox.memory_folders import MemoryFolders
 
 if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings
@@ -191,6 +194,17 @@ class PlainDirectory:
     host: Path
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryDirectory:
+    """`files`, by names without a slash, can be read at `guest`; they are in memory only."""
+
+    guest: str
+    files: Mapping[str, bytes] = field(repr=False)
+
+
+Directory = SealedDirectory | PlainDirectory | MemoryDirectory
+
+
 class Wasi:
     """One program's WASI. Define it in a linker, attach it to the instance's memory, run, close.
 
@@ -213,7 +227,7 @@ class Wasi:
         arguments: Sequence[str],
         entropy: bytes,
         variables: Iterable[tuple[str, str]] = (),
-        directories: Iterable[SealedDirectory | PlainDirectory] = (),
+        directories: Iterable[Directory] = (),
         store: Store | None = None,
         clocks: Iterable[str] = (),
         endpoints: Sequence[str] = (),
@@ -231,6 +245,7 @@ class Wasi:
         self._last = (0, 0)
         self._kept: dict[str, Any] = {}
         self._store = store
+        self._memory_folders = MemoryFolders()
         self._connect = connect
         self._on_denied, self._on_signal = on_denied, on_signal
         self._library = _load_library()
@@ -251,11 +266,12 @@ class Wasi:
         """What `surroundings` grant. Errors as of the class; UnavailableError for an address that
         cannot be listened at."""
         grants = surroundings.grants
-        directories: list[SealedDirectory | PlainDirectory] = [
+        directories: list[Directory] = [
             SealedDirectory(each.guest, f"/files/{each.folder}", each.read_only)
             for each in grants.sealed
         ]
         directories += [PlainDirectory(each.guest, each.host) for each in grants.plain]
+        directories += [MemoryDirectory(at, surroundings.provisioned) for at in grants.provisioned]
         listeners: list[socket.socket] = []
         try:
             for address in grants.listen:
@@ -269,9 +285,7 @@ class Wasi:
                 clocks=grants.clocks,
                 endpoints=[str(each) for each in grants.tcp],
                 listeners=listeners,
-                on_denied=lambda grant: surroundings.denied(
-                    f"the program was refused something that `--grant {grant}` would allow"
-                ),
+                on_denied=lambda grant: surroundings.denied(refusal(grant)),
             )
         finally:
             # Those that were handed over are detached: closing them is without effect.
@@ -407,7 +421,7 @@ class Wasi:
         self,
         arguments: Sequence[str],
         variables: Iterable[tuple[str, str]],
-        directories: Iterable[SealedDirectory | PlainDirectory],
+        directories: Iterable[Directory],
         endpoints: Sequence[str],
         listeners: Sequence[socket.socket],
         stdio: tuple[int, int, int],
@@ -436,12 +450,18 @@ class Wasi:
         self.replace("connect", self._connected)
         self.replace("denied", self._denied)
         self.replace("signalled", self._signalled)
+        for name, function in self._memory_folders.functions(self.native).items():
+            self.replace(name, function)
 
     def _add(self, add: Callable[..., int], text: bytes) -> None:
         _done(add(self._open_handle(), text, len(text)))
 
-    def _preopen(self, directory: SealedDirectory | PlainDirectory) -> None:
+    def _preopen(self, directory: Directory) -> None:
         handle, guest = self._open_handle(), _string(directory.guest)
+        if isinstance(directory, MemoryDirectory):
+            fd = self._memory_folders.add(directory.files)
+            _done(self._library.avow_wasi_add_plain(handle, guest, len(guest), fd))
+            return
         if isinstance(directory, PlainDirectory):
             try:
                 fd = os.open(directory.host, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -476,7 +496,8 @@ class Wasi:
             if self._connect is not None:
                 return self._connect(host, int(port))
             return _connect(host, int(port), lambda: self._interrupted)
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):
+            # The second: a name that can be none, such as one with an empty label.
             return -errno.EHOSTUNREACH
         except TimeoutError:
             return -errno.ETIMEDOUT
@@ -484,10 +505,26 @@ class Wasi:
             return -(error.errno or errno.EIO)
 
     def _denied(self, _: int, text: int, length: int) -> None:
-        self._on_denied(ctypes.string_at(text, length).decode("utf-8", "backslashreplace"))
+        grant = ctypes.string_at(text, length).decode("utf-8", "backslashreplace")
+        # The program chose it: nothing in it may begin a line of a log, or command a terminal.
+        shown = (each if each.isprintable() else ascii(each)[1:-1] for each in grant)
+        self._on_denied("".join(shown))
 
     def _signalled(self, _: int) -> int:
         return int(self._on_signal())
+
+
+def refusal(grant: str) -> str:
+    """What is said of a grant that a program would have needed, in words that a shell may be given:
+    the program chose what is in it."""
+    try:
+        parse_grants([grant], folder=Path())
+    except MalformedError:
+        return f"the program was refused {shlex.quote(grant)}, which no grant can allow"
+    return (
+        f"the program was refused something that `--grant {shlex.quote(grant)}` would allow; grant "
+        f"it if the program should have it"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -503,27 +540,40 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _connect(host: str, port: int, interrupted: Callable[[], bool]) -> int:
-    """The descriptor of a connection that does not block; all addresses are tried."""
+    """The descriptor of a connection that does not block; all addresses are tried, and each has its
+    part of the time."""
     last: OSError = TimeoutError()
     deadline_s = time.monotonic() + _CONNECT_TIMEOUT_S
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
-        with socket.socket(family, kind, protocol) as connection:
-            connection.setblocking(False)
-            outcome = connection.connect_ex(address)
-            waiting = select.poll()
-            waiting.register(connection, select.POLLOUT)
-            while outcome == errno.EINPROGRESS:
-                if interrupted() or time.monotonic() > deadline_s:
-                    raise TimeoutError
-                if waiting.poll(_INTERRUPT_CHECK_S * 1000):
-                    outcome = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if outcome == 0:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        left_s = deadline_s - time.monotonic()
+        until_s = time.monotonic() + left_s / (len(found) - number)
+        try:
+            with socket.socket(family, kind, protocol) as connection:
+                connection.setblocking(False)
+                _finish(connection, connection.connect_ex(address), until_s, interrupted)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return connection.detach()
-            last = OSError(outcome, os.strerror(outcome))
+        except OSError as error:
+            # Perhaps this machine has none of this family at all.
+            last = error
+        if interrupted():
+            break
     raise last
+
+
+def _finish(
+    connection: socket.socket, outcome: int, until_s: float, interrupted: Callable[[], bool]
+) -> None:
+    waiting = select.poll()
+    waiting.register(connection, select.POLLOUT)
+    while outcome == errno.EINPROGRESS:
+        if interrupted() or time.monotonic() > until_s:
+            raise TimeoutError
+        if waiting.poll(_INTERRUPT_CHECK_S * 1000):
+            outcome = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if outcome != 0:
+        raise OSError(outcome, os.strerror(outcome))
 
 
 _VALUES: Final[Mapping[str, Callable[[], ValType]]] = {"i": ValType.i32, "I": ValType.i64}
@@ -568,8 +618,8 @@ def _setup(
         store=0 if store is None else store.handle,
     )
     setup.entropy[:] = entropy
-    for field, symbol in _WASMTIME_FUNCTIONS.items():
-        setattr(setup, field, _address(getattr(wasmtime_ffi.dll, symbol)))
+    for slot, symbol in _WASMTIME_FUNCTIONS.items():
+        setattr(setup, slot, _address(getattr(wasmtime_ffi.dll, symbol)))
     setup.clock_gettime = _address(ctypes.CDLL(None).clock_gettime)
     return setup
 

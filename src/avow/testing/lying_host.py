@@ -100,6 +100,11 @@ def _impossible(host: LyingHost, native: Native, arguments: tuple[Any, ...]) -> 
     return host.rng.choice((1 << 31, 1 << 40, (1 << 63) - 1))
 
 
+def _own_stream(host: LyingHost, native: Native, arguments: tuple[Any, ...]) -> int:
+    """Success with a descriptor that is standard input or output of this process."""
+    return host.rng.randrange(3)
+
+
 def _put_time(into: int, now_ns: int) -> int:
     ctypes.memmove(into, _TIME.pack(*divmod(now_ns, _SECOND_NS)), _TIME.size)
     return 0
@@ -197,7 +202,7 @@ LIES: Final[Mapping[str, Mapping[str, Lie]]] = {
         "wrong size": _changed_facts(4, 0, 1, (1 << 63) - 1),
         "wrong kind": _changed_facts(0, 0, 0o020000, 0o120777, 0o140000, 0xFFFFFFFF),
         "malformed time": _changed_facts(6, -1, _SECOND_NS, (1 << 63) - 1),
-        "impossible time": _changed_facts(7, (1 << 63) - 1, 1 << 62),
+        "far time": _changed_facts(7, (1 << 63) - 1, 1 << 62),
         "impossible": _impossible,
     },
     "read_link": {"error": _error, "long": _impossible},
@@ -221,6 +226,7 @@ LIES: Final[Mapping[str, Mapping[str, Lie]]] = {
         "ready": _ready,
     },
     "accept": {"error": _error, "impossible": _impossible},
+    "connect": {"error": _error, "impossible": _impossible, "stream": _own_stream},
     "shutdown": {"error": _error, "impossible": _impossible},
     "yield": {"error": _error, "impossible": _impossible},
 }

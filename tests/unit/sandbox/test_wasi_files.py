@@ -385,10 +385,27 @@ def test_renumber(guest: Guest) -> None:
     guest.call("fd_renumber", second, second)
     assert guest.errno("fd_renumber", second, first) == Errno.BADF
     assert guest.errno("fd_renumber", first, second) == Errno.BADF
-    assert guest.errno("fd_renumber", second, ROOT) == Errno.NOTSUP
-    assert guest.errno("fd_renumber", ROOT, second) == Errno.NOTSUP
     assert guest.open("a") == first
     assert guest.open("a") == second + 1
+
+
+def test_preopened_directories_are_renumbered_as_all_others() -> None:
+    with sealed_guest(SealedDirectory("/data", "/files/deep")) as guest:
+        guest.file("a", b"first")
+        second = ROOT + 1
+        guest.call("fd_renumber", ROOT, guest.open("a"))
+        assert guest.errno("fd_prestat_get", ROOT, OUT) == Errno.BADF
+        moved = second + 1
+        guest.call("fd_prestat_get", moved, OUT)
+        assert guest.number(OUT + 4) == len("/")
+        assert guest.read(guest.open("a", fd=moved), 9) == b"first"
+        # A file in its place: the name is gone with the directory.
+        file = guest.open("a", fd=moved)
+        guest.call("fd_renumber", file, second)
+        assert guest.read(second, 9) == b"first"
+        assert guest.errno("fd_prestat_get", second, OUT) == Errno.BADF
+        guest.call("fd_renumber", moved, ROOT)
+        assert guest.names() == ["a", "deep"]
 
 
 def test_preopened_directories() -> None:

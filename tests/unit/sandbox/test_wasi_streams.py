@@ -21,6 +21,7 @@ from tests.unit.sandbox.wasi_guest import (
     CREAT,
     DIRECTORY,
     EXCL,
+    FD_READ,
     NONBLOCK,
     OUT,
     PATH_2,
@@ -38,6 +39,7 @@ from tests.unit.sandbox.wasi_guest import (
 
 IN, STDOUT, STDERR = range(3)
 SOCKET = 6
+PATH_OPEN_RIGHT, SHUTDOWN_RIGHT = 1 << 13, 1 << 28
 ALL_RIGHTS = (1 << 30) - 1
 
 
@@ -368,6 +370,16 @@ def test_plain_files_that_are_not_opened(
     assert caught.value.errno == expected
 
 
+def test_files_of_any_date_are_opened(plain: Guest, tmp_path: Path) -> None:
+    """Of before 1970, and of after 2262, which is the end of a clock in nanoseconds."""
+    path = tmp_path / "inside" / "file"
+    for seconds in (-5, 1, 9_300_000_000):
+        os.utime(path, (seconds, seconds))
+        expected_ns = min(max(0, path.stat().st_mtime_ns), (1 << 63) - 1)
+        found = plain.fstat(plain.open("file", fd=HOST, rights=READ_RIGHTS))
+        assert (found.accessed, found.modified) == (expected_ns, expected_ns)
+
+
 def test_a_link_itself_is_not_opened(plain: Guest) -> None:
     with pytest.raises(FailedError) as caught:
         plain.open("link", fd=HOST, rights=READ_RIGHTS, follow=False)
@@ -522,6 +534,60 @@ def test_names_that_do_not_resolve() -> None:
         with pytest.raises(FailedError) as caught:
             guest.open("tcp/no.name:1")
         assert caught.value.errno == Errno.HOSTUNREACH
+
+
+def test_a_name_that_can_be_none_does_not_resolve() -> None:
+    """`a..b` has no form that a resolver takes: Python raises something else than for others."""
+    with bare_guest(endpoints=["a..b:1"]) as guest:
+        with pytest.raises(FailedError) as caught:
+            guest.open("tcp/a..b:1")
+        assert caught.value.errno == Errno.HOSTUNREACH
+
+
+def test_an_address_of_a_family_that_is_not_here_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        # A family of which this machine has no sockets, and an address that answers.
+        known = [(family, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for family in (45, 2)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
+        with bare_guest(endpoints=[f"both:{port}"]) as guest:
+            fd = guest.open(f"tcp/both:{port}")
+            other, _ = server.accept()
+            with other:
+                guest.write(fd, b"here")
+                assert other.recv(9) == b"here"
+
+
+def test_rights_shrink_below_the_network_too() -> None:
+    with connected() as (guest, fd, _):
+        assert guest.fdstat(fd)[2] & SHUTDOWN_RIGHT
+        again = guest.open(".", DIRECTORY, rights=PATH_OPEN_RIGHT, inheriting=FD_READ)
+        assert guest.fdstat(again)[2:] == (PATH_OPEN_RIGHT, FD_READ)
+        with pytest.raises(FailedError) as caught:
+            guest.open("tcp/x:1", fd=again)
+        assert caught.value.errno == Errno.NOTCAPABLE
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+            with bare_guest(endpoints=[endpoint]) as narrow:
+                narrow.call("fd_fdstat_set_rights", ROOT, PATH_OPEN_RIGHT, FD_READ)
+                only = narrow.open(f"tcp/{endpoint}", rights=FD_READ)
+                assert narrow.fdstat(only)[2] == FD_READ
+                assert narrow.errno("sock_shutdown", only, 2) == Errno.NOTCAPABLE
+
+
+def test_a_connection_that_comes_too_late_is_closed() -> None:
+    near, far = socket.socketpair()
+
+    def connect(host: str, port: int) -> int:
+        guest.wasi.interrupt()
+        return near.detach()
+
+    with far, bare_guest(endpoints=["x:1"], connect=connect) as guest:
+        with pytest.raises(Trap):
+            guest.open("tcp/x:1")
+        assert far.recv(1) == b""
 
 
 def test_a_connection_nobody_takes_is_refused() -> None:

@@ -12,7 +12,7 @@ from wasmtime import Trap
 
 from avow import artefacts
 from avow.errors import MalformedError, UnavailableError
-from avow.sandbox.wasi import FUNCTIONS, SealedDirectory, Wasi
+from avow.sandbox.wasi import FUNCTIONS, SealedDirectory, Wasi, refusal
 from avow.sealing.store import Store
 from tests.unit.sandbox.wasi_guest import (
     BUFFER,
@@ -409,3 +409,23 @@ def test_grants_that_cannot_be_given() -> None:
                     directories=[SealedDirectory("/", path, read_only)],
                 )
         assert guest.names() == ["file"]
+
+
+def test_what_is_said_of_a_refusal_is_in_no_words_of_the_program() -> None:
+    """It may stand in a log or be given to a shell."""
+    denied: list[str] = []
+    with bare_guest(on_denied=denied.append) as guest:
+        for path in ("a\nb", "\x1b[2J", "c\u202ed", "é e", "net/tcp/x", "net/tcp/$(id):1"):
+            assert guest.errno("path_filestat_get", ROOT, 0, *guest.path(path), OUT) != 0
+    assert denied == [
+        "sealed:/a\\nb",
+        "sealed:/\\x1b[2J",
+        "sealed:/c\\u202ed",
+        "sealed:/é e",
+        "tcp:x",
+        "tcp:$(id):1",
+    ]
+    assert "`--grant 'sealed:/é e'` would allow" in refusal(denied[3])
+    for grant in denied[4:]:
+        assert "which no grant can allow" in refusal(grant)
+    assert "'tcp:$(id):1'" in refusal(denied[5])

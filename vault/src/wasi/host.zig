@@ -95,6 +95,30 @@ fn openFlags(flags: u32) u64 {
 }
 
 fn nativeOpen(_: Context, fd: i32, path: [*:0]const u8, flags: u32) callconv(.c) i64 {
+    return refuseProcess(openBeneath(fd, path, flags), flags);
+}
+
+/// The way round kernels without openat2.
+pub fn openWithoutOpenat2(_: Context, fd: i32, path: [*:0]const u8, flags: u32) callconv(.c) i64 {
+    return refuseProcess(openInSteps(fd, path, flags), flags);
+}
+
+/// statfs(2): `f_type` is the first word of the record, which has 120 bytes.
+const PROC_SUPER_MAGIC = 0x9fa0;
+
+/// A file of proc shows the memory of this very process, with all its keys: no directory of the host
+/// can be granted that has it.
+fn refuseProcess(opened: i64, flags: u32) i64 {
+    if (opened < 0 or flags & OPEN_PATH != 0) return opened;
+    const fd: i32 = @intCast(opened);
+    var found: [32]u64 = undefined;
+    const result = linux.syscall2(.fstatfs, @as(u32, @bitCast(fd)), @intFromPtr(&found));
+    if (signed(result) == 0 and found[0] != PROC_SUPER_MAGIC) return opened;
+    _ = linux.close(fd);
+    return if (signed(result) < 0) signed(result) else -@as(i64, @backingInt(linux.E.ACCES));
+}
+
+fn openBeneath(fd: i32, path: [*:0]const u8, flags: u32) i64 {
     const how: How = .{ .flags = openFlags(flags), .mode = 0, .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS };
     var tries: u32 = 0;
     while (tries < 16) : (tries += 1) {
@@ -112,7 +136,7 @@ fn nativeOpen(_: Context, fd: i32, path: [*:0]const u8, flags: u32) callconv(.c)
 
 /// What openat2 does, for kernels without it: one part of the path at a time, and no symbolic link is
 /// followed at all, so none can lead out. `..` goes back to a directory that was walked through.
-pub fn openInSteps(base: i32, path: [*:0]const u8, flags: u32) i64 {
+fn openInSteps(base: i32, path: [*:0]const u8, flags: u32) i64 {
     var walked: [64]i32 = undefined;
     var depth: usize = 0;
     defer for (walked[0..depth]) |open| {

@@ -49,19 +49,21 @@ pub const Memory = struct {
 };
 
 /// Yields the buffers that are not empty. What is read into one may overwrite the table itself, so
-/// each is checked once more.
+/// each is checked once more, and together they are no more than they were at first.
 pub const Vectors = struct {
     memory: Memory,
     table: []const u8,
     total: u32,
+    yielded: u32 = 0,
     next_index: usize = 0,
 
     pub fn next(self: *Vectors) Error!?[]u8 {
         while (self.next_index * 8 < self.table.len) {
             const record = self.table[self.next_index * 8 ..][0..8];
             self.next_index += 1;
-            const length = std.mem.readInt(u32, record[4..8], .little);
+            const length = @min(std.mem.readInt(u32, record[4..8], .little), self.total - self.yielded);
             if (length == 0) continue;
+            self.yielded += length;
             return try self.memory.slice(std.mem.readInt(u32, record[0..4], .little), length);
         }
         return null;

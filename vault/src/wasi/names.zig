@@ -170,21 +170,18 @@ pub fn path_readlink(self: *Wasi, memory: Memory, fd: u32, path: u32, path_len: 
 }
 
 pub fn path_remove_directory(self: *Wasi, memory: Memory, fd: u32, path: u32, path_len: u32) Error!void {
-    const directory = try changeable(self, fd, rights.PATH_REMOVE_DIRECTORY);
-    const text = try memory.slice(path, path_len);
-    const store = self.store.?;
-    const now_ns = self.fileTime();
-    store.lock.acquire();
-    defer store.lock.release();
-    const place = try paths.resolve(self, directory.inode, text, .never, 0);
-    if (place.inode == null) return error.NOENT;
-    if (place.name.len == 0) return error.INVAL;
-    if (place.kind != .directory) return error.NOTDIR;
-    store.removeDirectory(place.directory, place.name, now_ns) catch |err| return self.failed(err);
+    return remove(self, memory, .directory, fd, path, path_len);
 }
 
 pub fn path_unlink_file(self: *Wasi, memory: Memory, fd: u32, path: u32, path_len: u32) Error!void {
-    const directory = try changeable(self, fd, rights.PATH_UNLINK_FILE);
+    return remove(self, memory, .file, fd, path, path_len);
+}
+
+fn remove(self: *Wasi, memory: Memory, what: enum { directory, file }, fd: u32, path: u32, path_len: u32) Error!void {
+    const directory = try changeable(self, fd, switch (what) {
+        .directory => rights.PATH_REMOVE_DIRECTORY,
+        .file => rights.PATH_UNLINK_FILE,
+    });
     const text = try memory.slice(path, path_len);
     const store = self.store.?;
     const now_ns = self.fileTime();
@@ -192,9 +189,19 @@ pub fn path_unlink_file(self: *Wasi, memory: Memory, fd: u32, path: u32, path_le
     defer store.lock.release();
     const place = try paths.resolve(self, directory.inode, text, .never, 0);
     if (place.inode == null) return error.NOENT;
-    if (place.kind == .directory) return error.ISDIR;
-    if (place.wants_directory) return error.NOTDIR;
-    store.unlink(place.directory, place.name, now_ns) catch |err| return self.failed(err);
+    const result = switch (what) {
+        .directory => removed: {
+            if (place.name.len == 0) return error.INVAL;
+            if (place.kind != .directory) return error.NOTDIR;
+            break :removed store.removeDirectory(place.directory, place.name, now_ns);
+        },
+        .file => removed: {
+            if (place.kind == .directory) return error.ISDIR;
+            if (place.wants_directory) return error.NOTDIR;
+            break :removed store.unlink(place.directory, place.name, now_ns);
+        },
+    };
+    result catch |err| return self.failed(err);
 }
 
 pub fn path_rename(

@@ -2,6 +2,7 @@
 //! (`tcp/host:port`), and what stands for `/` where nothing was granted there.
 
 const std = @import("std");
+const linux = std.os.linux;
 const wasi = @import("wasi.zig");
 const errno = @import("errno.zig");
 const rights = @import("rights.zig");
@@ -70,13 +71,22 @@ pub fn stat(self: *Wasi, directory: *const Descriptor, path: []const u8, fd: u32
 }
 
 /// Opens the directory itself, or a connection.
-pub fn open(self: *Wasi, directory: *const Descriptor, path: []const u8, wants_directory: bool, flags: u16, base: u64) Error!u32 {
+pub fn open(
+    self: *Wasi,
+    directory: *const Descriptor,
+    path: []const u8,
+    wants_directory: bool,
+    flags: u16,
+    base: u64,
+    inheriting: u64,
+) Error!u32 {
     try paths.check(path);
     if (isItself(path)) {
         var again = directory.*;
         again.guest_name = "";
         again.flags = flags;
-        again.base = base & directory.inheriting;
+        again.base = base & rights.DIRECTORY;
+        again.inheriting = inheriting;
         return self.install(again);
     }
     if (directory.kind == .nothing) return refuse(self, path);
@@ -84,16 +94,26 @@ pub fn open(self: *Wasi, directory: *const Descriptor, path: []const u8, wants_d
     if (wants_directory) return error.NOTDIR;
     try self.room();
     try self.checkInterrupt();
-    const result = self.host.connect(self.host.context, endpoint.ptr, endpoint.len);
-    // Whatever it says: a signal may have come while it waited.
+    const host_fd = connected(self.host.connect(self.host.context, endpoint.ptr, endpoint.len)) catch |err| {
+        // Whatever it says: a signal may have come while it waited.
+        try self.checkInterrupt();
+        return err;
+    };
+    errdefer plain.close(self, host_fd);
     try self.checkInterrupt();
-    const host_fd: i32 = @intCast(try errno.checked(result, std.math.maxInt(i32)));
     return self.install(.{
         .kind = .socket,
         .filetype = .SOCKET_STREAM,
         .flags = flags,
         .owned = true,
-        .base = base & rights.SOCKET | rights.SOCK_SHUTDOWN | rights.POLL_FD_READWRITE,
+        // Programs ask for what a file has; a connection can be shut down and waited for, too.
+        .base = (base | rights.SOCK_SHUTDOWN | rights.POLL_FD_READWRITE) & rights.SOCKET & directory.inheriting,
         .host_fd = host_fd,
     });
+}
+
+/// The streams of this process are no connections; and 0 is what a function of Python gives that raised.
+fn connected(result: i64) Error!i32 {
+    const host_fd: i32 = @intCast(try errno.checked(result, std.math.maxInt(i32)));
+    return if (host_fd > linux.STDERR_FILENO) host_fd else error.IO;
 }

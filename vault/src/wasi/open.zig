@@ -159,5 +159,5 @@ fn openOther(self: *Wasi, directory: *const Descriptor, request: Request) Error!
         // Nothing can be made where nothing is.
         return if (refused == error.NOENT) error.ACCES else refused;
     }
-    return network.open(self, directory, request.path, request.has(DIRECTORY), request.flags, request.base);
+    return network.open(self, directory, request.path, request.has(DIRECTORY), request.flags, request.base, request.inheriting);
 }

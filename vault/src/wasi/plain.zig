@@ -60,10 +60,12 @@ pub fn stat(self: *Wasi, fd: i32) Error!Stat {
     };
 }
 
-/// Files may be dated before 1970, which preview 1 cannot say: they are of 1970 then.
+/// Files may be dated before 1970 or after 2262, which preview 1 or a clock cannot say: they are of
+/// the nearest time then.
 fn time(value: hosted.Time) Error!u64 {
-    if (value.seconds < 0 and value.nanoseconds >= 0 and value.nanoseconds < std.time.ns_per_s) return 0;
-    return wasi.nanoseconds(value);
+    if (value.nanoseconds < 0 or value.nanoseconds >= std.time.ns_per_s) return error.IO;
+    if (value.seconds < 0) return 0;
+    return wasi.nanoseconds(value) catch std.math.maxInt(i64);
 }
 
 pub fn statPath(self: *Wasi, directory: i32, path: []const u8, follow: bool) Error!Stat {

@@ -118,8 +118,8 @@ pub const Wasi = struct {
     memory_handle: [24]u8 align(8) = undefined,
     has_memory: bool = false,
     descriptors: []Descriptor,
-    /// Preopened directories have numbers below it.
-    preopened_end: usize = 0,
+    /// Directories of the store that were granted: the program may close or renumber their descriptors.
+    granted: std.ArrayList(u64) = .empty,
     /// No descriptor below it is free.
     free_from: usize = 0,
     arguments: std.ArrayList(u8) = .empty,
@@ -173,6 +173,7 @@ pub const Wasi = struct {
         self.arguments.deinit(allocator);
         self.environment.deinit(allocator);
         self.endpoints.deinit(allocator);
+        self.granted.deinit(allocator);
         _ = linux.close(self.waker);
         allocator.free(self.descriptors);
         std.crypto.secureZero(u8, &self.random.state);
@@ -234,10 +235,7 @@ pub const Wasi = struct {
 
     /// Whether a directory of the store is one that was granted: above it there is nothing.
     pub fn isGranted(self: *Wasi, inode: u64) bool {
-        for (self.descriptors[0..self.preopened_end]) |*each| {
-            if (each.kind == .sealed_directory and each.inode == inode and each.guest_name.len != 0) return true;
-        }
-        return false;
+        return std.mem.findScalar(u64, self.granted.items, inode) != null;
     }
 
     pub fn numberOf(self: *Wasi, descriptor: *Descriptor) usize {
