@@ -144,6 +144,7 @@ def test_arguments_behind_the_dashes_are_the_programs(folder: Path) -> None:
         (("cat.wasm", "--grant", "clock:x"), 2, "clock:x"),
         (("cat.wasm", "--store", "data"), 2, "--key SOURCE"),
         (("cat.wasm", "--key", "file:k"), 2, "--store"),
+        (("cat.wasm", "--grant", "provisioned:/run/secrets"), 2, "expected an owner whose files"),
         (("cat.wasm", "--fuel", "0"), 2, "fuel from 1"),
         (("cat.wasm", "--grant", "plain:/in=absent"), 2, "absent"),
         ((), 2, "a module or --app"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from wasmtime import wat2wasm
 
 from avow.channel.provisioning_owner import new_owner_key
 from examples.sandbox.programs import ROOT, made, zig
@@ -161,6 +162,56 @@ def running(*arguments: str, stdin: bytes = b"") -> Iterator[RunningProgram]:
         for stream in (program.process.stdout, program.process.stderr):
             if stream is not None:
                 stream.close()
+
+
+READER = """
+(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read"
+    (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "tls.key")
+  (func (export "_start")
+    (drop (call $open (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 7) (i32.const 0)
+      (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 8)))
+    (i32.store (i32.const 32) (i32.const 1024))
+    (i32.store (i32.const 36) (i32.const 100))
+    (drop (call $read (i32.load (i32.const 8)) (i32.const 32) (i32.const 1) (i32.const 12)))
+    (i32.store (i32.const 36) (i32.load (i32.const 12)))
+    (drop (call $write (i32.const 1) (i32.const 32) (i32.const 1) (i32.const 12)))))
+"""
+
+
+def test_a_program_reads_its_owners_files_and_nothing_of_them_is_on_the_disk(
+    tmp_path: Path,
+) -> None:
+    key = new_owner_key()
+    owner, policy = tmp_path / "owner.pem", tmp_path / "policy.toml"
+    owner.touch(mode=0o600)
+    owner.write_bytes(key.pem())
+    (tmp_path / "reader.wasm").write_bytes(wat2wasm(READER))
+    app = write(
+        tmp_path / "app.toml",
+        'module = "reader.wasm"\ngrants = ["provisioned:/run/secrets"]\n[provisioning]\n'
+        f'listen = "127.0.0.1:0"\nowner = "sha256:{key.digest.hex()}"\n',
+    )
+    secrets = write(
+        tmp_path / "secrets.toml", 'version = 1\n[files]\n"tls.key" = "hex:00ff6b6579"\n'
+    )
+    write(policy, policy_for(references("--app", str(app))).replace('"program"', '"server"'))
+    before = sorted(tmp_path.rglob("*"))
+    with running("--app", str(app), "--tee", "simulated") as waiting:
+        place = waiting.line("listening for its owner at ").split()[-1]
+        done = avow(
+            *("provision", place, str(secrets)),
+            *("--policy", str(policy), "--owner-key", str(owner)),
+        )
+        assert done.returncode == 0, done.stderr
+        assert waiting.ended() == (0, b"\0\xffkey"), waiting.said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_program_gets_its_store_key_and_its_secrets_from_its_owner(

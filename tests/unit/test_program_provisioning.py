@@ -123,6 +123,11 @@ def test_what_a_program_can_start_with() -> None:
     check_usable(app(store=True), Provisioned({"store": KEY}))
     with pytest.raises(UnavailableError, match=r"`store` to \[keys\]"):
         check_usable(app(store=True), Provisioned({"other": KEY}))
+    check_usable(app("provisioned:/a"), Provisioned({}, {"der": b"\xff\0"}))
+    with pytest.raises(
+        UnavailableError, match=r"the grant provisioned:/a, got none; add \[files\]"
+    ):
+        check_usable(app("provisioned:/a"), Provisioned({"store": KEY}))
     with pytest.raises(MalformedError, match="zero byte in the provisioned TOKEN"):
         check_usable(app("env:TOKEN"), Provisioned({}, {"TOKEN": b"a\0b"}))
 

@@ -159,6 +159,11 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
             f"expected a store for the grant sealed:{grants.sealed[0].guest}, got none; name it "
             f"with --store"
         )
+    if grants.provisioned and listen is None and owner is None:
+        raise MalformedError(
+            f"expected an owner whose files the grant provisioned:{grants.provisioned[0]} shows, "
+            f"got none; name --provision-listen and --provision-owner"
+        )
     behind = click.get_current_context().meta[_PROGRAM_ARGUMENTS]
     limits = limits.overridden({name: given[name] for name in _LIMITS})
     return EffectiveApp(

@@ -80,6 +80,11 @@ class ProgramTrust:
             return host
         return {**host, **_variables(self.provisioned, grants)}
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What a program with the grant `provisioned` reads."""
+        return {} if self.provisioned is None else self.provisioned.files
+
 
 @contextmanager
 def program_trust(
@@ -160,6 +165,11 @@ def check_usable(app: EffectiveApp, provisioned: Provisioned) -> None:
         raise UnavailableError(
             "expected the key of the program's store, got none; add `store` to [keys] of the "
             "secrets"
+        )
+    if app.grants.provisioned and not provisioned.files:
+        raise UnavailableError(
+            f"expected files for the grant provisioned:{app.grants.provisioned[0]}, got none; add "
+            f"[files] to the secrets"
         )
     _variables(provisioned, app.grants)
 

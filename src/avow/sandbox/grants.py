@@ -21,6 +21,7 @@ CLOCKS: Final = ("realtime", "monotonic")
 KINDS: Final[Mapping[str, str]] = {
     "sealed": "sealed:/GUEST[=FOLDER][:ro]",
     "plain": "plain:/GUEST=HOST_FOLDER",
+    "provisioned": "provisioned:/GUEST",
     "env": "env:NAME[=VALUE]",
     "clock": "clock:realtime or clock:monotonic",
     "tcp": "tcp:HOST:PORT",
@@ -72,7 +73,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """All that a program may use, in the order in which it was granted."""
+    """All that a program may use, in the order in which it was granted. `provisioned`: where in its
+    file system the files of its owner are."""
 
     sealed: tuple[SealedFolder, ...] = ()
     plain: tuple[PlainFolder, ...] = ()
@@ -81,6 +83,7 @@ class Grants:
     tcp: tuple[Endpoint, ...] = ()
     listen: tuple[Endpoint, ...] = ()
     evidence: bool = False
+    provisioned: tuple[str, ...] = ()
 
     def joined(self, other: Grants) -> Grants:
         """Both. Raises `MalformedError` when they say two things about one name."""
@@ -93,6 +96,7 @@ class Grants:
                 _once(self.tcp + other.tcp),
                 _once(self.listen + other.listen),
                 self.evidence or other.evidence,
+                _once(self.provisioned + other.provisioned),
             )
         )
 
@@ -102,7 +106,7 @@ class Grants:
         Where on the host a plain folder lies, and what value an inherited variable has, is the
         host's business: only that it is granted is measured. The order is not.
         """
-        return {
+        measured: dict[str, Any] = {
             "sealed": sorted(
                 [s.guest, s.folder, "ro" if s.read_only else "rw"] for s in self.sealed
             ),
@@ -115,6 +119,10 @@ class Grants:
             "listen": sorted(map(str, self.listen)),
             "evidence": self.evidence,
         }
+        # Later than the others, and without it the digests stay what they were.
+        if self.provisioned:
+            measured["provisioned"] = sorted(self.provisioned)
+        return measured
 
 
 ALL_OF_THE_STORE: Final = SealedFolder("/", "", read_only=False)
@@ -182,6 +190,8 @@ def _parse(text: str, folder: Path) -> Grants:
             if not equals or not host:
                 raise _wrong(kind, text)
             return Grants(plain=(PlainFolder(_guest_path(guest), folder / host),))
+        case "provisioned":
+            return Grants(provisioned=(_guest_path(rest),))
         case "env":
             name, equals, value = rest.partition("=")
             if not name:
@@ -241,7 +251,12 @@ def _once(entries: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _checked(grants: Grants) -> Grants:
     for what, names in (
-        ("path", [s.guest for s in grants.sealed] + [p.guest for p in grants.plain]),
+        (
+            "path",
+            [s.guest for s in grants.sealed]
+            + [p.guest for p in grants.plain]
+            + [*grants.provisioned],
+        ),
         ("variable", [each.name for each in grants.variables]),
     ):
         for name in names:

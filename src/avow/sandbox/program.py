@@ -49,6 +49,7 @@ class Surroundings:
     `arguments`: the first is its own name. `environment`: that of avow, of which it sees what is
     granted. `store`: where its sealed folders are. `denied` is told, in a sentence, of each thing
     that the program wanted and was not granted, once. `extra_imports`: functions beside WASI.
+    `provisioned`: the files of its owner, which it sees in the folders that are granted for them.
     """
 
     arguments: tuple[str, ...]
@@ -57,6 +58,7 @@ class Surroundings:
     store: Store | None = None
     denied: Callable[[str], None] = lambda sentence: None
     extra_imports: tuple[ExtraImport, ...] = ()
+    provisioned: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def variables(self) -> list[tuple[str, str]]:

@@ -90,6 +90,19 @@ def test_the_same_twice_is_once_and_two_for_one_name_are_refused() -> None:
             granted(*pair)
 
 
+def test_where_an_owners_files_are() -> None:
+    assert granted("provisioned:/run/secrets").provisioned == ("/run/secrets",)
+    assert granted("provisioned:/a", "provisioned:/a", "provisioned:/b").provisioned == ("/a", "/b")
+    for text in ("provisioned", "provisioned:", "provisioned:a", "provisioned:/a/../b"):
+        with pytest.raises(MalformedError):
+            granted(text)
+    for other in ("sealed:/a", "sealed:/a:ro", "plain:/a=x"):
+        with pytest.raises(MalformedError, match="two that differ"):
+            granted("provisioned:/a", other)
+    # They are measured, and no file of the owner's is.
+    assert len({digest(), digest("provisioned:/a"), digest("provisioned:/b")}) == 3
+
+
 def digest(*texts: str, arguments: tuple[str, ...] = ("a",), **limits: Any) -> bytes:
     return configuration_digest(arguments, granted(*texts), Limits(**limits).measured())
 
