@@ -28,9 +28,10 @@ from avow.sandbox.grants import Grants
 from avow.sandbox.limits import (
     INSTANCES_MAX,
     MEMORIES_MAX,
+    TABLES_MAX,
     Limits,
 )
-from avow.sandbox.traps import one_line, stopped
+from avow.sandbox.traps import is_limit, one_line, stopped
 from avow.sandbox.wasi import FUNCTIONS, MODULE, Wasi
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundin
     """Run a module to its end and return its exit code, 0 to 255. Errors as of `Program.run`."""
     check(module, surroundings.grants, surroundings.extra_imports)
     entry = entry_of(module)
-    store = limited_store(engine, limits, instances=INSTANCES_MAX, memories=MEMORIES_MAX)
+    store = limited_store(
+        engine, limits, instances=INSTANCES_MAX, memories=MEMORIES_MAX, tables=TABLES_MAX
+    )
     linker = Linker(engine)
     for each in surroundings.extra_imports:
         each.define(linker)
@@ -133,7 +136,7 @@ def report_damage(wasi: Wasi) -> None:
 
 
 def _error_of(error: Trap | WasmtimeError, limits: Limits, memory_bytes: int) -> AvowError:
-    if isinstance(error, Trap):
+    if isinstance(error, Trap) or is_limit(error):
         return stopped(error, limits, memory_bytes)
     return _unlinked(error, limits)
 

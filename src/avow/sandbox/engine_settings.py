@@ -24,11 +24,11 @@ from wasmtime import _ffi as wasmtime_ffi
 
 from avow.errors import DeniedError
 from avow.sandbox.limits import (
+    COMPONENT_TABLES_MAX,
     HOST_STACK_BYTES,
     STACK_BYTES_MAX,
     STACK_BYTES_MIN,
     TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
     Limits,
 )
 
@@ -113,14 +113,21 @@ def engine_for(settings: Settings) -> Engine:
     return Engine(configured(settings))
 
 
-def limited_store(engine: Engine, limits: Limits, *, instances: int, memories: int) -> Store:
+def limited_store(
+    engine: Engine,
+    limits: Limits,
+    *,
+    instances: int,
+    memories: int,
+    tables: int = COMPONENT_TABLES_MAX,
+) -> Store:
     """Where one program runs, module or component, and takes no more than it may."""
     store = Store(engine)
     store.set_limits(
         memory_size=limits.memory_max_bytes,
         table_elements=TABLE_ELEMENTS_MAX,
         instances=instances,
-        tables=TABLES_MAX,
+        tables=tables,
         memories=memories,
     )
     if limits.fuel is not None:

@@ -23,8 +23,10 @@ MEMORIES_MAX: Final = 1
 COMPONENT_MEMORIES_MAX: Final = 16
 INSTANCES_MAX: Final = 1
 COMPONENT_INSTANCES_MAX: Final = 256
-TABLES_MAX: Final = 64
-TABLE_ELEMENTS_MAX: Final = 10_000_000
+TABLES_MAX: Final = 8
+COMPONENT_TABLES_MAX: Final = 64
+# Of each table; one takes 8 bytes of the host's memory, which no limit of a memory counts.
+TABLE_ELEMENTS_MAX: Final = 1_000_000
 
 # Behind the stack that WebAssembly may use: for the functions that it calls.
 HOST_STACK_BYTES: Final = 2 * MIB
@@ -34,7 +36,8 @@ HOST_STACK_BYTES: Final = 2 * MIB
 class Limits:
     """The limits of one run.
 
-    `memory_max_bytes`: of each linear memory. `stack_max_bytes`: of calls in each other.
+    `memory_max_bytes`: of each linear memory, and of all objects that are collected (WebAssembly's
+    structs, arrays and exceptions). `stack_max_bytes`: of calls in each other.
     `run_timeout_s`: from the start of the program, None for ever. `fuel`: about one unit an
     instruction, always the same for the same program and input; None unlimited, and without cost.
     """
@@ -83,6 +86,10 @@ _LIMIT_TRAPS: Final = {
         "expected calls in each other to fit in {stack_max_bytes} bytes of stack, they did not; "
         "raise --stack-max-bytes if this is no endless recursion"
     ),
+    "GC_HEAP_FULL": (
+        "expected the program's objects to fit in {memory_max_bytes} bytes, they did not; raise "
+        "--memory-max-bytes if it needs more"
+    ),
     "OUT_OF_FUEL": (
         "expected the program to end with {fuel} units of fuel, it used them up; raise --fuel if "
         "it needs more"
@@ -98,7 +105,7 @@ def error_of_trap(code: str, message: str, limits: Limits, memory_bytes: int) ->
     """
     sentence = _LIMIT_TRAPS.get(code)
     if sentence is not None:
-        return LimitError(sentence.format(stack_max_bytes=limits.stack_max_bytes, fuel=limits.fuel))
+        return LimitError(sentence.format_map(limits.measured()))
     if memory_bytes >= limits.memory_max_bytes - limits.memory_max_bytes // 8:
         return LimitError(
             f"expected the program to fit in {limits.memory_max_bytes} bytes of memory, it stopped "

@@ -11,8 +11,10 @@ from avow.errors import AvowError
 from avow.sandbox.limits import Limits, error_of_trap
 
 _LINE_MAX: Final = 300
-# Where a number does not say it: a component's errors are only text.
+# Where a number does not say it: a component's errors are only text, and so is this of a module.
+_GC_HEAP_FULL: Final = "GC heap out of memory"
 _CODES: Final = {
+    _GC_HEAP_FULL: "GC_HEAP_FULL",
     "call stack exhausted": "STACK_OVERFLOW",
     "all fuel consumed by WebAssembly": "OUT_OF_FUEL",
 }
@@ -28,6 +30,11 @@ def one_line(error: WasmtimeError | Trap) -> str:
     if caused and not head.startswith("error while executing"):
         joined = f"{head.strip().splitlines()[0]}: {joined}"
     return joined[:_LINE_MAX]
+
+
+def is_limit(error: WasmtimeError) -> bool:
+    """Whether an error that is no trap says that a running program has reached a limit."""
+    return _GC_HEAP_FULL in str(error)
 
 
 def stopped(error: WasmtimeError | Trap, limits: Limits, memory_bytes: int) -> AvowError:
