@@ -16,6 +16,9 @@ STACK_BYTES_MIN: Final = 64 << 10
 STACK_BYTES_MAX: Final = 1 << 30
 STACK_BYTES_DEFAULT: Final = 8 * MIB
 RUN_TIMEOUT_S_MAX: Final = 10 * 366 * 86_400
+# Whoever makes a module says how long its compilation takes. So long at least, where there is a
+# limit at all: what runs for a second may well be large.
+COMPILE_TIMEOUT_S: Final = 120.0
 FUEL_MAX: Final = (1 << 63) - 1
 
 # Memories and tables of one program. A component is several modules, each with its own.
@@ -38,7 +41,8 @@ class Limits:
 
     `memory_max_bytes`: of each linear memory, and of all objects that are collected (WebAssembly's
     structs, arrays and exceptions). `stack_max_bytes`: of calls in each other.
-    `run_timeout_s`: from the start of the program, None for ever. `fuel`: about one unit an
+    `run_timeout_s`: from the start of the program, None for ever; with it, compiling is limited too
+    (`compile_timeout_s`). `fuel`: about one unit an
     instruction, always the same for the same program and input; None unlimited, and without cost.
     """
 
@@ -71,6 +75,19 @@ class Limits:
         if seconds is not None and seconds == int(seconds):
             values["run_timeout_s"] = int(seconds)
         return values
+
+
+def compile_timeout_s(limits: Limits) -> float | None:
+    """How long the compilation may take: None for ever, as for the program itself."""
+    return None if limits.run_timeout_s is None else max(limits.run_timeout_s, COMPILE_TIMEOUT_S)
+
+
+def compiled_too_long(limits: Limits) -> LimitError:
+    """The error for a module that takes longer to compile than it may."""
+    return LimitError(
+        f"expected the module to be compiled within {compile_timeout_s(limits):g} s, it was not; "
+        f"raise --timeout-s if it needs longer: some modules are made to take for ever"
+    )
 
 
 def timed_out(limits: Limits) -> LimitError:

@@ -10,6 +10,8 @@ import enum
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +24,12 @@ from avow.sandbox.compiled_cache import CompiledCache, compile_or_find, key_of
 from avow.sandbox.engine_settings import engine_for, program_settings
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
-from avow.sandbox.limits import HOST_STACK_BYTES, Limits
+from avow.sandbox.limits import (
+    HOST_STACK_BYTES,
+    Limits,
+    compile_timeout_s,
+    compiled_too_long,
+)
 from avow.sandbox.traps import one_line
 
 if TYPE_CHECKING:
@@ -172,7 +179,7 @@ def load(
     made: type[Module] | type[Component] = Module if kind is Kind.MODULE else Component
     try:
         code, from_cache = compile_or_find(
-            lambda: made(engine, module_bytes),
+            lambda: _in_time(lambda: made(engine, module_bytes), limits),
             lambda compiled: made.deserialize(engine, compiled),
             cache,
             key_of(sha256, settings, kind.value),
@@ -183,6 +190,31 @@ def load(
             f"build it again, without threads and 64-bit memories"
         ) from error
     return Program(sha256, kind, limits, from_cache, engine, code)
+
+
+def _in_time(make: Callable[[], Module | Component], limits: Limits) -> Module | Component:
+    """What `make` compiles, in a thread that is left alone when it takes too long: nothing stops
+    the compiler but the end of the process."""
+    timeout_s = compile_timeout_s(limits)
+    if timeout_s is None:
+        return make()
+    outcome: Future[Module | Component] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(make())
+        except WasmtimeError as error:
+            outcome.set_exception(error)
+        except BaseException as error:
+            # Shown by the thread's own hook as well, as in `Running`.
+            outcome.set_exception(error)
+            raise
+
+    threading.Thread(target=work, name="compiler", daemon=True).start()
+    try:
+        return outcome.result(timeout_s)
+    except FutureTimeoutError as error:
+        raise compiled_too_long(limits) from error
 
 
 def kind_of(content: bytes) -> Kind:

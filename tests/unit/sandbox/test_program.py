@@ -306,6 +306,22 @@ def test_no_good_program(content: bytes, said: str) -> None:
         run(content)
 
 
+def test_a_module_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few thousand bytes can keep a compiler busy for minutes; without a limit, so be it."""
+    limits, done = Limits(run_timeout_s=0.001), threading.Event()
+    # With a limit it is compiled elsewhere, and errors come here all the same.
+    assert load(start(""), limits=limits).kind is Kind.MODULE
+    with pytest.raises(ModuleError, match="expected a valid WebAssembly module"):
+        load(start("")[:-1], limits=limits)
+    monkeypatch.setattr("avow.sandbox.limits.COMPILE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("avow.sandbox.program.Module", lambda engine, content: done.wait(20))
+    try:
+        with pytest.raises(LimitError, match=r"compiled within 0\.01 s"):
+            load(start(""), limits=limits)
+    finally:
+        done.set()
+
+
 def test_what_is_hashed_is_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller's buffer may change at any time, even between the two: both are of one copy."""
     good, bad = start("nop"), start("unreachable")
