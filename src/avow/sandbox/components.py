@@ -1,14 +1,14 @@
 """Components: programs that export `wasi:cli/run` and import interfaces of WASI preview 2.
 
-WASI preview 2 is wasmtime's own here. It gives nothing by default: no folder, no variable, no
-connection. Clocks it would give to everybody, so those that were not granted are put in its place.
+What they get is avow's own (`preview2`), but for the variables, the arguments, the exit and random
+bytes, which are wasmtime's.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from wasmtime import Engine, ExitTrap, Store, WasiConfig, WasmtimeError
 from wasmtime.component import (
@@ -19,10 +19,8 @@ from wasmtime.component import (
     FuncType,
     Instance,
     Linker,
-    ResourceAny,
     ResourceType,
     ResultType,
-    Variant,
 )
 
 from avow.errors import (
@@ -31,9 +29,9 @@ from avow.errors import (
     LimitError,
     MalformedError,
     ModuleError,
-    UnavailableError,
 )
 from avow.sandbox.commands import report_damage
+from avow.sandbox.component_functions import Failed, HostFunctions
 from avow.sandbox.engine_settings import limited_store
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
@@ -42,7 +40,7 @@ from avow.sandbox.limits import (
     COMPONENT_MEMORIES_MAX,
     Limits,
 )
-from avow.sandbox.preview2 import RESOURCES, Failed, Preview2
+from avow.sandbox.preview2 import RESOURCES, Preview2
 from avow.sandbox.traps import one_line, stopped
 from avow.sandbox.wasi import Wasi
 from avow.sandbox.wasi_calls import WasiCalls
@@ -71,7 +69,11 @@ INTERFACES: Final = frozenset(
 )
 _VERSIONED: Final = re.compile(r"(wasi:[a-z]+/[a-z0-9-]+)@0\.2\.[0-9]+")
 _RUN: Final = "wasi:cli/run"
-# What stays wasmtime's in any case: these have nothing to do with files, streams and waiting.
+# How wasmtime says that an import is not what is offered.
+_IMPORTS: Final = "component imports"
+# How it stops a component that hands over more than 128 MiB, where it counts 48 bytes for a byte.
+_TOO_MUCH: Final = "fuel allocated for hostcalls has been exhausted"
+# What stays wasmtime's: these have nothing to do with files, streams and waiting.
 _WITHOUT_FILES: Final = frozenset(
     {
         "wasi:cli/environment",
@@ -82,14 +84,6 @@ _WITHOUT_FILES: Final = frozenset(
     }
 )
 
-# The functions of each clock, and its grant (wasi:clocks 0.2).
-_CLOCKS: Final = {
-    "wasi:clocks/wall-clock": ("realtime", ("now", "resolution")),
-    "wasi:clocks/monotonic-clock": (
-        "monotonic",
-        ("now", "resolution", "subscribe-instant", "subscribe-duration"),
-    ),
-}
 _MODULES_ONLY: Final = {
     "tcp": "a TCP connection",
     "listen": "a TCP port",
@@ -118,6 +112,28 @@ def check(
             f"expected interfaces of WASI 0.2, this component wants {', '.join(missing)}; build it "
             f"without them"
         )
+    _check_types(engine, component)
+
+
+def _check_types(engine: Engine, component: Component) -> None:
+    """Raises `ImportsError` for functions that are not of WASI 0.2, or of other types.
+
+    wasmtime compares them with its own definitions. avow's, which take their place, believe the
+    types: a stream in the place of a folder would be taken for one. Nothing of the component runs
+    here, as no instance may be made.
+    """
+    linker = Linker(engine)
+    linker.add_wasip2()
+    store = Store(engine)
+    store.set_limits(instances=0)
+    try:
+        linker.instantiate(store, component)
+    except WasmtimeError as error:
+        reason = one_line(error)
+        if _IMPORTS in reason:
+            raise ImportsError(
+                f"expected imports as WASI 0.2 has them, got others ({reason}); build it again"
+            ) from error
 
 
 def run(engine: Engine, component: Component, limits: Limits, surroundings: Surroundings) -> int:
@@ -131,12 +147,10 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     linker = Linker(engine)
     linker.allow_shadowing = True
     linker.add_wasip2()
-    if not surroundings.grants.sealed:
-        _deny_clocks(engine, component, linker, surroundings.grants)
-        return _run_linked(linker, store, component, entry, limits)
     with Wasi.of(surroundings) as wasi:
         preview2 = Preview2(WasiCalls(wasi), surroundings.grants.clocks)
-        _define_sealed(engine, component, linker, preview2)
+        functions = HostFunctions()
+        _define(engine, component, linker, preview2, functions)
         try:
             return _run_linked(linker, store, component, entry, limits)
         finally:
@@ -158,6 +172,11 @@ def _run_linked(
     except ExitTrap as ended:
         return int(ended.code) & 0xFF
     except WasmtimeError as error:
+        if _TOO_MUCH in str(error):
+            raise LimitError(
+                "expected a component to hand over 2 MiB in one call at most, this one handed over "
+                "more, which wasmtime does not pass on; it has to write in smaller pieces"
+            ) from error
         raise stopped(error, limits, 0) from error
     return 1 if failed else 0
 
@@ -190,43 +209,23 @@ def _wasi(surroundings: Surroundings) -> WasiConfig:
     config = WasiConfig()
     config.argv = list(surroundings.arguments)
     config.env = surroundings.variables
-    config.inherit_stdin()
-    config.inherit_stdout()
-    config.inherit_stderr()
-    for each in surroundings.grants.plain:
-        try:
-            config.preopen_dir(str(each.host), each.guest, False)
-        except WasmtimeError as error:
-            raise UnavailableError(
-                f"expected a readable folder {each.host} for the grant plain:{each.guest}, got "
-                f"none; create it or correct the path"
-            ) from error
     return config
 
 
-def _deny_clocks(engine: Engine, component: Component, linker: Linker, grants: Grants) -> None:
-    for name in component.type.imports(engine):
-        clock, functions = _CLOCKS.get(_interface(name), ("", ()))
-        if not functions or clock in grants.clocks:
-            continue
-        with linker.root() as root, root.add_instance(name) as interface:
-            for function in functions:
-                interface.add_func(function, _denying(name, function, f"clock:{clock}"))
-
-
-def _define_sealed(
-    engine: Engine, component: Component, linker: Linker, preview2: Preview2
+def _define(
+    engine: Engine,
+    component: Component,
+    linker: Linker,
+    preview2: Preview2,
+    functions: HostFunctions,
 ) -> None:
-    """All that has to do with files, streams and waiting, over the vault's preview 1.
-
-    A whole interface at a time, for each that is imported: their resources belong together.
-    """
-    functions = preview2.functions()
+    """A whole interface at a time, for each that is imported: their resources belong together."""
+    offered = preview2.functions()
     for name, imported in component.type.imports(engine).items():
         interface = imported.ty
         if _interface(name) in _WITHOUT_FILES or not isinstance(interface, ComponentInstanceType):
             continue
-        own = functions.get(_interface(name), {})
+        own = offered.get(_interface(name), {})
         with linker.root() as root, root.add_instance(name) as defined:
             for export, item in interface.exports(engine).items():
                 kind: object = item.ty
@@ -234,56 +233,24 @@ def _define_sealed(
                     host = ResourceType.host(RESOURCES[export])
                     defined.add_resource(export, host, lambda store, rep: preview2.drop(rep))
                 elif isinstance(kind, FuncType):
-                    defined.add_func(export, _answering(name, export, kind, own.get(export)))
+                    function = own.get(export) or _refusing(name, export, kind)
+                    functions.add(defined, export, kind, function)
 
 
-def _answering(
-    interface: str, name: str, kind: FuncType, function: Callable[..., Any] | None
-) -> Callable[..., Any]:
-    """`function` with its results as wasmtime wants them: a result whose two cases cannot be told
-    apart by their Python types is a `Variant`. Without a function: what says no."""
+def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
+    """What is not there says no, with the error that programs expect if there is one."""
     result = kind.result
-    tagged = isinstance(result, ResultType) and result._tagged()
-    codes: list[str] = []
-    if isinstance(result, ResultType) and isinstance(result.err, EnumType):
-        codes = result.err.names
+    codes = result.err if isinstance(result, ResultType) else None
 
-    def answer(store: Any, *arguments: Any) -> Any:
-        # All of them, even if nobody asks for them: a handle that was lent has to be given back.
-        numbers = [_numbered(store, each) for each in arguments]
-        if function is not None:
-            value = function(*numbers)
-        elif "access-denied" in codes:
-            value = Failed("access-denied")
-        else:
-            raise ImportsError(
-                f"expected the program to do without {interface}#{name}, it called it; beside "
-                f"sealed folders there are no sockets for components: build it as a module of "
-                f"preview 1"
-            )
-        if isinstance(value, Failed):
-            return Variant("err", value.error) if tagged else value.error
-        return Variant("ok", value) if tagged else value
-
-    return answer
-
-
-def _numbered(store: Any, argument: Any) -> Any:
-    if isinstance(argument, ResourceAny):
-        return argument.to_host(store).rep
-    if isinstance(argument, list):
-        return [_numbered(store, each) for each in argument]
-    return argument
-
-
-def _denying(interface: str, function: str, grant: str) -> Callable[..., NoReturn]:
-    def deny(*arguments: Any) -> NoReturn:
+    def refuse(*arguments: Any) -> Failed:
+        if isinstance(codes, EnumType) and "access-denied" in codes.names:
+            return Failed("access-denied")
         raise ImportsError(
-            f"expected the program to do without {interface}#{function}, which was not granted, it "
-            f"called it; allow it with `--grant {grant}`"
+            f"expected the program to do without {interface}#{name}, it called it; there are no "
+            f"sockets for components: build it as a module of preview 1"
         )
 
-    return deny
+    return refuse
 
 
 def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
@@ -292,9 +259,5 @@ def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
         return LimitError(
             f"expected a component that starts within {limits.memory_max_bytes} bytes of memory, "
             f"this one wants more ({reason}); raise --memory-max-bytes"
-        )
-    if "component imports" in reason:
-        return ImportsError(
-            f"expected imports as WASI 0.2 has them, got others ({reason}); build it again"
         )
     return ModuleError(f"expected a component that can be started, got {reason}; build it again")

@@ -1,24 +1,22 @@
-"""WASI preview 2 over preview 1: for components that have folders of the sealed store.
+"""WASI preview 2 over preview 1: what components get of files, streams, waiting and clocks.
 
-wasmtime's own preview 2 knows no store. So what has to do with files, streams, waiting and clocks
-is defined here, by calls of the vault's preview 1; variables, arguments, exit and random bytes stay
-wasmtime's. There are no sockets. The types are those of https://github.com/WebAssembly/WASI,
-wasip2 (packages cli, clocks, filesystem, io at 0.2).
-
-Bytes pass through wasmtime's conversion of a `list<u8>` one by one, about 1 µs each.
+It is defined here by calls of the vault's preview 1, so that a component has the same files, grants
+and checks of the host as a module. Variables, arguments, exit and random bytes stay wasmtime's.
+There are no sockets. The types are those of https://github.com/WebAssembly/WASI, wasip2 (packages
+cli, clocks, filesystem, io at 0.2).
 """
 
 from __future__ import annotations
 
-import select
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from wasmtime.component import Record, ResourceHost, Variant
 
-from avow.errors import ImportsError
+from avow.errors import ImportsError, LimitError, TrapError
+from avow.sandbox.component_functions import Failed
 from avow.sandbox.wasi_calls import Filestat, RefusedError, WasiCalls
 
 RESOURCES: Final[Mapping[str, int]] = {
@@ -36,11 +34,17 @@ RESOURCES: Final[Mapping[str, int]] = {
 """The resource types, with the numbers by which wasmtime tells them apart."""
 
 READ_BYTES_MAX: Final = 64 << 10
-_WRITE_BYTES_MAX: Final = 64 << 10
+WRITE_BYTES_MAX: Final = 64 << 10
+HANDLES_MAX: Final = 1 << 16
+"""How many things a component may have at once: each takes memory of avow's."""
+
 _NS_PER_S: Final = 1_000_000_000
 _REALTIME: Final = 0
 _MONOTONIC: Final = 1
-_STDIN: Final = 0
+_STDIO: Final = (0, 1, 2)
+_TERMINAL: Final = 2
+_OVERFLOW: Final = 61
+_U64_MAX: Final = (1 << 64) - 1
 
 # Rights of preview 1 that writing and reading need (typenames.witx, `rights`).
 _RIGHTS_ALL: Final = (1 << 30) - 1
@@ -50,6 +54,12 @@ _RIGHT_READ: Final = 1 << 1 | 1 << 14
 _RIGHT_WRITE: Final = 1 << 6
 _RIGHT_CREATE: Final = 1 << 10
 
+# Flags of preview 1: a write returns when it is durable.
+_FDFLAGS: Final = {
+    "data-integrity-sync": 1 << 1,
+    "requested-write-sync": 1 << 3,
+    "file-integrity-sync": 1 << 4,
+}
 _OFLAGS: Final = {"create": 1, "directory": 2, "exclusive": 4, "truncate": 8}
 _ADVICE: Final = ("normal", "sequential", "random", "will-need", "dont-need", "no-reuse")
 _FILETYPES: Final = {
@@ -61,6 +71,11 @@ _FILETYPES: Final = {
     6: "socket",
     7: "symbolic-link",
 }
+_TERMINALS: Final = (
+    (0, "stdin", "terminal-input"),
+    (1, "stdout", "terminal-output"),
+    (2, "stderr", "terminal-output"),
+)
 _SET_TIME: Final = {"accessed": (1, 2), "modified": (4, 8)}
 _CODES: Final = {
     2: "access",
@@ -107,13 +122,6 @@ _CODES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """What a function returns in place of its result when that is an error."""
-
-    error: object
-
-
 @dataclass(slots=True)
 class _Stream:
     """A stream of a descriptor: from `offset` on, or where the descriptor stands (None)."""
@@ -129,12 +137,12 @@ class _Entries:
     cookie: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Pollable:
-    """Ready at once, at a time of `time.monotonic_ns`, or when a descriptor of avow can be read."""
+    """Ready at once, at a time of the monotonic clock, or when a descriptor can be read."""
 
     at_ns: int | None = None
-    host_fd: int | None = None
+    fd: int | None = None
 
 
 class Preview2:
@@ -144,17 +152,18 @@ class Preview2:
         self._calls = calls
         self._clocks = clocks
         self._things: dict[int, Any] = {}
-        self._last = 0
+        self._free: list[int] = []
         # A stream may outlive the descriptor that it was made of, so descriptors are counted.
         self._uses: dict[int, int] = {}
         self._preopened = tuple(calls.preopened())
+        self._kept = frozenset((*_STDIO, *(fd for fd, _ in self._preopened)))
 
     def functions(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
         """All that are there."""
         return {
             "wasi:io/error": {"[method]error.to-debug-string": self._debug},
             "wasi:io/poll": {
-                "[method]pollable.ready": lambda p: self._ready(self._thing(p)),
+                "[method]pollable.ready": lambda p: self._ready([self._thing(p)])[0],
                 "[method]pollable.block": lambda p: self._wait([self._thing(p)]),
                 "poll": self._poll,
             },
@@ -162,9 +171,10 @@ class Preview2:
             "wasi:cli/stdin": {"get-stdin": lambda: self._own("input-stream", _Stream(0, None))},
             "wasi:cli/stdout": {"get-stdout": lambda: self._own("output-stream", _Stream(1, None))},
             "wasi:cli/stderr": {"get-stderr": lambda: self._own("output-stream", _Stream(2, None))},
-            "wasi:cli/terminal-stdin": {"get-terminal-stdin": lambda: None},
-            "wasi:cli/terminal-stdout": {"get-terminal-stdout": lambda: None},
-            "wasi:cli/terminal-stderr": {"get-terminal-stderr": lambda: None},
+            **{
+                f"wasi:cli/terminal-{name}": {f"get-terminal-{name}": self._terminal(fd, kind)}
+                for fd, name, kind in _TERMINALS
+            },
             "wasi:clocks/wall-clock": {
                 "now": lambda: _datetime(self._clock("clock_time_get", _REALTIME)),
                 "resolution": lambda: _datetime(self._clock("clock_res_get", _REALTIME)),
@@ -184,44 +194,76 @@ class Preview2:
 
     def drop(self, rep: int) -> None:
         """The program has no handle of that thing any more."""
-        fd = _descriptor_of(self._things.pop(rep, None))
+        thing = self._things.pop(rep)
+        self._free.append(rep)
+        fd = _descriptor_of(thing)
         if fd is None:
             return
         self._uses[fd] -= 1
-        kept = fd in (0, 1, 2) or fd in dict(self._preopened)
-        if self._uses[fd] == 0 and not kept:
-            self._calls.on_descriptor("fd_close", fd)
+        if self._uses[fd]:
+            return
+        del self._uses[fd]
+        if fd not in self._kept:
+            # What closing meets of damage is reported at the end; a program cannot be told here.
+            with suppress(RefusedError):
+                self._calls.on_descriptor("fd_close", fd)
 
     # Resources
 
     def _own(self, kind: str, thing: object) -> ResourceHost:
-        self._last += 1
-        self._things[self._last] = thing
+        if len(self._things) == HANDLES_MAX:
+            raise LimitError(
+                f"expected a component that has {HANDLES_MAX} streams, descriptors and the like at "
+                f"once at most, this one wants more; it has to drop what it does not need"
+            )
+        rep = self._free.pop() if self._free else len(self._things) + 1
+        self._things[rep] = thing
         fd = _descriptor_of(thing)
         if fd is not None:
             self._uses[fd] = self._uses.get(fd, 0) + 1
-        return ResourceHost.own(self._last, RESOURCES[kind])
+        return ResourceHost.own(rep, RESOURCES[kind])
 
     def _thing(self, rep: int) -> Any:
         return self._things[rep]
 
+    def _terminal(self, fd: int, kind: str) -> Callable[[], ResourceHost | None]:
+        def get() -> ResourceHost | None:
+            try:
+                filetype = self._calls.fdstat(fd).filetype
+            except RefusedError:
+                return None
+            return self._own(kind, None) if filetype == _TERMINAL else None
+
+        return get
+
     # Streams
 
     def _of_streams(self) -> dict[str, Callable[..., Any]]:
-        methods: dict[str, Callable[..., Any]] = {}
-        for way in ("", "blocking-"):
-            methods[f"[method]input-stream.{way}read"] = self._read
-            methods[f"[method]input-stream.{way}skip"] = lambda i, n: _length(self._read(i, n))
-            methods[f"[method]output-stream.{way}splice"] = self._splice
-            methods[f"[method]output-stream.{way}flush"] = lambda o: None
-        for name in ("write", "blocking-write-and-flush"):
-            methods[f"[method]output-stream.{name}"] = self._write
-        for name in ("write-zeroes", "blocking-write-zeroes-and-flush"):
-            methods[f"[method]output-stream.{name}"] = lambda o, n: self._write(o, bytes(n))
-        methods["[method]output-stream.check-write"] = lambda o: _WRITE_BYTES_MAX
-        methods["[method]output-stream.subscribe"] = lambda o: self._own("pollable", _Pollable())
-        methods["[method]input-stream.subscribe"] = self._subscribe
-        return methods
+        methods: dict[str, Callable[..., Any]] = {
+            "input-stream.read": self._read_ready,
+            "input-stream.skip": lambda i, n: _length(self._read_ready(i, n)),
+            "input-stream.blocking-read": self._read,
+            "input-stream.blocking-skip": lambda i, n: _length(self._read(i, n)),
+            "input-stream.subscribe": self._subscribe,
+            "output-stream.check-write": lambda o: WRITE_BYTES_MAX,
+            "output-stream.write": self._write,
+            "output-stream.blocking-write-and-flush": self._write,
+            "output-stream.write-zeroes": self._write_zeroes,
+            "output-stream.blocking-write-zeroes-and-flush": self._write_zeroes,
+            "output-stream.flush": lambda o: None,
+            "output-stream.blocking-flush": lambda o: None,
+            "output-stream.splice": lambda o, i, n: self._splice(o, i, n, self._read_ready),
+            "output-stream.blocking-splice": lambda o, i, n: self._splice(o, i, n, self._read),
+            "output-stream.subscribe": lambda o: self._own("pollable", _Pollable()),
+        }
+        return {f"[method]{name}": each for name, each in methods.items()}
+
+    def _read_ready(self, rep: int, length: int) -> bytes | Failed:
+        """What is there already, which may be nothing."""
+        stream: _Stream = self._thing(rep)
+        if stream.offset is None and not self._calls.poll([(stream.fd, False)], 0)[0]:
+            return b""
+        return self._read(rep, length)
 
     def _read(self, rep: int, length: int) -> bytes | Failed:
         stream: _Stream = self._thing(rep)
@@ -251,8 +293,20 @@ class Preview2:
             return self._broken(refused)
         return None
 
-    def _splice(self, out: int, into: int, length: int) -> int | Failed:
-        data = self._read(into, length)
+    def _write_zeroes(self, rep: int, length: int) -> Failed | None:
+        if length > WRITE_BYTES_MAX:
+            # WASI: whoever writes more than `check-write` allowed is stopped.
+            raise TrapError(
+                f"expected a component to write {WRITE_BYTES_MAX} bytes at once at most, as "
+                f"check-write says, this one writes {length}; it has a fault, report it to who "
+                f"made it"
+            )
+        return self._write(rep, bytes(length))
+
+    def _splice(
+        self, out: int, into: int, length: int, read: Callable[[int, int], bytes | Failed]
+    ) -> int | Failed:
+        data = read(into, length)
         if isinstance(data, Failed):
             return data
         failed = self._write(out, data)
@@ -266,36 +320,50 @@ class Preview2:
 
     def _subscribe(self, rep: int) -> ResourceHost:
         stream: _Stream = self._thing(rep)
-        return self._own("pollable", _Pollable(host_fd=0 if stream.fd == _STDIN else None))
+        fd = stream.fd if stream.offset is None else None
+        return self._own("pollable", _Pollable(fd=fd))
 
     # Waiting
 
     def _until(self, when_ns: int) -> ResourceHost:
-        left_ns = max(0, when_ns - self._clock("clock_time_get", _MONOTONIC))
-        return self._own("pollable", _Pollable(at_ns=time.monotonic_ns() + left_ns))
+        self._needs("monotonic")
+        return self._own("pollable", _Pollable(at_ns=when_ns))
 
     def _after(self, length_ns: int) -> ResourceHost:
-        self._needs("monotonic")
-        return self._own("pollable", _Pollable(at_ns=time.monotonic_ns() + length_ns))
+        return self._until(self._clock("clock_time_get", _MONOTONIC) + length_ns)
 
-    def _ready(self, pollable: _Pollable) -> bool:
-        if pollable.at_ns is not None:
-            return time.monotonic_ns() >= pollable.at_ns
-        return pollable.host_fd is None or bool(select.select([pollable.host_fd], [], [], 0)[0])
+    def _ready(self, pollables: list[_Pollable], timeout_ns: int | None = 0) -> list[bool]:
+        """Which are ready, after waiting for `timeout_ns`, or for a descriptor of theirs."""
+        fds = sorted({each.fd for each in pollables if each.fd is not None})
+        polled = self._calls.poll([(fd, False) for fd in fds], timeout_ns)
+        readable = {None, *(fd for fd, ready in zip(fds, polled, strict=True) if ready)}
+        now_ns = 0
+        if any(each.at_ns is not None for each in pollables):
+            now_ns = self._clock("clock_time_get", _MONOTONIC)
+        return [
+            each.fd in readable if each.at_ns is None else now_ns >= each.at_ns
+            for each in pollables
+        ]
 
-    def _wait(self, pollables: list[_Pollable]) -> None:
-        while not any(map(self._ready, pollables)):
+    def _wait(self, pollables: list[_Pollable]) -> list[bool]:
+        ready = self._ready(pollables)
+        while not any(ready):
+            left_ns = None
             deadlines = [each.at_ns for each in pollables if each.at_ns is not None]
-            left_s = None
             if deadlines:
-                left_s = max(0, min(deadlines) - time.monotonic_ns()) / _NS_PER_S
-            watched = [each.host_fd for each in pollables if each.host_fd is not None]
-            select.select(watched, [], [], left_s)
+                left_ns = max(0, min(deadlines) - self._clock("clock_time_get", _MONOTONIC))
+                left_ns = min(left_ns, _U64_MAX)
+            ready = self._ready(pollables, left_ns)
+        return ready
 
     def _poll(self, reps: list[int]) -> list[int]:
-        pollables = [self._thing(each) for each in reps]
-        self._wait(pollables)
-        return [number for number, each in enumerate(pollables) if self._ready(each)]
+        if not reps:
+            raise TrapError(
+                "expected a component to wait for something, this one waits for an empty list; it "
+                "has a fault, report it to who made it"
+            )
+        ready = self._wait([self._thing(each) for each in reps])
+        return [number for number, each in enumerate(ready) if each]
 
     # Clocks
 
@@ -373,12 +441,15 @@ class Preview2:
         }
 
     def _flags(self, fd: int) -> set[str]:
-        base, _ = self._calls.rights(fd)
+        found = self._calls.fdstat(fd)
         named = {"read": _RIGHT_READ, "write": _RIGHT_WRITE, "mutate-directory": _RIGHT_CREATE}
-        return {name for name, right in named.items() if base & right}
+        return {name for name, right in named.items() if found.rights & right} | {
+            name for name, flag in _FDFLAGS.items() if found.flags & flag
+        }
 
     def _read_at(self, fd: int, length: int, offset: int) -> tuple[bytes, bool]:
-        data = self._calls.read(fd, min(length, READ_BYTES_MAX), offset)
+        # Programs take a short read for the end of the file: not cut to the piece of a stream.
+        data = self._calls.read(fd, length, offset)
         return data, not data and length > 0
 
     def _read_directory(self, fd: int) -> ResourceHost:
@@ -407,7 +478,10 @@ class Preview2:
         if "read" not in flags and "write" in flags:
             rights &= ~_RIGHTS_READ
         oflags = sum(_OFLAGS[each] for each in opening)
-        opened = self._calls.open(fd, path, follow=bool(follow), oflags=oflags, rights=rights)
+        fdflags = sum(flag for name, flag in _FDFLAGS.items() if name in flags)
+        opened = self._calls.open(
+            fd, path, follow=bool(follow), oflags=oflags, rights=rights, fdflags=fdflags
+        )
         return self._own("descriptor", opened)
 
     def _error_code(self, rep: int) -> str | None:
@@ -462,7 +536,10 @@ def _new_times(accessed: Variant, modified: Variant) -> tuple[int, int, int]:
         given_at, now = _SET_TIME[name]
         tag, value = given.tag, cast(Any, given.payload)
         flags |= {"no-change": 0, "now": now, "timestamp": given_at}[tag]
-        times.append(value.seconds * _NS_PER_S + value.nanoseconds if tag == "timestamp" else 0)
+        at_ns = value.seconds * _NS_PER_S + value.nanoseconds if tag == "timestamp" else 0
+        if at_ns > _U64_MAX:
+            raise RefusedError(_OVERFLOW)
+        times.append(at_ns)
     return times[0], times[1], flags
 
 

@@ -7,12 +7,14 @@ Source of all layouts: https://github.com/WebAssembly/WASI, preview 1, witx/type
 
 from __future__ import annotations
 
+import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from wasmtime import Engine, Func, Linker, Memory, Module, Store
+from wasmtime import Engine, Func, Linker, Memory, Module, Store, Trap, WasmtimeError
+from wasmtime import _ffi as ffi
 
 from avow.errors import DeniedError, ModuleError
 from avow.sandbox.engine_settings import CORE_SETTINGS, engine_for
@@ -32,6 +34,8 @@ _PATH_BYTES_MAX: Final = 4096
 _FILESTAT: Final = struct.Struct("<QQB7xQQQQQ")
 _FDSTAT: Final = struct.Struct("<BxH4xQQ")
 _DIRENT: Final = struct.Struct("<QQIB3x")
+_SUBSCRIPTION: Final = struct.Struct("<QB7xI4xQQH6x")
+_EVENT: Final = struct.Struct("<QHB21x")
 _TYPES: Final = {"i": "i32", "I": "i64"}
 _NAME_TOO_LONG: Final = 37
 _BAD_DESCRIPTOR: Final = 8
@@ -60,6 +64,16 @@ class Filestat:
 
 
 @dataclass(frozen=True, slots=True)
+class Fdstat:
+    """What is known of a descriptor; all numbers as in preview 1."""
+
+    filetype: int
+    flags: int
+    rights: int
+    inheriting: int
+
+
+@dataclass(frozen=True, slots=True)
 class DirectoryEntry:
     """A name in a folder, and the cookie of what comes after it."""
 
@@ -81,10 +95,13 @@ class WasiCalls:
         memory = exports["memory"]
         if not isinstance(memory, Memory):
             raise ModuleError("expected a memory to lend, got none; report this")
-        self._memory = memory
+        # It never grows, so it stays where it is.
+        self._memory = ctypes.addressof(memory.data_ptr(self._store).contents)
         wasi.attach(self._store, memory)
         self._functions = {
-            name: function for name in FUNCTIONS if isinstance(function := exports[name], Func)
+            name: function._func
+            for name in FUNCTIONS
+            if isinstance(function := exports[name], Func)
         }
 
     def preopened(self) -> Iterator[tuple[int, str]]:
@@ -108,7 +125,7 @@ class WasiCalls:
         if offset is None:
             self._call("fd_read", fd, _VECTOR, 1, _RESULT)
         else:
-            self._call("fd_pread", fd, _VECTOR, 1, _signed(offset), _RESULT)
+            self._call("fd_pread", fd, _VECTOR, 1, offset, _RESULT)
         return self._read(_DATA, self._u32(_RESULT))
 
     def write(self, fd: int, data: bytes, offset: int | None) -> int:
@@ -119,7 +136,7 @@ class WasiCalls:
         if offset is None:
             self._call("fd_write", fd, _VECTOR, 1, _RESULT)
         else:
-            self._call("fd_pwrite", fd, _VECTOR, 1, _signed(offset), _RESULT)
+            self._call("fd_pwrite", fd, _VECTOR, 1, offset, _RESULT)
         return self._u32(_RESULT)
 
     def filestat(self, fd: int) -> Filestat:
@@ -132,25 +149,42 @@ class WasiCalls:
         self._call("path_filestat_get", fd, int(follow), *self._path(path), _RESULT)
         return self._filestat()
 
-    def rights(self, fd: int) -> tuple[int, int]:
-        """What may be done with a descriptor, and with those that are opened below it."""
+    def fdstat(self, fd: int) -> Fdstat:
+        """Of an open descriptor: what may be done with it, and with those opened below it."""
         self._call("fd_fdstat_get", fd, _RESULT)
-        _, _, base, inheriting = _FDSTAT.unpack(self._read(_RESULT, _FDSTAT.size))
-        return base, inheriting
+        return Fdstat(*_FDSTAT.unpack(self._read(_RESULT, _FDSTAT.size)))
 
-    def open(self, fd: int, path: str, *, follow: bool, oflags: int, rights: int) -> int:
+    def open(
+        self, fd: int, path: str, *, follow: bool, oflags: int, rights: int, fdflags: int = 0
+    ) -> int:
         """A new descriptor."""
-        _, inheriting = self.rights(fd)
+        inheriting = self.fdstat(fd).inheriting
         self._call(
             "path_open",
             *(fd, int(follow), *self._path(path), oflags),
-            *(_signed(rights & inheriting), _signed(inheriting), 0, _RESULT),
+            *(rights & inheriting, inheriting, fdflags, _RESULT),
         )
         return self._u32(_RESULT)
 
+    def poll(self, waited: Sequence[tuple[int, bool]], timeout_ns: int | None) -> list[bool]:
+        """Whether each of the descriptors can be read, or written (True), after waiting until one
+        can or the time is over; without `timeout_ns` for as long as it takes."""
+        given = [
+            _SUBSCRIPTION.pack(number, 2 if writes else 1, fd, 0, 0, 0)
+            for number, (fd, writes) in enumerate(waited)
+        ]
+        if timeout_ns is not None:
+            given.append(_SUBSCRIPTION.pack(len(waited), 0, 1, timeout_ns, 0, 0))
+        self._write(_DATA, b"".join(given))
+        events = _DATA + len(given) * _SUBSCRIPTION.size
+        self._call("poll_oneoff", _DATA, events, len(given), _RESULT)
+        found = self._read(events, self._u32(_RESULT) * _EVENT.size)
+        ready = {number for number, _, _ in _EVENT.iter_unpack(found)}
+        return [number in ready for number in range(len(waited))]
+
     def entry(self, fd: int, cookie: int) -> DirectoryEntry | None:
         """The entry of a folder at `cookie`, None at the end."""
-        self._call("fd_readdir", fd, _DATA, _PATH_BYTES_MAX, _signed(cookie), _RESULT)
+        self._call("fd_readdir", fd, _DATA, _PATH_BYTES_MAX, cookie, _RESULT)
         if self._u32(_RESULT) < _DIRENT.size:
             return None
         following, _, length, filetype = _DIRENT.unpack(self._read(_DATA, _DIRENT.size))
@@ -182,19 +216,19 @@ class WasiCalls:
 
     def set_times(self, fd: int, accessed_ns: int, modified_ns: int, flags: int) -> None:
         """See `fd_filestat_set_times`."""
-        times = _signed(accessed_ns), _signed(modified_ns)
+        times = accessed_ns, modified_ns
         self._call("fd_filestat_set_times", fd, *times, flags)
 
     def set_times_at(
         self, fd: int, path: str, times_ns: tuple[int, int], flags: int, *, follow: bool
     ) -> None:
         """See `path_filestat_set_times`."""
-        times = _signed(times_ns[0]), _signed(times_ns[1])
+        times = times_ns[0], times_ns[1]
         self._call("path_filestat_set_times", fd, int(follow), *self._path(path), *times, flags)
 
     def on_descriptor(self, name: str, fd: int, *arguments: int) -> None:
         """A function that takes a descriptor and numbers and has no results."""
-        self._call(name, fd, *map(_signed, arguments))
+        self._call(name, fd, *arguments)
 
     def clock(self, name: str, clock: int) -> int:
         """`clock_time_get` or `clock_res_get`, in ns."""
@@ -203,9 +237,27 @@ class WasiCalls:
         return int.from_bytes(self._read(_RESULT, 8), "little")
 
     def _call(self, name: str, *arguments: int) -> None:
-        errno = self._functions[name](self._store, *arguments)
-        if errno:
-            raise RefusedError(int(errno))
+        # The types are those of `FUNCTIONS`; the first value is the result, an i32, afterwards.
+        values = (ffi.wasmtime_val_raw_t * len(arguments))()
+        for value, argument, letter in zip(values, arguments, FUNCTIONS[name], strict=True):
+            if letter == "i":
+                value.i32 = argument
+            else:
+                value.i64 = argument
+        trap = ctypes.POINTER(ffi.wasm_trap_t)()
+        error = ffi.wasmtime_func_call_unchecked(
+            self._store._context(),
+            ctypes.byref(self._functions[name]),
+            values,
+            len(values),
+            ctypes.byref(trap),
+        )
+        if error:
+            raise WasmtimeError._from_ptr(error)
+        if trap:
+            raise Trap._from_ptr(trap)
+        if errno := values[0].i32:
+            raise RefusedError(errno)
 
     def _path(self, path: str, where: int = _PATH) -> tuple[int, int]:
         encoded = path.encode("utf-8", "surrogateescape")
@@ -218,18 +270,13 @@ class WasiCalls:
         return Filestat(*_FILESTAT.unpack(self._read(_RESULT, _FILESTAT.size)))
 
     def _read(self, address: int, length: int) -> bytes:
-        return bytes(self._memory.read(self._store, address, address + length))
+        return ctypes.string_at(self._memory + address, length)
 
     def _write(self, address: int, data: bytes) -> None:
-        self._memory.write(self._store, data, address)
+        ctypes.memmove(self._memory + address, data, len(data))
 
     def _u32(self, address: int) -> int:
         return int.from_bytes(self._read(address, 4), "little")
-
-
-def _signed(number: int) -> int:
-    """As wasmtime takes an i64."""
-    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _forwarding(engine: Engine) -> Module:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from wasmtime import wat2wasm
 from wasmtime.component import Record, ResourceHost, Variant
 
-from avow.errors import ImportsError
-from avow.sandbox.grants import Grants, SealedFolder, parse_grants
-from avow.sandbox.preview2 import READ_BYTES_MAX, Failed, Preview2
-from avow.sandbox.program import Surroundings, load
+from avow.errors import ImportsError, LimitError, TrapError
+from avow.sandbox import preview2
+from avow.sandbox.component_functions import Failed
+from avow.sandbox.grants import parse_grants
+from avow.sandbox.preview2 import READ_BYTES_MAX, Preview2
+from avow.sandbox.program import Surroundings
 from avow.sandbox.wasi import Wasi
 from avow.sandbox.wasi_calls import WasiCalls
 from avow.sealing.store import Store
@@ -37,12 +39,23 @@ class Program:
 
     def __init__(self, store: Store, *grants: str, folder: Path = Path("/")) -> None:
         granted = parse_grants(["sealed:/data", "sealed:/fixed:ro", *grants], folder=folder)
-        self.wasi = Wasi.of(Surroundings(("app",), granted, store=store))
-        self.preview2 = Preview2(WasiCalls(self.wasi), granted.clocks)
+        self.begin(Wasi.of(Surroundings(("app",), granted, store=store)), granted.clocks)
+
+    @classmethod
+    def with_streams(cls, *stdio: int) -> Self:
+        """Without folders, but with these descriptors as 0, 1 and 2."""
+        made = cls.__new__(cls)
+        first, second, third = stdio
+        made.begin(Wasi(arguments=(), entropy=bytes(32), stdio=(first, second, third)), frozenset())
+        return made
+
+    def begin(self, wasi: Wasi, clocks: frozenset[str]) -> None:
+        self.wasi = wasi
+        self.preview2 = Preview2(WasiCalls(self.wasi), clocks)
         self.functions = self.preview2.functions()
         listed = self.call("wasi:filesystem/preopens", "get-directories")
         self.directories = {name: handle.rep for handle, name in listed}
-        self.data = self.directories["/data"]
+        self.data = self.directories.get("/data", 0)
 
     def call(self, interface: str, name: str, *arguments: Any) -> Any:
         return self.functions[interface][name](*arguments)
@@ -57,6 +70,13 @@ class Program:
         handle = self.file("open-at", self.directories[at], FOLLOW, path, opening, flags)
         assert isinstance(handle, ResourceHost), handle
         return int(handle.rep)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    readable, writable = os.pipe()
+    yield readable, writable
+    os.close(readable)
 
 
 @pytest.fixture
@@ -210,52 +230,93 @@ def test_waiting(store: Store) -> None:
     program.call("wasi:io/poll", "[method]pollable.block", past)
 
 
-MAKES_A_FOLDER = """(component
-  (import "wasi:filesystem/types@0.2.1" (instance $types
-    (export "descriptor" (type $d (sub resource)))
-    (type $codes (enum "access" "exist" "io"))
-    (export "error-code" (type $code (eq $codes)))
-    (export "[method]descriptor.create-directory-at"
-      (func (param "self" (borrow $d)) (param "path" string) (result (result (error $code)))))))
-  (alias export $types "descriptor" (type $descriptor))
-  (alias export $types "[method]descriptor.create-directory-at" (func $make))
-  (import "wasi:filesystem/preopens@0.2.1" (instance $preopens
-    (alias outer 1 $descriptor (type $outer))
-    (export "descriptor" (type $d (eq $outer)))
-    (export "get-directories" (func (result (list (tuple (own $d) string)))))))
-  (alias export $preopens "get-directories" (func $directories))
-  (core module $memory
-    (memory (export "memory") 1)
-    (global $free (mut i32) (i32.const 1024))
-    (data (i32.const 16) "made")
-    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
-      (global.set $free (i32.add (global.get $free) (i32.const 64)))
-      (global.get $free)))
-  (core instance $memory (instantiate $memory))
-  (core func $make (canon lower (func $make) (memory (core memory $memory "memory"))))
-  (core func $directories (canon lower (func $directories)
-    (memory (core memory $memory "memory")) (realloc (core func $memory "realloc"))))
-  (core module $m
-    (import "memory" "memory" (memory 1))
-    (import "host" "make" (func $make (param i32 i32 i32 i32)))
-    (import "host" "directories" (func $directories (param i32)))
-    (func (export "run") (result i32)
-      (call $directories (i32.const 64))
-      (call $make (i32.load (i32.load (i32.const 64))) (i32.const 16) (i32.const 4) (i32.const 80))
-      (i32.load8_u (i32.const 80))))
-  (core instance $i (instantiate $m (with "memory" (instance $memory))
-    (with "host" (instance
-      (export "make" (func $make)) (export "directories" (func $directories))))))
-  (func $run (result (result)) (canon lift (core func $i "run")))
-  (instance $r (export "run" (func $run)))
-  (export "wasi:cli/run@0.2.1" (instance $r)))"""
+def test_waiting_for_ever_and_for_nothing(store: Store) -> None:
+    program = Program(store, "clock:monotonic")
+    clock = "wasi:clocks/monotonic-clock"
+    for name in ("subscribe-duration", "subscribe-instant"):
+        never = program.call(clock, name, (1 << 64) - 1).rep
+        assert program.call("wasi:io/poll", "[method]pollable.ready", never) is False
+        soon = program.call(clock, "subscribe-duration", 1).rep
+        assert program.call("wasi:io/poll", "poll", [never, soon, soon]) == [1, 2]
+    with pytest.raises(TrapError, match="empty list"):
+        program.call("wasi:io/poll", "poll", [])
 
 
-def test_a_component_has_sealed_folders(store: Store) -> None:
-    program = load(wat2wasm(MAKES_A_FOLDER))
-    grants = Grants(sealed=(SealedFolder("/", "data", read_only=False),))
-    surroundings = Surroundings(("app",), grants, store=store)
-    assert program.start(surroundings).exit_code() == 0
-    assert store.stat("/files/data/made").kind == "directory"
-    # It is there already, which is an error that the program is told.
-    assert program.start(surroundings).exit_code() == 1
+def test_numbers_that_are_too_large(program: Program) -> None:
+    fd = program.opened("a", {"create"}, BOTH)
+    out = program.file("write-via-stream", fd, 0).rep
+    assert program.stream("output-stream.write-zeroes", out, 3) is None
+    for name in ("write-zeroes", "blocking-write-zeroes-and-flush"):
+        with pytest.raises(TrapError, match="check-write"):
+            program.stream(f"output-stream.{name}", out, (1 << 64) - 1)
+    largest = (1 << 64) - 1
+    at: Any = Record()
+    at.seconds, at.nanoseconds = largest, 999_999_999
+    late, kept = Variant("timestamp", at), Variant("no-change")
+    assert program.file("set-times", fd, late, kept) == Failed("overflow")
+    assert program.file("set-times-at", fd, set(), "a", kept, late) == Failed("overflow")
+    assert program.file("read", fd, largest, 1) == (b"\0\0", False)
+    assert program.file("read", fd, largest, largest) == Failed("invalid")
+    assert isinstance(program.file("write", fd, b"x", largest), Failed)
+    assert isinstance(program.file("set-size", fd, largest), Failed)
+    assert program.file("advise", fd, largest, largest, "random") == Failed("invalid")
+    far = program.file("read-via-stream", fd, largest).rep
+    assert isinstance(program.stream("input-stream.blocking-skip", far, largest), Failed)
+
+
+def test_handles_are_numbered_anew(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = program.stream("output-stream.subscribe", program.data).rep
+    program.preview2.drop(before)
+    for _ in range(1000):
+        handle = program.stream("output-stream.subscribe", program.data).rep
+        assert handle == before
+        program.preview2.drop(handle)
+    monkeypatch.setattr(preview2, "HANDLES_MAX", before + 2)
+    kept = [program.stream("output-stream.subscribe", program.data).rep for _ in range(3)]
+    assert sorted(kept) == [before, before + 1, before + 2]
+    with pytest.raises(LimitError, match="drop what it does not need"):
+        program.stream("output-stream.subscribe", program.data)
+
+
+def test_writes_that_return_when_they_are_durable(program: Program) -> None:
+    for flag in ("file-integrity-sync", "data-integrity-sync", "requested-write-sync"):
+        fd = program.opened("a", {"create"}, {"write", flag})
+        assert program.file("get-flags", fd) == {"write", flag}
+
+
+def test_standard_input(pipe: tuple[int, int]) -> None:
+    readable, writable = pipe
+    program = Program.with_streams(readable, 1, 2)
+    into = program.call("wasi:cli/stdin", "get-stdin").rep
+    assert program.stream("input-stream.read", into, 9) == b""
+    waiting = program.stream("input-stream.subscribe", into).rep
+    assert program.call("wasi:io/poll", "[method]pollable.ready", waiting) is False
+    os.write(writable, b"given")
+    assert program.call("wasi:io/poll", "poll", [waiting]) == [0]
+    assert program.stream("input-stream.read", into, 2) == b"gi"
+    assert program.stream("input-stream.blocking-read", into, 9) == b"ven"
+    os.close(writable)
+    assert program.stream("input-stream.read", into, 9) == Failed(None)
+    assert program.call("wasi:cli/terminal-stdin", "get-terminal-stdin") is None
+    program.wasi.close()
+
+
+def test_standard_input_that_is_closed() -> None:
+    # Every number above is free in this process.
+    program = Program.with_streams(1 << 20, 1 << 20, 1 << 20)
+    into = program.call("wasi:cli/stdin", "get-stdin").rep
+    waiting = program.stream("input-stream.subscribe", into).rep
+    assert program.call("wasi:io/poll", "poll", [waiting]) == [0]
+    assert isinstance(program.stream("input-stream.read", into, 1), Failed)
+    program.wasi.close()
+
+
+def test_terminals() -> None:
+    outer, inner = os.openpty()
+    program = Program.with_streams(inner, inner, inner)
+    for name in ("stdin", "stdout", "stderr"):
+        handle = program.call(f"wasi:cli/terminal-{name}", f"get-terminal-{name}")
+        assert isinstance(handle, ResourceHost)
+    program.wasi.close()
+    os.close(outer)
+    os.close(inner)
