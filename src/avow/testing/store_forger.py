@@ -19,6 +19,7 @@ SLOT_BYTES: Final = 4096
 _POINTER_BYTES: Final = 48
 _FANOUT: Final = 85
 _RECORD_BYTES: Final = 128
+_SEQUENCE_AT: Final = 32
 _BODY_AT: Final = 1776
 _BODY_NONCE_AT: Final = 1752
 _TABLE_POINTER_AT: Final = 32
@@ -36,21 +37,31 @@ class StoreForger:
         self.image = bytearray(container)
         self._root: RootRecord = max(root_records(container, key), key=lambda root: root.sequence)
 
-    def forge(self, change: Change, change_body: Callable[[bytes], bytes] = bytes) -> bytes:
-        """The container with what was changed."""
+    def forge(
+        self,
+        change: Change,
+        change_body: Callable[[bytes], bytes] = bytes,
+        *,
+        sequence: int | None = None,
+    ) -> bytes:
+        """The container with what was changed, as the commit `sequence`."""
         root = self._root
+        sequence = root.sequence if sequence is None else sequence
+        number = struct.pack("<Q", sequence)
         slot = root.copy * SLOT_BYTES
         record = self.image[slot : slot + SLOT_BYTES]
         cipher = AESGCM(xaes_key(root.data_keys[-1], root.body_nonce))
         nonce, data = root.body_nonce[12:], bytes(record[:_BODY_NONCE_AT])
-        body = cipher.decrypt(nonce, bytes(record[_BODY_AT:]), data)
+        body = number + cipher.decrypt(nonce, bytes(record[_BODY_AT:]), data)[8:]
+        record[_SEQUENCE_AT : _SEQUENCE_AT + 8] = number
+        data = bytes(record[:_BODY_NONCE_AT])
         end = _TABLE_POINTER_AT + _POINTER_BYTES
         pointer = self._block(
             body[_TABLE_POINTER_AT:end], Place(0, root.table_height - 1, 0), change
         )
         body = change_body(body[:_TABLE_POINTER_AT] + pointer + body[end:])
         record[_BODY_AT:] = cipher.encrypt(nonce, body, data)
-        for copy in (root.copy % 2, 2 + root.copy % 2):
+        for copy in (sequence % 2, 2 + sequence % 2):
             self.image[copy * SLOT_BYTES : (copy + 1) * SLOT_BYTES] = record
         return bytes(self.image)
 

@@ -375,22 +375,23 @@ def least_height(size: int) -> int:
 def root_records(container: bytes | bytearray, key: bytes) -> list[RootRecord]:
     """Section "Opening": every copy that opens with the key. At least one, or it raises."""
     opened: list[RootRecord] = []
-    slot_found = False
+    slot_found = slot_missing = False
     for copy in range(ROOT_COPIES):
         raw = bytes(container[copy * SLOT_BYTES : (copy + 1) * SLOT_BYTES])
         if len(raw) < SLOT_BYTES or raw[:8] != MAGIC:
             continue
         found = _key_slot(raw, key)
         if found is None:
+            slot_missing = True
             continue
         slot_found = True
         record = _open_record(copy, raw, key, found)
         if record is not None:
             opened.append(record)
     if not opened:
-        if slot_found:
+        if slot_found and not slot_missing:
             raise DamagedError("no root record opens, though the key has a slot")
-        raise WrongKeyError("no root record has a slot for the key")
+        raise WrongKeyError("not every root record has a slot for the key")
     if len({record.store_id for record in opened}) > 1:
         raise DamagedError("the root records are of different stores")
     return opened

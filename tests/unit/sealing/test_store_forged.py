@@ -118,6 +118,10 @@ def test_forged_bodies(at: int, value: int) -> None:
 
 def record(number: int, offset: int, raw: bytes) -> bytes:
     """The container with some bytes of an inode's record changed."""
+    return record_in(STORE, number, offset, raw)
+
+
+def record_in(image: bytes, number: int, offset: int, raw: bytes) -> bytes:
 
     def change(place: Place, block: bytes) -> bytes:
         if (place.inode, place.level, place.index) != (0, 0, number // 32):
@@ -125,7 +129,7 @@ def record(number: int, offset: int, raw: bytes) -> bytes:
         at = number % 32 * 128 + offset
         return block[:at] + raw + block[at + len(raw) :]
 
-    return StoreForger(STORE, KEY).forge(change)
+    return StoreForger(image, KEY).forge(change)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +202,48 @@ def test_directories_that_are_found_on_many_ways_come_to_an_end() -> None:
             store.listdir("/files")
         inner = NativeDamage(inode=2, level=0, index=0)
         assert str(store._damage(inner)) == "inode 2: block 0 (level 0)"
+
+
+def test_a_directory_has_no_holes_however_large_it_says_it_is() -> None:
+    """Whoever looks through all its blocks would not come to an end."""
+    with Store.open_on(SimulatedDisk(STORE), KEY, read_only=True) as store:
+        empty = store.stat("/journal").inode
+    forged = record(empty, 8, struct.pack("<Q", 85**6 * SLOT))
+    forged = record_in(forged, empty, 1, b"\x07")
+    with pytest.raises(DamagedError):
+        Store.open_on(SimulatedDisk(forged), KEY).abandon()
+
+
+def test_a_hole_in_a_directory_is_damage() -> None:
+    """Below its first block of pointers, too."""
+    disk = SimulatedDisk(STORE)
+    with Store.open_on(disk, KEY) as store:
+        inode = store.stat("/files/d").inode
+        for number in range(60):
+            store.make_file(f"/files/d/{'n' * 200}{number}")
+
+    def change(place: Place, block: bytes) -> bytes:
+        if (place.inode, place.level) != (inode, 1):
+            return block
+        return block[:48] + bytes(48) + block[96:]
+
+    forged = StoreForger(bytes(disk.image), KEY).forge(change)
+    with pytest.raises(DamagedError, match=r"/files/d: block 0 \(level 1\)"):
+        Store.open_on(SimulatedDisk(forged), KEY).abandon()
+
+
+def test_the_last_sequence_there_is_is_damage() -> None:
+    """The next commit would have none."""
+
+    def forged(sequence: int) -> SimulatedDisk:
+        image = bytearray(StoreForger(STORE, KEY).forge(lambda _, block: block, sequence=sequence))
+        for other in ((sequence + 1) % 2, 2 + (sequence + 1) % 2):
+            image[other * SLOT : (other + 1) * SLOT] = bytes(SLOT)
+        return SimulatedDisk(bytes(image))
+
+    last = (1 << 64) - 1
+    with pytest.raises(DamagedError, match="root record"):
+        Store.open_on(forged(last), KEY).abandon()
+    store = Store.open_on(forged(last - 1), KEY, read_only=True)
+    assert store.root.sequence == last - 1
+    store.abandon()

@@ -50,7 +50,8 @@ pub fn rewrite(store: *Store, now_ns: u64) Error!void {
     try commit.commit(store, now_ns);
     const old = try store.allocator.create(xaes.Keyring);
     old.* = .{ .keys = store.ring.keys, .count = store.ring.count };
-    const newest = store.ring.keys[store.ring.newest()];
+    var newest = store.ring.keys[store.ring.newest()];
+    defer std.crypto.secureZero(u8, &newest);
     store.ring.wipe();
     store.ring.keys[0] = newest;
     store.ring.count = 1;

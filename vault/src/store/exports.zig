@@ -322,5 +322,5 @@ export fn avow_store_compact(store: *Store, rewrite: u32, now_ns: u64) callconv(
 
 /// XAES-256-GCM for the test with the published vectors: `into` takes 16 bytes more than `plain` has.
 export fn avow_vault_xaes_seal(key: *const format.Key, nonce: *const format.Nonce, plain: [*]const u8, plain_bytes: usize, ad: [*]const u8, ad_bytes: usize, into: [*]u8) callconv(.c) void {
-    xaes.seal(key.*, nonce, into[0 .. plain_bytes + format.TAG_BYTES], plain[0..plain_bytes], ad[0..ad_bytes]);
+    xaes.seal(key, nonce, into[0 .. plain_bytes + format.TAG_BYTES], plain[0..plain_bytes], ad[0..ad_bytes]);
 }

@@ -99,6 +99,7 @@ pub fn open(store: *Store, owner: *const format.Key, read_only: bool, now_ns: u6
     if (root.kind != .directory or root.parent != store_file.ROOT or root.links != 1) return store.damagedAt(0, 0, 0);
     store.is_read_only = read_only;
     if (read_only) return;
+    try roots.settle(store);
     try removeOrphans(store, now_ns);
 }
 
@@ -124,8 +125,10 @@ fn walk(store: *Store, inode: *Inode, level: u8, index: u64, pointer: format.Poi
     for (0..format.FANOUT) |at| {
         const child = index * format.FANOUT + at;
         const below = try tree.decodeIn(store, inode, frame, child);
-        if (below.isHole()) continue;
-        if (child * format.SPAN[level - 1] >= blocks) return store.damagedAt(inode.number, level, index);
+        const is_behind = child * format.SPAN[level - 1] >= blocks;
+        // A directory is as large as the blocks that it has, so whoever looks through it comes to an end.
+        const is_wrong = if (below.isHole()) inode.kind == .directory and !is_behind else is_behind;
+        if (is_wrong) return store.damagedAt(inode.number, level, index);
         try walk(store, inode, level - 1, child, below);
     }
 }
@@ -150,6 +153,7 @@ fn walkRecords(store: *Store, block: *format.Block, index: u64) Error!void {
             .root = record.root,
         };
         if (record.links == 0) try store.orphans.append(store.allocator, number);
+        if (inode.kind == .directory and inode.height != 0 and inode.root.isHole()) return store.damagedAt(0, 0, index);
         if (inode.height != 0) try walk(store, &inode, inode.height - 1, 0, inode.root);
     }
 }

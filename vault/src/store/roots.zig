@@ -43,6 +43,8 @@ pub const Root = struct {
     committed_ns: u64 = 0,
     /// SHA-256 of `record`.
     digest: [32]u8 = @splat(0),
+    /// The slot that `record` was found in.
+    found_in: u64 = 0,
     damaged_copies: u32 = 0,
     /// The keys or the anchor: a commit is due though no block changed.
     is_changed: bool = false,
@@ -118,7 +120,7 @@ pub fn sealKeySlot(store: *Store, index: usize, owner: *const Key) void {
     slot[0..KEY_ID_BYTES].* = id;
     slot[8..32].* = store.nonce();
     const ad = slotAd(&store.root.record, id);
-    xaes.seal(key, slot[8..32], slot[32..80], &store.ring_key, &ad);
+    xaes.seal(&key, slot[8..32], slot[32..80], &store.ring_key, &ad);
     store.root.is_changed = true;
 }
 
@@ -130,7 +132,7 @@ pub fn sealKeyring(store: *Store) void {
     for (store.ring.keys[0..store.ring.count], 0..) |*key, at| plain[8 + at * format.KEY_BYTES ..][0..format.KEY_BYTES].* = key.*;
     const record = &store.root.record;
     record[RING_NONCE_AT..RING_AT].* = store.nonce();
-    xaes.seal(store.ring_key, record[RING_NONCE_AT..RING_AT], record[RING_AT..BODY_NONCE_AT], &plain, record[0..HEAD_BYTES]);
+    xaes.seal(&store.ring_key, record[RING_NONCE_AT..RING_AT], record[RING_AT..BODY_NONCE_AT], &plain, record[0..HEAD_BYTES]);
     store.root.is_changed = true;
 }
 
@@ -206,7 +208,7 @@ pub fn open(store: *Store, owner: *const Key) Error!Body {
         store.ring.keys = opened.ring.keys;
     }
     const newest = best orelse return refuse(store, &verdicts);
-    store.root = .{ .record = records[newest], .sequence = body.sequence, .anchor = body.anchor, .committed_ns = body.committed_ns };
+    store.root = .{ .record = records[newest], .sequence = body.sequence, .anchor = body.anchor, .committed_ns = body.committed_ns, .found_in = newest };
     store.id = records[newest][16..32].*;
     Sha256.hash(&records[newest], &store.root.digest, .{});
     for (&records, verdicts, 0..) |*record, verdict, at| {
@@ -224,16 +226,27 @@ pub fn open(store: *Store, owner: *const Key) Error!Body {
     return body;
 }
 
+/// Makes the record that was found durable, which it need not be: whoever wrote it may have died, or
+/// have failed to sync. Before that nothing that the record before it reaches may be overwritten.
+/// The copy that was found stays untouched meanwhile.
+pub fn settle(store: *Store) Error!void {
+    const other = (store.root.found_in + 2) % COPIES;
+    try store.disk.writeAll(other * format.BLOCK_BYTES, &store.root.record);
+    try store.disk.makeDurable();
+}
+
 /// As a level in a report of damage: no block, but the root records.
 pub const DAMAGE_ROOT = 254;
 
 fn refuse(store: *Store, verdicts: []const Verdict) Error {
-    var has_store = false;
+    // A rotation that was cut leaves records without the key beside one with it that was never whole.
+    for (verdicts) |verdict| {
+        if (verdict == .not_for_key) return error.WrongKey;
+    }
     for (verdicts) |verdict| {
         if (verdict == .bad) return store.damagedAt(0, DAMAGE_ROOT, 0);
-        if (verdict == .not_for_key) has_store = true;
     }
-    return if (has_store) error.WrongKey else error.Malformed;
+    return error.Malformed;
 }
 
 fn sequenceOf(record: *const format.Block) u64 {
@@ -262,17 +275,19 @@ fn openWith(record: *const format.Block, slot: *const [KEY_SLOT_BYTES]u8, owner:
     var key = slotKey(owner, record[16..32]);
     defer std.crypto.secureZero(u8, &key);
     const ad = slotAd(record, id);
-    try xaes.open(key, slot[8..32], &into.ring_key, slot[32..80], &ad);
+    try xaes.open(&key, slot[8..32], &into.ring_key, slot[32..80], &ad);
     var ring: [RING_BYTES]u8 = undefined;
     defer std.crypto.secureZero(u8, &ring);
-    try xaes.open(into.ring_key, record[RING_NONCE_AT..RING_AT], &ring, record[RING_AT..BODY_NONCE_AT], record[0..HEAD_BYTES]);
+    try xaes.open(&into.ring_key, record[RING_NONCE_AT..RING_AT], &ring, record[RING_AT..BODY_NONCE_AT], record[0..HEAD_BYTES]);
     const count = std.mem.readInt(u32, ring[0..4], .little);
     if (count == 0 or count > format.DATA_KEYS_MAX or !format.isZero(ring[4..8])) return error.Damaged;
     if (!format.isZero(ring[8 + count * format.KEY_BYTES ..])) return error.Damaged;
     into.ring = .{ .count = @intCast(count) };
     for (0..count) |at| into.ring.keys[at] = ring[8 + at * format.KEY_BYTES ..][0..format.KEY_BYTES].*;
     var plain: [BODY_BYTES]u8 = undefined;
-    try xaes.open(into.ring.keys[count - 1], record[BODY_NONCE_AT..BODY_AT], &plain, record[BODY_AT..], record[0..BODY_NONCE_AT]);
+    try xaes.open(&into.ring.keys[count - 1], record[BODY_NONCE_AT..BODY_AT], &plain, record[BODY_AT..], record[0..BODY_NONCE_AT]);
     into.body = try .decode(&plain);
     if (into.body.sequence != sequenceOf(record) or into.body.sequence == 0) return error.Damaged;
+    // There has to be one for the next commit.
+    if (into.body.sequence == std.math.maxInt(u64)) return error.Damaged;
 }

@@ -96,6 +96,7 @@ pub const Store = struct {
         std.crypto.secureZero(u8, std.mem.asBytes(&self.ring));
         std.crypto.secureZero(u8, &self.ring_key);
         allocator.destroy(self);
+        xaes.wipeStack();
     }
 
     pub fn lookup(self: *Store, dir: u64, name: []const u8) Error!u64 {

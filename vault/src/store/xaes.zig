@@ -25,12 +25,12 @@ pub const Derived = struct {
     /// There where the processor can do more at a time than the standard library asks it for.
     wide: ?wide.Keys,
 
-    pub fn init(key: format.Key) Derived {
-        const aes = Aes256.initEnc(key);
-        var subkey: [16]u8 = undefined;
-        aes.encrypt(&subkey, &@splat(0));
-        const ghash: Ghash = .initForBlockCount(&subkey, POWERS_FOR_BLOCKS);
-        return .{ .aes = aes, .ghash = ghash, .subkey = subkey, .wide = if (wide.used()) .of(aes, &ghash) else null };
+    /// In place: what is returned by value leaves copies on the stack.
+    pub fn init(self: *Derived, key: *const format.Key) void {
+        self.aes = Aes256.initEnc(key.*);
+        self.aes.encrypt(&self.subkey, &@splat(0));
+        self.ghash = .initForBlockCount(&self.subkey, POWERS_FOR_BLOCKS);
+        self.wide = if (wide.used()) .of(&self.aes, &self.ghash) else null;
     }
 
     /// `sealed` has the length of `plain`; they may be the same.
@@ -80,8 +80,9 @@ pub const Derived = struct {
 
 /// The key that belongs to the first half of a nonce: one call of the KDF of NIST SP 800-108 with
 /// CMAC, as the specification spells it out.
-pub fn derive(key: format.Key, prefix: *const [PREFIX_BYTES]u8) Derived {
-    const aes = Aes256.initEnc(key);
+pub fn derive(into: *Derived, key: *const format.Key, prefix: *const [PREFIX_BYTES]u8) void {
+    var aes = Aes256.initEnc(key.*);
+    defer std.crypto.secureZero(u8, std.mem.asBytes(&aes));
     var zero: [16]u8 = undefined;
     aes.encrypt(&zero, &@splat(0));
     const block = std.mem.readInt(u128, &zero, .big);
@@ -96,21 +97,32 @@ pub fn derive(key: format.Key, prefix: *const [PREFIX_BYTES]u8) Derived {
         std.mem.writeInt(u128, &message, std.mem.readInt(u128, &message, .big) ^ k1, .big);
         aes.encrypt(derived[half * 16 ..][0..16], &message);
     }
-    return .init(derived);
+    into.init(&derived);
 }
 
 /// Ciphertext ‖ tag, for what is sealed seldom.
-pub fn seal(key: format.Key, nonce: *const Nonce, sealed: []u8, plain: []const u8, ad: []const u8) void {
-    var derived = derive(key, nonce[0..PREFIX_BYTES]);
+pub fn seal(key: *const format.Key, nonce: *const Nonce, sealed: []u8, plain: []const u8, ad: []const u8) void {
+    var derived: Derived = undefined;
+    derive(&derived, key, nonce[0..PREFIX_BYTES]);
     defer std.crypto.secureZero(u8, std.mem.asBytes(&derived));
     derived.seal(sealed[0..plain.len], sealed[plain.len..][0..TAG_BYTES], plain, ad, nonce[PREFIX_BYTES..]);
 }
 
-pub fn open(key: format.Key, nonce: *const Nonce, plain: []u8, sealed: []const u8, ad: []const u8) error{Damaged}!void {
-    var derived = derive(key, nonce[0..PREFIX_BYTES]);
+pub fn open(key: *const format.Key, nonce: *const Nonce, plain: []u8, sealed: []const u8, ad: []const u8) error{Damaged}!void {
+    var derived: Derived = undefined;
+    derive(&derived, key, nonce[0..PREFIX_BYTES]);
     defer std.crypto.secureZero(u8, std.mem.asBytes(&derived));
     try derived.open(plain, sealed[0..plain.len], sealed[plain.len..][0..TAG_BYTES], ad, nonce[PREFIX_BYTES..]);
 }
+
+/// Overwrites what calls before this one have left on the stack: round keys that did not fit into
+/// registers, for one. It is deeper than any of them goes.
+pub noinline fn wipeStack() void {
+    var left: [STACK_BYTES]u8 = undefined;
+    std.crypto.secureZero(u8, &left);
+}
+
+const STACK_BYTES = 64 << 10;
 
 /// The data keys of a store, and the derived keys that were used last.
 pub const Keyring = struct {
@@ -133,7 +145,9 @@ pub const Keyring = struct {
         const prefix = nonce[0..PREFIX_BYTES];
         const place = &self.places[(prefix[0] ^ @as(usize, generation)) % PLACES];
         if (place.generation != generation or !std.mem.eql(u8, &place.prefix, prefix)) {
-            place.* = .{ .generation = generation, .prefix = prefix.*, .derived = derive(self.keys[generation], prefix) };
+            derive(&place.derived, &self.keys[generation], prefix);
+            place.generation = generation;
+            place.prefix = prefix.*;
         }
         return &place.derived;
     }
