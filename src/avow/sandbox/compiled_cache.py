@@ -24,6 +24,8 @@ from avow.sandbox.engine_settings import Settings, fingerprint
 
 FOLDER: Final = "/cache"
 ENTRIES_MAX: Final = 32
+# All of them; the newest stays, whatever its size.
+BYTES_MAX: Final = 512 << 20
 
 _LABEL: Final = b"avow compiled code v1"
 _MAGIC: Final = b"AVOWCODE"
@@ -85,7 +87,7 @@ class CompiledCache:
         return entry[_HEADER.size :]
 
     def keep(self, key: bytes, code: bytes) -> None:
-        """Keep `code` under `key`; the oldest of too many entries go."""
+        """Keep `code` under `key`; the oldest of too many entries, or of too large ones, go."""
         files, path = self._files, _path(key)
         if files.exists(_UNFINISHED):
             files.remove(_UNFINISHED)
@@ -94,9 +96,13 @@ class CompiledCache:
         files.write(_UNFINISHED, _HEADER.pack(_MAGIC, key, len(code)) + code)
         files.rename(_UNFINISHED, path)
         entries = sorted(files.listdir(FOLDER), key=lambda each: each.stat.modified_ns)
-        others = [f"{FOLDER}/{each.name}" for each in entries]
-        for old in [name for name in others if name != path][: max(0, len(others) - ENTRIES_MAX)]:
-            files.remove(old)
+        count, total = len(entries), sum(each.stat.size_bytes for each in entries)
+        for old in entries:
+            name = f"{FOLDER}/{old.name}"
+            if name == path or (count <= ENTRIES_MAX and total <= BYTES_MAX):
+                continue
+            files.remove(name)
+            count, total = count - 1, total - old.stat.size_bytes
 
 
 def key_of(module_sha256: bytes, settings: Settings, kind: str) -> bytes:

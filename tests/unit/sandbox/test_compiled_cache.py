@@ -12,7 +12,7 @@ import pytest
 from wasmtime import Module, wat2wasm
 
 from avow.errors import DamagedError, ModuleError
-from avow.sandbox import engine_settings
+from avow.sandbox import compiled_cache, engine_settings
 from avow.sandbox.compiled_cache import ENTRIES_MAX, CompiledCache, key_of
 from avow.sandbox.engine_settings import program_settings
 from avow.sandbox.limits import Limits
@@ -65,8 +65,11 @@ class Files:
 
     def listdir(self, path: str) -> list[Entry]:
         return [
-            Entry(name.removeprefix(path + "/"), SimpleNamespace(modified_ns=self.written[name]))
-            for name in self.content
+            Entry(
+                name.removeprefix(path + "/"),
+                SimpleNamespace(modified_ns=self.written[name], size_bytes=len(content)),
+            )
+            for name, content in self.content.items()
         ]
 
 
@@ -198,6 +201,19 @@ def test_the_oldest_go(files: Files) -> None:
     for key in keys:
         cache.keep(key, b"code")
     assert [cache.find(key) for key in keys] == [None] * 3 + [b"code"] * ENTRIES_MAX
+
+
+def test_large_ones_go_too(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_cache, "BYTES_MAX", 1000)
+    cache = cache_of(files)
+    small, half, other, large = (bytes([n]) * 32 for n in range(4))
+    for key, size in ((small, 10), (half, 500), (other, 300)):
+        cache.keep(key, bytes(size))
+    assert [cache.find(key) is None for key in (small, half, other)] == [False] * 3
+    cache.keep(small, bytes(200))
+    assert [cache.find(key) is None for key in (small, half, other)] == [False, True, False]
+    cache.keep(large, bytes(2000))
+    assert list(files.content) == [f"/cache/{large.hex()}"]
 
 
 def test_what_was_left_unfinished_does_no_harm(files: Files) -> None:
