@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import random
 import socket
@@ -231,6 +232,23 @@ def test_what_cannot_be_is_an_io_error(tmp_path: Path, name: str, lie: str) -> N
         with pytest.raises(FailedError) as caught:
             CALLS[name](guest)
         assert caught.value.errno == Errno.IO
+
+
+def test_what_was_replaced_before_can_still_be_called() -> None:
+    """A host that lies now and then asks the one that was there before."""
+    asked: list[int] = []
+
+    def give_way(_: int) -> int:
+        asked.append(1)
+        return 0
+
+    with bare_guest() as guest:
+        guest.wasi.replace("yield", give_way)
+        del give_way
+        LyingHost(guest.wasi, random.Random(1), rate=0.0)
+        gc.collect()
+        guest.call("sched_yield")
+    assert asked == [1]
 
 
 def test_plain_reads_are_checked_too(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class Wasi:
         # Re-entrant, because a signal handler may interrupt in the middle of `close`.
         self._ending_lock = threading.RLock()
         self._last = (0, 0)
-        self._kept: dict[str, Any] = {}
+        self._kept: list[Any] = []
         self._store = store
         self._memory_folders = MemoryFolders()
         self._connect = connect
@@ -367,7 +367,8 @@ class Wasi:
     def replace(self, name: str, function: Callable[..., Any]) -> None:
         """Put another host function into the table (`HOST_FUNCTIONS`): for tests."""
         callback = HOST_FUNCTIONS[name](function)
-        self._kept[name] = callback
+        # All of them, since `native` may have given an earlier one away.
+        self._kept.append(callback)
         table = self._library.avow_wasi_host(self._open_handle()).contents
         setattr(table, name, _address(callback))
 

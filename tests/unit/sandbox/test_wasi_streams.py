@@ -526,6 +526,30 @@ def test_only_granted_connections() -> None:
         assert guest.errno("path_create_directory", ROOT, *guest.path("x")) == Errno.ROFS
 
 
+def test_a_folder_that_was_granted_as_root_does_not_hide_what_is_missing(tmp_path: Path) -> None:
+    """Without a connection there is no `/net`, so its paths lead into `/`."""
+    denied: list[str] = []
+    directories = [PlainDirectory("/", tmp_path)]
+    with (
+        sealed_guest(on_denied=denied.append) as sealed,
+        bare_guest(directories=directories, on_denied=denied.append) as plain,
+    ):
+        for guest in (sealed, plain):
+            for path, expected in (
+                ("net/tcp/a:1", Errno.ACCES),
+                ("net/tcp", Errno.NOENT),
+                ("x/tcp/a:1", Errno.NOENT),
+            ):
+                with pytest.raises(FailedError) as caught:
+                    guest.open(path, rights=READ_RIGHTS)
+                assert caught.value.errno == expected, path
+        sealed.mkdir("net")
+        sealed.mkdir("net/tcp")
+        sealed.file("net/tcp/a:1", b"a file of its own")
+        assert sealed.content("net/tcp/a:1") == b"a file of its own"
+    assert denied == ["tcp:a:1"] * 2
+
+
 def test_names_that_do_not_resolve() -> None:
     def connect(host: str, port: int) -> int:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")

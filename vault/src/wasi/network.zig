@@ -46,6 +46,16 @@ pub fn refuse(self: *Wasi, path: []const u8) Error {
     return error.NOENT;
 }
 
+/// Without a connection that was granted there is no `/net`, and its paths lead into what was granted as
+/// `/`: a program that finds nothing there lacks a grant, too.
+pub fn unlessEndpoint(self: *Wasi, directory: *const Descriptor, path: []const u8, err: Error) Error {
+    if (err != error.NOENT or self.endpoints.items.len != 0) return err;
+    if (!std.mem.eql(u8, directory.guest_name, "/")) return err;
+    const text = plainly(path);
+    if (!std.mem.startsWith(u8, text, "net/" ++ PROTOCOL)) return err;
+    return refuseEndpoint(self, text[4 + PROTOCOL.len ..]);
+}
+
 fn refuseEndpoint(self: *Wasi, endpoint: []const u8) Error {
     self.denied(&.{ "tcp:", endpoint });
     return error.ACCES;

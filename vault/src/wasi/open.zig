@@ -71,11 +71,12 @@ pub fn path_open(
         .inheriting = inheriting,
         .flags = @intCast(fdflags),
     };
-    const number = switch (directory.kind) {
-        .sealed_directory => try openSealed(self, directory, request),
-        .plain_directory => try openPlain(self, directory, request),
-        else => try openOther(self, directory, request),
+    const result = switch (directory.kind) {
+        .sealed_directory => openSealed(self, directory, request),
+        .plain_directory => openPlain(self, directory, request),
+        else => openOther(self, directory, request),
     };
+    const number = result catch |err| return network.unlessEndpoint(self, directory, request.path, err);
     try memory.put(u32, opened_fd, number);
 }
 
