@@ -11,16 +11,20 @@ import pytest
 
 from avow.cli import store_keys
 from avow.cli.anchors import open_anchor
+from avow.cli.store_opening import StoreKeys, is_there, make_store, open_store
 from avow.errors import (
+    AvowError,
     DeniedError,
     MalformedError,
     RolledBackError,
     UnavailableError,
     UntrustedError,
+    WrongKeyError,
 )
 from avow.evidence.claims import Workload
 from avow.sealing.anchor import Step, begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding, bind_key
+from avow.sealing.store import Store
 from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import Measuring
 from avow.tee.tpm.device import TpmDevice
@@ -224,7 +228,7 @@ def test_owner_keys_from_a_tpm(
     assert store_keys.owner_key(f"tpm:{path}", BINDING, device=device) == key
     assert key not in path.read_bytes()
     (line,) = said
-    pinned = line.split("--key ")[1]
+    pinned = line.split("write down the source ")[1]
     assert store_keys.owner_key(pinned, BINDING, device=device) == key
     assert f"tpm:{path}@0,7#000b" in pinned
     with pytest.raises(DeniedError, match="sealed to the PCRs"):
@@ -246,6 +250,93 @@ def test_owner_keys_from_the_tpm_of_the_environment(
     monkeypatch.setenv("AVOW_TPM_TCTI", fresh_tpm.tcti)
     key = store_keys.new_owner_key(f"tpm:{tmp_path / 'k'}", BINDING)
     assert store_keys.owner_key(f"tpm:{tmp_path / 'k'}", BINDING) == key
+
+
+@pytest.fixture
+def folder(tpm: SoftwareTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a store and its keys go, on a machine with a TPM."""
+    monkeypatch.setenv("AVOW_TPM_TCTI", tpm.tcti)
+    return tmp_path
+
+
+def keys_in(
+    folder: Path, said: list[str], *, also: bool = True, binding: KeyBinding = BINDING
+) -> StoreKeys:
+    owned = f"file:{folder / 'owner.key'}" if also else None
+    source = f"tpm:{folder / 'store.tpm'}"
+    return StoreKeys(source, owned, lambda: binding, None, False, said.append)
+
+
+def plant(folder: Path, device: TpmDevice) -> bytes:
+    """The host's own key, sealed on this very machine to what will run: which key that is."""
+    blob, _ = seal(device, SECRET, RUNS)
+    (folder / "store.tpm").write_bytes(blob.encoded())
+    return bind_key(SECRET, BINDING)
+
+
+def test_an_update_seals_a_new_key_for_who_has_the_owners(folder: Path) -> None:
+    updated = replace(BINDING, runtime=b"u" * 32)
+    with make_store(folder / "store", keys_in(folder, [])) as store:
+        store.make_file("/files/kept")
+    before = (folder / "store.tpm").read_bytes()
+    with pytest.raises(DeniedError, match="PCRs 23"):
+        open_store(folder / "store", keys_in(folder, [], also=False, binding=updated))
+    said: list[str] = []
+    with open_store(folder / "store", keys_in(folder, said, binding=updated)) as store:
+        assert store.exists("/files/kept")
+    assert any("added the first key" in line for line in said)
+    with open_store(folder / "store", keys_in(folder, [], also=False, binding=updated)):
+        pass
+    # What the one before the update needs is kept.
+    (old,) = folder.glob("store.tpm.*.old")
+    assert old.read_bytes() == before
+    old.replace(folder / "store.tpm")
+    with open_store(folder / "store", keys_in(folder, [], also=False)):
+        pass
+
+
+def test_a_key_that_the_host_has_put_there_is_not_added(folder: Path, device: TpmDevice) -> None:
+    with make_store(folder / "store", keys_in(folder, [])):
+        pass
+    theirs = plant(folder, device)
+    with open_store(folder / "store", keys_in(folder, [])):
+        pass
+    with pytest.raises(WrongKeyError):
+        Store.open(folder / "store", theirs)
+    with open_store(folder / "store", keys_in(folder, [], also=False)):
+        pass
+
+
+def test_a_key_that_the_host_has_put_there_gets_no_new_store(
+    folder: Path, device: TpmDevice
+) -> None:
+    plant(folder, device)
+    with pytest.raises(UnavailableError, match="may know what is in it"):
+        make_store(folder / "store", keys_in(folder, []))
+    assert (folder / "store.tpm").exists()
+    assert not is_there(folder / "store")
+
+
+def test_a_store_that_could_not_be_made_leaves_no_sealed_key(folder: Path) -> None:
+    (folder / "store").write_text("no folder")
+    with pytest.raises(AvowError):
+        make_store(folder / "store", keys_in(folder, []))
+    assert not (folder / "store.tpm").exists()
+    (folder / "store").unlink()
+    with make_store(folder / "store", keys_in(folder, [])):
+        pass
+
+
+def test_a_store_with_eight_keys_gets_no_ninth(folder: Path) -> None:
+    with make_store(folder / "store", keys_in(folder, [])) as store:
+        for number in range(1, 7):
+            store.add_key(bytes([number] * 32))
+        store.commit()
+    before = (folder / "store.tpm").read_bytes()
+    updated = replace(BINDING, runtime=b"u" * 32)
+    with pytest.raises(UnavailableError, match=r"avow store keys .* --remove ID"):
+        open_store(folder / "store", keys_in(folder, [], binding=updated))
+    assert (folder / "store.tpm").read_bytes() == before
 
 
 def test_anchor_on_a_tpm(fresh_tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def notes(running: ServiceProcess) -> str:
 def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
     container = tmp_path / "state" / "store.avow"
     with service(*arguments(tmp_path, "--new-store")) as running:
-        pinned = notes(running).partition("write down --key ")[2]
+        pinned = notes(running).partition("write down the source ")[2]
     assert pinned.startswith(f"tpm:{tmp_path / 'store.tpm'}@0,7#000b")
     shutil.copyfile(container, tmp_path / "old")
     # With the name of the TPM's storage key, as printed.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,19 @@ def test_a_file_is_the_owners_key(tmp_path: Path) -> None:
     assert store_keys.owner_key(source, BINDING, simulated=True) == key
     with pytest.raises(UnavailableError, match="never replaced"):
         store_keys.new_owner_key(source)
+
+
+def test_keys_are_in_no_core_dump(tmp_path: Path) -> None:
+    """In a process of its own: what is switched off there stays so."""
+    program = (
+        "import ctypes, resource, sys; from avow.cli import store_keys;"
+        "getattr(store_keys, sys.argv[1])(sys.argv[2]);"
+        "print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    for function in ("new_owner_key", "owner_key"):
+        command = [sys.executable, "-c", program, function, f"file:{tmp_path / 'owner.key'}"]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+        assert done.stdout == b"0 (0, 0)\n"
 
 
 def test_new_keys_differ(tmp_path: Path) -> None:
@@ -102,6 +118,10 @@ def test_sources_that_are_none(source: str) -> None:
 def test_a_sealed_key_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="No such file"):
         store_keys.owner_key(f"tpm:{tmp_path / 'absent'}", BINDING)
+    # Nobody writes to it: to wait for that would be to hang.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnavailableError, match="a regular file as the sealed key"):
+        store_keys.owner_key(f"tpm:{tmp_path / 'pipe'}", BINDING)
     (tmp_path / "other").write_bytes(b"something else")
     with pytest.raises(MalformedError, match="a TPM sealed for avow"):
         store_keys.owner_key(f"tpm:{tmp_path / 'other'}", BINDING)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 import queue
-import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -33,11 +28,9 @@ from avow.channel.provisioning import (
     parse_place,
 )
 from avow.channel.provisioning_messages import Taken
+from avow.cli.core_dumps import keep_out_of_core_dumps
 from avow.cli.interrupts import thread_failures
 from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
-
-# <linux/prctl.h>
-_PR_SET_DUMPABLE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +50,6 @@ def unprovisioned(configuration: Configuration) -> Unprovisioned:
             "[attestation]: secrets are for a node that has shown evidence"
         )
     return Unprovisioned(configuration, configuration_digest(configuration, FilesReadOnce()))
-
-
-def keep_out_of_core_dumps() -> None:
-    """What a process with secrets leaves behind when it crashes is a file that others may read.
-
-    Raises `UnavailableError` where the system does not let that be prevented.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # core(5): the limit does not hold where cores are piped to a program, as distributions have it.
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
-        return
-    # A library OS need not know it: the memory of its enclave is in no core.
-    if ctypes.get_errno() != errno.ENOSYS:
-        raise UnavailableError(
-            f"expected to keep secrets out of core dumps, got "
-            f"{os.strerror(ctypes.get_errno())!r}; allow prctl(PR_SET_DUMPABLE)"
-        )
 
 
 def settings_of(listen: str, owner: str) -> ProvisioningSettings:

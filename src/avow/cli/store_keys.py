@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from avow.cli.core_dumps import keep_out_of_core_dumps
 from avow.errors import DeniedError, MalformedError, UnavailableError
 from avow.sealing.keys import (
     KEY_BYTES,
@@ -19,6 +20,7 @@ from avow.sealing.keys import (
     bind_key,
     checked_key,
     read_key_file,
+    read_small_file,
     write_key_file,
     write_new_file,
 )
@@ -33,6 +35,7 @@ SOURCES: Final = "file:PATH, tpm:PATH, gramine, gramine:mrsigner, snp or provisi
 # A path, the PCRs that it is sealed to beside PCR 23, and the name of the TPM's storage key.
 _TPM: Final = re.compile(r"tpm:([^#@]+)(?:@([0-9]{1,2}(?:,[0-9]{1,2})*))?(?:#([0-9a-f]{68}))?")
 _FILE: Final = "file:"
+_SEALED: Final = "tpm:"
 _BLOB_BYTES_MAX: Final = 4096
 _PCR_MAX: Final = 23
 
@@ -50,7 +53,7 @@ def check_source(source: str) -> None:
     """Raises `MalformedError` for a text that names no source of keys; opens nothing."""
     named = source in {"gramine", "gramine:mrsigner", "snp", "provisioned"}
     in_file = source.startswith(_FILE) and source != _FILE
-    if source.startswith("tpm:"):
+    if source.startswith(_SEALED):
         _tpm_place(source)
     elif not (named or in_file):
         raise MalformedError(
@@ -63,7 +66,7 @@ def key_file(source: str) -> Path | None:
     check_source(source)
     if source.startswith(_FILE):
         return Path(source.removeprefix(_FILE))
-    return _tpm_place(source).path if source.startswith("tpm:") else None
+    return sealed_file(source)
 
 
 def owner_key(
@@ -84,6 +87,7 @@ def owner_key(
     and `UntrustedError` where somebody answers for the TPM.
     """
     check_source(source)
+    keep_out_of_core_dumps()
     if source.startswith(_FILE):
         return read_key_file(Path(source.removeprefix(_FILE)))
     if source == "provisioned":
@@ -114,32 +118,44 @@ def new_owner_key(
     simulated: bool = False,
     device: TpmDevice | None = None,
     say: Callable[[str], None] = lambda line: None,
+    replaces: bool = False,
 ) -> bytes:
     """As `owner_key`, for a store that is made: `file:` and `tpm:` make their file, which must not
-    be there. `say` is told what to write down.
+    be there. With `replaces`, a sealed key that is there is put aside. `say` is told what to write
+    down.
     """
     check_source(source)
+    keep_out_of_core_dumps()
     if source.startswith(_FILE):
         key = secrets.token_bytes(KEY_BYTES)
         write_key_file(Path(source.removeprefix(_FILE)), key)
         return key
-    if not source.startswith("tpm:") or simulated:
+    if not source.startswith(_SEALED) or simulated:
         return owner_key(source, binding, simulated=simulated, device=device)
     bound = _needed(binding, source)
     place = _tpm_place(source)
-    if place.path.exists():
+    if place.path.exists() and not replaces:
         raise UnavailableError(
-            f"expected to make the key {place.path}, got that there is one; choose another path"
+            f"expected to make the sealed key {place.path}, got that there is one: whoever put it "
+            f"there may know what is in it; move it away, or choose another path"
         )
     from avow.tee.tpm.sealing import seal
 
     secret = secrets.token_bytes(KEY_BYTES)
     with _Tpm(device) as tpm:
         blob, name = seal(tpm, secret, _workload(bound), place.pcrs, parent=place.parent)
+    if replaces:
+        _put_aside(place.path, say)
     write_new_file(place.path, blob.encoded(), "sealed key")
     made = replace(place, parent=name)
-    say(f"sealed to PCRs {', '.join(map(str, blob.pcrs))}; write down --key {made}")
+    pcrs = ", ".join(map(str, blob.pcrs))
+    say(f"sealed to PCRs {pcrs}; to name this machine's TPM too, write down the source {made}")
     return bind_key(secret, bound)
+
+
+def sealed_file(source: str) -> Path | None:
+    """The file of the sealed key that `source` names, None where it names none."""
+    return _tpm_place(source).path if source.startswith(_SEALED) else None
 
 
 def is_bound(source: str) -> bool:
@@ -152,18 +168,40 @@ def key_of_store(
     binding: KeyBinding | None,
     *,
     made: bool,
+    renewed: bool = False,
     provisioned: bytes | None = None,
     simulated: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> bytes:
-    """As `owner_key`, for a program with a store. With a store that is `made` now, the file of its
-    key is made too where it is not there; `say` is told."""
-    path = key_file(source)
-    if made and path is not None and not path.exists():
-        key = new_owner_key(source, binding, simulated=simulated, say=say)
+    """As `owner_key`, for a program with a store. `made` is the store now, or (`renewed`) the key
+    for a store that another one opened: then the file of the key is made too where it is not there,
+    and a sealed one always. `say` is told.
+
+    Who has the disk can put a sealed key there, even one that this TPM opens: what it sealed to its
+    PCRs does not say who knows it. It opens no store that there is, and gets none that there will
+    be.
+    """
+    path, sealed = key_file(source), sealed_file(source) is not None
+    if (made or renewed) and path is not None and (sealed or not path.exists()):
+        key = new_owner_key(source, binding, simulated=simulated, say=say, replaces=renewed)
         say(f"made a new key in {path}; without it nobody opens the store")
         return key
     return owner_key(source, binding, provisioned=provisioned, simulated=simulated)
+
+
+def _put_aside(path: Path, say: Callable[[str], None]) -> None:
+    """A sealed key that does not open its store any more may open another one, or this one after a
+    downgrade; so it is kept, under a name of its own."""
+    kept = path.with_name(f"{path.name}.{secrets.token_hex(4)}.old")
+    try:
+        path.replace(kept)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UnavailableError(
+            f"expected to put the sealed key {path} aside, got {error.strerror}; move it away"
+        ) from error
+    say(f"kept the sealed key that was there as {kept}")
 
 
 def _provisioned(key: bytes | None) -> bytes:
@@ -189,13 +227,7 @@ def _unsealed(source: str, binding: KeyBinding, device: TpmDevice | None) -> byt
     from avow.tee.tpm.sealing import decode_blob, unseal
 
     place = _tpm_place(source)
-    try:
-        with place.path.open("rb") as file:
-            content = file.read(_BLOB_BYTES_MAX + 1)
-    except OSError as error:
-        raise UnavailableError(
-            f"expected to read the sealed key {place.path}, got {error.strerror}; correct the path"
-        ) from error
+    content = read_small_file(place.path, _BLOB_BYTES_MAX + 1, "sealed key")
     blob = decode_blob(content, str(place.path))
     if place.pcrs and {*place.pcrs, PCR} != set(blob.pcrs):
         raise DeniedError(

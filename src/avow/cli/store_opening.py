@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from avow.cli.store_keys import is_bound, key_of_store
-from avow.errors import AvowError, DeniedError, UnavailableError
+from avow.cli.store_keys import is_bound, key_of_store, sealed_file
+from avow.errors import AvowError, DeniedError, InUseError, StorageError, UnavailableError
 from avow.sealing.keys import KeyBinding
+from avow.sealing.library import KEYS_MAX
 from avow.sealing.store import CONTAINER, Store
 
 ALSO_KEY_HELP = (
@@ -32,12 +33,13 @@ class StoreKeys:
     simulated: bool
     say: Callable[[str], None]
 
-    def of(self, source: str, *, made: bool) -> bytes:
+    def of(self, source: str, *, made: bool, renewed: bool = False) -> bytes:
         """The key (32 bytes) of one of them."""
         return key_of_store(
             source,
             self.binding() if is_bound(source) else None,
             made=made,
+            renewed=renewed,
             provisioned=self.provisioned,
             simulated=self.simulated,
             say=self.say,
@@ -51,10 +53,27 @@ def is_there(folder: Path) -> bool:
 
 def make_store(folder: Path, keys: StoreKeys) -> Store:
     """A new store, open. Raises an `AvowError`."""
-    sources = [keys.first] if keys.also is None else [keys.first, keys.also]
-    made = Store.create(folder, [keys.of(source, made=True) for source in sources])
+    made_files: list[Path] = []
+    try:
+        # The owner's first: what is wrong with it was written by somebody who can mend it.
+        owned = [] if keys.also is None else [_new(keys, keys.also, made_files)]
+        made = Store.create(folder, [_new(keys, keys.first, made_files), *owned])
+    except AvowError:
+        # It would be in the way of the next attempt, and opens nothing.
+        for path in made_files:
+            path.unlink(missing_ok=True)
+        raise
     keys.say(f"made a new store in {folder}")
     return made
+
+
+def _new(keys: StoreKeys, source: str, sealed: list[Path]) -> bytes:
+    """A key for a new store; `sealed` gets the file that was made for it by a TPM."""
+    key = keys.of(source, made=True)
+    path = sealed_file(source)
+    if path is not None:
+        sealed.append(path)
+    return key
 
 
 def open_store(folder: Path, keys: StoreKeys) -> Store:
@@ -66,11 +85,20 @@ def open_store(folder: Path, keys: StoreKeys) -> Store:
         return Store.open(folder, keys.of(keys.first, made=False))
     try:
         return Store.open(folder, keys.of(keys.first, made=False))
+    except (InUseError, StorageError):
+        # With another key it would be the same.
+        raise
     except (DeniedError, UnavailableError) as error:
         refusal = error
     store = Store.open(folder, keys.of(keys.also, made=False))
     try:
-        store.add_key(keys.of(keys.first, made=True))
+        if len(store.root.key_ids) >= KEYS_MAX:
+            raise UnavailableError(
+                f"expected room for the first key beside the {KEYS_MAX} that open the store, got "
+                f"none; remove those that nobody uses any more with `avow store keys {folder} "
+                f"--remove ID`"
+            )
+        store.add_key(keys.of(keys.first, made=False, renewed=True))
     except AvowError:
         store.abandon()
         raise

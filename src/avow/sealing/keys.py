@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -96,32 +97,42 @@ def read_key_file(path: Path) -> bytes:
 
     Raises `UnavailableError`, `DeniedError` for a file that others may read, and `MalformedError`.
     """
+    size = len(key_text(bytes(KEY_BYTES))) + 1
+    return parse_key_text(read_small_file(path, size, "key file", _check_private), str(path))
+
+
+def read_small_file(
+    path: Path,
+    size_bytes: int,
+    what: str,
+    check: Callable[[os.stat_result, Path], None] = lambda status, path: None,
+) -> bytes:
+    """The first `size_bytes` of a regular file, which is `what` to whoever named it.
+
+    `check` may refuse the file that is open. Raises `UnavailableError`, and what `check` raises.
+    """
     try:
         # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            # Of the file that is open, not of the path: that may name another by now.
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnavailableError(
+                    f"expected a regular file as the {what} {path}, got another kind; correct the "
+                    f"path"
+                )
+            check(status, path)
+            return os.read(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise UnavailableError(
-            f"expected to read the key file {path}, got {error.strerror}; correct the path, or "
-            f"make one with `avow store init`"
+            f"expected to read the {what} {path}, got {error.strerror}; correct the path"
         ) from error
-    try:
-        # Of the file that is open, not of the path: that may name another by now.
-        _check_private(os.fstat(descriptor), path)
-        content = os.read(descriptor, len(key_text(bytes(KEY_BYTES))) + 1)
-    except OSError as error:
-        raise UnavailableError(
-            f"expected to read the key file {path}, got {error.strerror}; correct the path"
-        ) from error
-    finally:
-        os.close(descriptor)
-    return parse_key_text(content, str(path))
 
 
 def _check_private(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UnavailableError(
-            f"expected a regular file as the key file {path}, got another kind; correct the path"
-        )
     if status.st_uid not in {0, os.geteuid()}:
         raise DeniedError(
             f"expected the key file {path} to belong to this user or to root, got the user id "
@@ -145,7 +156,8 @@ def write_new_file(path: Path, content: bytes, what: str) -> None:
 
     Raises `UnavailableError`, also when there is a file already: it is never replaced.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Not the process's number: in a container that is often the same again after a crash.
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.new")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
         try:

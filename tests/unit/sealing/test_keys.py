@@ -58,6 +58,13 @@ def test_key_file_comes_back(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["owner.key"]
 
 
+def test_a_draft_that_a_crash_has_left_is_not_in_the_way(tmp_path: Path) -> None:
+    """In a container the process after a crash has the same number."""
+    (tmp_path / f".owner.key.{os.getpid()}.new").touch()
+    write_key_file(tmp_path / "owner.key", KEY)
+    assert read_key_file(tmp_path / "owner.key") == KEY
+
+
 def test_key_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "owner.key"
     write_key_file(path, KEY)
