@@ -188,6 +188,61 @@ def test_idle_strangers_do_not_keep_the_owner_out() -> None:
         assert node.offers.get(timeout=PATIENCE_S).keys == SECRETS.keys
 
 
+# An owner that is slow, goes away, or says what nobody understands.
+
+
+def begun(node: Node) -> Intruder:
+    """The owner's connection, with its exchange done."""
+    connection = Intruder(node, OWNER)
+    asks(connection)
+    return connection
+
+
+def test_an_owner_that_goes_away_before_the_answer_has_provisioned_and_can_do_it_again() -> None:
+    with provisioning_node(OWNER) as node:
+        gone = begun(node)
+        gone.stream.write(FRAME)
+        gone.sock.close()
+        assert node.offers.get(timeout=PATIENCE_S).keys == SECRETS.keys
+        assert node.taken.get(timeout=PATIENCE_S) == _taken()
+        assert provision(node.port) is None
+        # What was taken stays taken, whether its owner knows it or not.
+        other = Secrets({"store": bytes(32)}, {})
+        with pytest.raises(AvowError, match="PR3"):
+            hand_over("127.0.0.1", node.port, OWNER, judge(), other, datetime.now(UTC))
+
+
+def test_an_owner_that_stops_in_the_middle_keeps_the_next_one_waiting_and_no_longer() -> None:
+    """Both have the key: the second is the same owner, whose first connection hangs."""
+    with provisioning_node(OWNER, message_timeout_s=0.3) as node:
+        hanging = [begun(node) for _ in range(2)]
+        with hanging[0].sock, hanging[1].sock:
+            hanging[0].stream.write(FRAME[:-1])
+            hanging[1].stream.write(FRAME[:3])
+            assert provision(node.port) is None
+        assert [node.refusal()[0] for _ in hanging] == ["PR4", "PR4"]
+        assert node.offers.get(timeout=PATIENCE_S).keys == SECRETS.keys
+        assert node.offers.empty()
+
+
+def test_a_message_that_is_none_is_refused_and_nothing_of_it_is_taken() -> None:
+    with provisioning_node(OWNER) as node:
+        for wrong in (
+            FRAME[:-1] + b"\1",
+            b"\xb1" + FRAME[1:],
+            b"\xb0\xff\xff\xff\xff" + FRAME[5:],
+            b"\xb0\0\0\0\0" + FRAME[5:],
+        ):
+            connection = begun(node)
+            with connection.sock:
+                connection.stream.write(wrong)
+                answer = connection.answer()
+            assert isinstance(answer, NotTaken)
+            assert (answer.check, node.refusal()[0]) == ("PR1", "PR1")
+        assert node.offers.empty()
+        assert provision(node.port) is None
+
+
 # A node that is not the one that the owner means.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import time
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
+from avow.channel import provisioning
 from avow.channel.judge import Judge
 from avow.channel.provisioning import (
     Offer,
@@ -19,7 +21,7 @@ from avow.channel.provisioning import (
     provisioned_name,
 )
 from avow.channel.provisioning_file import load_secrets
-from avow.channel.provisioning_messages import Secrets, Taken
+from avow.channel.provisioning_messages import Secrets, Taken, encode
 from avow.channel.provisioning_owner import hand_over, new_owner_key, parse_owner_key
 from avow.channel.provisioning_stream import ProvisioningStream
 from avow.errors import (
@@ -28,6 +30,7 @@ from avow.errors import (
     MalformedError,
     StorageError,
     UnavailableError,
+    UntrustedError,
 )
 from avow.policy.policy_file import parse_policy
 from avow.tee.simulated.verifier import SimulatedVerifier
@@ -116,6 +119,38 @@ def test_an_owner_that_says_nothing_does_not_keep_the_node_for_ever() -> None:
                 attested=stay_silent,
             )
         assert node.offers.empty()
+
+
+def test_a_node_that_does_not_answer_does_not_keep_its_owner_for_ever() -> None:
+    """And has not refused: what it does in the end, the owner learns the next time."""
+    offers: queue.SimpleQueue[Offer] = queue.SimpleQueue()
+    with provisioning_node(OWNER, use=offers.put) as node:
+        with pytest.raises(UnavailableError) as caught:
+            hand_over(
+                "127.0.0.1",
+                node.port,
+                OWNER,
+                judge(),
+                SECRETS,
+                datetime.now(UTC),
+                answer_timeout_s=0.2,
+            )
+        assert check_of(caught.value) == "PR4"
+        offers.get(timeout=PATIENCE_S).taken()
+        node.taken.get(timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "lie", [Taken((), ("users",)), Taken(("store",), ("other", "users")), Taken(("store",), ())]
+)
+def test_a_node_that_has_taken_something_else_is_noticed(
+    lie: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provisioning, "encode", lambda message: encode(lie))
+    with provisioning_node(OWNER) as node:
+        with pytest.raises(UntrustedError) as caught:
+            provision(node)
+        assert check_of(caught.value) == "PR6"
 
 
 def test_a_judge_without_a_policy_judges_nothing() -> None:
