@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,8 @@ from avow.tee.tpm.attester import Measuring
 from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.nv_counter import NvCounter
 from avow.tee.tpm.sealing import SealedBlob, decode_blob, measured_pcr, pcr_policy, seal, unseal
+from avow.tee.tpm.structures import ALG_SHA256
+from avow.tee.tpm.templates import AK_ECC
 from avow.testing.swtpm import SoftwareTpm
 from tests.unit.sealing.anchor_world import Disk
 from tests.unit.sealing.identified_store import IdentifiedStore
@@ -155,6 +158,61 @@ def test_many_times_over(device: TpmDevice) -> None:
             unseal(device, blob, RUNS, parent=bytes(34))
 
 
+def test_a_refusal_says_what_to_do(fresh_tpm: SoftwareTpm) -> None:
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    keys = [device.make_primary(AK_ECC) for _ in range(3)]
+    with pytest.raises(UnavailableError, match=r"resource manager, as device:/dev/tpmrm0 is"):
+        seal(device, SECRET, RUNS)
+    device.forget(keys[0])
+    device.call(lambda esapi, tss: esapi.hierarchy_change_auth(tss.ESYS_TR.OWNER, b"password"))
+    device.close()
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    with pytest.raises(UnavailableError, match="a hierarchy has a password"):
+        seal(device, SECRET, RUNS)
+    device.close()
+
+
+def test_wrong_guesses_lock_nobody_out(fresh_tpm: SoftwareTpm) -> None:
+    """Nor do those of other programs lock out avow."""
+    device = TpmDevice(fresh_tpm.tcti, 5)
+    counter = NvCounter(device, INDEX, SECRET)
+    before = counter.begin()
+    blob, _ = seal(device, SECRET, RUNS)
+    for _ in range(4):
+        with pytest.raises(DeniedError):
+            NvCounter(device, INDEX, b"\x01" * 32).read()
+
+    def locked_out(esapi: Any, tss: Any) -> bool:
+        _, found = esapi.get_capability(
+            tss.TPM2_CAP.TPM_PROPERTIES,
+            tss.TPM2_PT.PERMANENT,
+            1,
+        )
+        (permanent,) = found.data.tpmProperties
+        return bool(permanent.value & tss.TPMA_PERMANENT.INLOCKOUT)
+
+    assert not device.call(locked_out)
+    device.call(_guess_wrong)
+    assert device.call(locked_out)
+    assert unseal(device, blob, RUNS) == SECRET
+    assert counter.increment() == before[0] + 1
+    device.close()
+
+
+def _guess_wrong(esapi: Any, tss: Any) -> None:
+    """Of another program: an index that is protected from guessing, until the TPM locks."""
+    attributes = tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.AUTHWRITE
+    public = tss.TPMS_NV_PUBLIC(
+        nvIndex=INDEX + 64, nameAlg=ALG_SHA256, attributes=attributes, dataSize=8
+    )
+    area = tss.TPM2B_NV_PUBLIC(nvPublic=public)
+    handle = esapi.nv_define_space(SECRET, area)
+    esapi.tr_set_auth(handle, b"wrong")
+    for _ in range(4):
+        with pytest.raises(tss.TSS2_Exception):
+            esapi.nv_write(handle, bytes(8), 0, auth_handle=handle)
+
+
 def test_counter(fresh_tpm: SoftwareTpm) -> None:
     device = TpmDevice(fresh_tpm.tcti, 5)
     counter = NvCounter(device, INDEX, SECRET)
@@ -202,15 +260,15 @@ def test_a_counter_whose_making_was_cut_short(fresh_tpm: SoftwareTpm) -> None:
 def test_an_index_that_is_no_counter(fresh_tpm: SoftwareTpm) -> None:
     device = TpmDevice(fresh_tpm.tcti, 5)
 
-    def define(esapi: object, library: object) -> None:
-        attributes = library.TPMA_NV.AUTHREAD | library.TPMA_NV.AUTHWRITE  # type: ignore[attr-defined]
-        public = library.TPMS_NV_PUBLIC(  # type: ignore[attr-defined]
+    def define(esapi: Any, library: Any) -> None:
+        attributes = library.TPMA_NV.AUTHREAD | library.TPMA_NV.AUTHWRITE
+        public = library.TPMS_NV_PUBLIC(
             nvIndex=INDEX,
-            nameAlg=library.TPM2_ALG.SHA256,  # type: ignore[attr-defined]
+            nameAlg=library.TPM2_ALG.SHA256,
             attributes=attributes,
             dataSize=8,
         )
-        esapi.nv_define_space(SECRET, library.TPM2B_NV_PUBLIC(nvPublic=public))  # type: ignore[attr-defined]
+        esapi.nv_define_space(SECRET, library.TPM2B_NV_PUBLIC(nvPublic=public))
 
     device.call(define)
     for doing in (NvCounter(device, INDEX, SECRET).read, NvCounter(device, INDEX, SECRET).begin):

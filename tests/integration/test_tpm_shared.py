@@ -13,13 +13,14 @@ import pytest
 
 from avow.cli.exit_codes import ExitCode
 from avow.errors import UnavailableError
-from avow.evidence.claims import Role
+from avow.evidence.claims import Role, Workload
 from avow.evidence.origin import DOCUMENT_BINDER, Expectation, verify_evidence
 from avow.tee.platforms import verifiers
 from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.sealing import seal, unseal
 from avow.tee.tpm.templates import AK_ECC
 from avow.testing.pki import Authority
-from avow.testing.shared_tpm import SLOTS, SharedTpm
+from avow.testing.shared_tpm import SLOTS, SharedTpm, refused
 from avow.testing.swtpm import SoftwareTpm
 from examples.sandbox.programs import ROOT, made, zig
 from tests.integration.service_process import ServiceProcess, avow, service
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.tpm
 
 ANCHOR = "tpm:0x01800042"
 NONCE = "5a" * 32
+SECRET = bytes(range(32))
+RUNS = Workload(b"m" * 32, b"r" * 32, b"c" * 32, bytes(32))
+RC_RETRY = 0x922
 TRANSIENT, LOADED_SESSIONS, SAVED_SESSIONS = 0x80000000, 0x02000000, 0x03000000
 
 
@@ -162,4 +166,28 @@ def test_the_manager_gives_each_opener_its_own(machine: Machine) -> None:
     devices[0].close()
     devices[1].quote(keys[1][0], [0], b"data")
     devices[1].close()
+    assert machine.left_behind() == []
+
+
+def test_a_tpm_that_is_busy_is_asked_again(machine: Machine) -> None:
+    """TPM_RC_RETRY, once before every command."""
+    device = TpmDevice(machine.shared.tcti, 5)
+    asked: list[bytes] = []
+
+    def busy(command: bytes) -> bytes | None:
+        again = asked[-1:] == [command]
+        asked.append(command)
+        return None if again else refused(RC_RETRY)
+
+    machine.shared.instead = busy
+    blob, _ = seal(device, SECRET, RUNS, (7,))
+    assert unseal(device, blob, RUNS) == SECRET
+    assert len(asked) > 20
+    # For ever: no hang, and nothing is left when it is over.
+    machine.shared.instead = lambda command: refused(RC_RETRY) if asked else None
+    with pytest.raises(UnavailableError, match="busy"):
+        unseal(device, blob, RUNS)
+    asked.clear()
+    assert unseal(device, blob, RUNS) == SECRET
+    device.close()
     assert machine.left_behind() == []

@@ -6,6 +6,7 @@ nothing of avow, so that it starts at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -31,7 +32,8 @@ def message(receive: Callable[[int], bytes]) -> bytes:
 
 def main() -> None:
     """Until standard input, or the resource manager, ends."""
-    with socket.socket(socket.AF_UNIX) as link:
+    # Whoever opened it may be killed at any time, also while it waits for an answer.
+    with socket.socket(socket.AF_UNIX) as link, contextlib.suppress(BrokenPipeError):
         link.connect(sys.argv[1])
         while command := message(lambda size: os.read(sys.stdin.fileno(), size)):
             link.sendall(command)

@@ -29,6 +29,30 @@ _HANDLES_MAX: Final = 64
 _READ_AT_ONCE_MAX: Final = 8
 _NV_CHUNK_BYTES: Final = 512
 
+# Part 2, section 6.6: errors of format 1 (bit 7) also name a parameter, handle or session.
+_FORMAT_1: Final = 0x80
+_FORMAT_1_CODE: Final = 0xBF
+_FORMAT_0_CODE: Final = 0xFFF
+# TPM_RC, and what somebody can do about it.
+_ADVICE_ELSE: Final = "see that it is switched on and that this user may use it (group tss)"
+_HAS_PASSWORD: Final = (
+    "a hierarchy has a password, and avow has none: take it away with `tpm2_changeauth`, or, if it "
+    "is the endorsement hierarchy's, name a key of yours in AVOW_TPM_AK_HANDLE"
+)
+_IS_FULL: Final = (
+    "name a TPM with a resource manager, as device:/dev/tpmrm0 is; without one, what programs that "
+    "were killed have left in it stays until `tpm2_flushcontext` or a restart"
+)
+_IS_BUSY: Final = "it is there and busy: try again in a while"
+_ADVICE: Final = {
+    **dict.fromkeys((0x08E, 0x0A2), _HAS_PASSWORD),  # AUTH_FAIL, BAD_AUTH
+    **dict.fromkeys((0x902, 0x903), _IS_FULL),  # OBJECT_MEMORY, SESSION_MEMORY
+    **dict.fromkeys(
+        (0x90A, 0x920, 0x922, 0x923), _IS_BUSY
+    ),  # TESTING, NV_RATE, RETRY, NV_UNAVAILABLE
+    0x14B: "remove an index that nobody uses any more with `tpm2_nvundefine`",  # NV_SPACE
+}
+
 _T = TypeVar("_T")
 
 
@@ -244,15 +268,24 @@ class TpmDevice:
         if isinstance(call.error, UnavailableError):
             raise call.error
         if not call.completed:
-            raise self._unavailable(str(call.error)) from call.error
+            advice = _ADVICE.get(refusal_of(call.error) or 0, _ADVICE_ELSE)
+            raise self._unavailable(str(call.error), advice) from call.error
         result: _T = call.result
         return result
 
-    def _unavailable(self, actual: str) -> UnavailableError:
+    def _unavailable(self, actual: str, advice: str = _ADVICE_ELSE) -> UnavailableError:
         return UnavailableError(
-            f"expected the TPM at {self._tcti} to work, got: {actual}; see that it is switched on "
-            f"and that this user may use it (group tss)"
+            f"expected the TPM at {self._tcti} to work, got: {actual}; {advice}"
         )
+
+
+def refusal_of(error: BaseException | None) -> int | None:
+    """Which TPM_RC the TPM refused with, without the number of the parameter, handle or session;
+    None when it was no refusal of the TPM."""
+    code: int | None = getattr(error, "rc", None)
+    if code is None or code >> 16:
+        return None
+    return code & (_FORMAT_1_CODE if code & _FORMAT_1 else _FORMAT_0_CODE)
 
 
 class _Call:

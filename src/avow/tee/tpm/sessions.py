@@ -16,17 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from avow.errors import UnavailableError, UntrustedError
-from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.device import TpmDevice, refusal_of
 from avow.tee.tpm.structures import ALG_SHA256, name_of
 from avow.tee.tpm.templates import STORAGE_ECC
 
 NAME_BYTES: Final = 34
 # TSS 2.0 Overview and Common Structures: the layer ESAPI, and its error for a wrong response HMAC.
 _RESPONSE_NOT_AUTHENTIC: Final = 0x7001B
-# Part 2, section 6.6: errors of format 1 (bit 7) also name a parameter, handle or session.
-_FORMAT_1: Final = 0x80
-_FORMAT_1_CODE: Final = 0xBF
-_FORMAT_0_CODE: Final = 0xFFF
 
 _T = TypeVar("_T")
 
@@ -56,12 +52,8 @@ def answered(device: TpmDevice, function: Callable[[Any, Any], _T]) -> _T:
 
 
 def refusal(error: UnavailableError) -> int | None:
-    """Which TPM_RC the TPM refused with, without the number of the parameter, handle or session;
-    None when it was no refusal of the TPM."""
-    code: int | None = getattr(error.__cause__, "rc", None)
-    if code is None or code >> 16:
-        return None
-    return code & (_FORMAT_1_CODE if code & _FORMAT_1 else _FORMAT_0_CODE)
+    """Which TPM_RC is the cause of `error`; see `refusal_of`."""
+    return refusal_of(error.__cause__)
 
 
 @contextmanager
