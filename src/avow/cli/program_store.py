@@ -34,6 +34,7 @@ class NoStore:
 
     store = None
     cache = None
+    keep_up = None
 
     def commit(self) -> None:
         """Nothing to do."""
@@ -56,6 +57,8 @@ class ProgramStore:
     def __init__(self, store: Store, fresh: Freshness, note: Callable[[str], None]) -> None:
         self.store = store
         self.cache = CompiledCache(store, note)
+        # Where the anchor moves with every commit: for those that the program asks for.
+        self.keep_up = fresh.keep_up if fresh.every_commit else None
         self._fresh = fresh
 
     def commit(self) -> None:

@@ -75,6 +75,7 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
             store=store.store,
             denied=_say,
             extra_imports=trust.imports,
+            keep_up=store.keep_up,
             provisioned=trust.files,
         )
         with store.anchored(lambda error: end_at_once(error, store)):

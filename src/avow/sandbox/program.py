@@ -56,6 +56,7 @@ class Surroundings:
     `arguments`: the first is its own name. `environment`: that of avow, of which it sees what is
     granted. `store`: where its sealed folders are. `denied` is told, in a sentence, of each thing
     that the program wanted and was not granted, once. `extra_imports`: functions beside WASI.
+    `keep_up`: called with each commit that the program asks for, before it goes on.
     `provisioned`: the files of its owner, which it sees in the folders that are granted for them.
     """
 
@@ -65,6 +66,7 @@ class Surroundings:
     store: Store | None = None
     denied: Callable[[str], None] = lambda sentence: None
     extra_imports: tuple[ExtraImport, ...] = ()
+    keep_up: Callable[[], object] | None = None
     provisioned: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property

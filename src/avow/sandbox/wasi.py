@@ -25,6 +25,7 @@ from wasmtime import _ffi as wasmtime_ffi
 
 from avow import artefacts
 from avow.errors import DamagedError, MalformedError, StorageError, UnavailableError
+from avow.sandbox.anchored_calls import COMMITTING, anchored
 from avow.sandbox.grants import parse_grants
 from avow.sandbox.memory_folders import MemoryFolders
 
@@ -213,7 +214,8 @@ class Wasi:
     then an empty `/` when nothing was granted there, then ``listeners`` (sockets that listen; they
     belong to the program from now on). ``clocks``: "realtime" and "monotonic" as granted; without
     the first, files are dated with the time of the start. ``entropy``: 32 random bytes. ``connect``
-    opens a connection and returns its descriptor, or raises OSError. ``on_denied`` is told the text
+    opens a connection and returns its descriptor, or raises OSError. ``keep_up`` is called after
+    each call that may have committed (`anchored_calls`). ``on_denied`` is told the text
     of a grant that was missing, each once.
 
     Everything runs in the thread that runs the program, but `interrupt`. Raises UnavailableError
@@ -237,6 +239,7 @@ class Wasi:
         connect: Callable[[str, int], int] | None = None,
         on_denied: Callable[[str], None] = lambda grant: None,
         on_signal: Callable[[], bool] = lambda: False,
+        keep_up: Callable[[], object] | None = None,
     ) -> None:
         self._handle: int | None = None
         self._interrupted = False
@@ -248,6 +251,7 @@ class Wasi:
         self._memory_folders = MemoryFolders()
         self._connect = connect
         self._on_denied, self._on_signal = on_denied, on_signal
+        self._keep_up = keep_up
         self._library = _load_library()
         if len(entropy) != 32:
             raise MalformedError(f"WASI needs 32 bytes of entropy, got {len(entropy)}")
@@ -286,6 +290,7 @@ class Wasi:
                 endpoints=[str(each) for each in grants.tcp],
                 listeners=listeners,
                 on_denied=lambda grant: surroundings.denied(refusal(grant)),
+                keep_up=surroundings.keep_up,
             )
         finally:
             # Those that were handed over are detached: closing them is without effect.
@@ -305,6 +310,10 @@ class Wasi:
         finalizer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(0)
         for name, function in self._functions().items():
             encoded = name.encode()
+            callback: Any = wasmtime_ffi.wasmtime_func_unchecked_callback_t(function.callback)
+            if self._keep_up is not None and name in COMMITTING:
+                callback = anchored(callback, self._keep_up)
+                self._kept.append(callback)
             kinds = [_VALUES[letter]() for letter in function.parameters.decode()]
             signature = FuncType(kinds, [ValType.i32()] if function.has_result else [])
             error = wasmtime_ffi.wasmtime_linker_define_func_unchecked(
@@ -314,7 +323,7 @@ class Wasi:
                 encoded,
                 len(encoded),
                 signature.ptr(),
-                wasmtime_ffi.wasmtime_func_unchecked_callback_t(function.callback),
+                callback,
                 ctypes.c_void_p(handle),
                 finalizer,
             )

@@ -380,6 +380,12 @@ class Freshness:
             else:
                 return self._store.root
 
+    def keep_up(self) -> None:
+        """With `every_commit`: when this returns, the anchor knows all that others, such as a
+        program, have committed by now. Raises as `commit`."""
+        if self._is_behind():
+            self.commit()
+
     def advance(self) -> None:
         """Commits with the anchor's next value, then has the anchor take it.
 
@@ -423,7 +429,7 @@ class Freshness:
     def poll(self) -> None:
         """Advances when the interval is over and there were commits. Raises as `advance`."""
         if self._anchor is not None and self.due_in_s() <= 0:
-            if self._behind is not None or self._store.root.sequence != self._anchored_sequence:
+            if self._is_behind():
                 self.advance()
             else:
                 self._advanced_at_s = self._clock()
@@ -439,7 +445,7 @@ class Freshness:
             return
         try:
             self._store.commit()
-            if self._behind is not None or self._store.root.sequence != self._anchored_sequence:
+            if self._is_behind():
                 self.advance()
         finally:
             self._anchor.close()
@@ -485,6 +491,10 @@ class Freshness:
             except AvowError as error:
                 failed(error)
                 return
+
+    def _is_behind(self) -> bool:
+        """Whether the anchor has not heard of the newest commit."""
+        return self._behind is not None or self._store.root.sequence != self._anchored_sequence
 
     def _commit(self, note: Note, onto: Remembered) -> Step:
         """A commit that holds the next step from `onto`."""
