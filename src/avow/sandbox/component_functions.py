@@ -26,6 +26,8 @@ from wasmtime.component import (
 )
 from wasmtime.component._enter import catch_exceptions
 
+from avow.errors import AvowError
+
 # Reads a value of the C interface, and writes one: (store, value in Python, where to).
 Lift = Callable[[Any, Any], Any]
 Lower = Callable[[Any, Any, Any], None]
@@ -44,9 +46,13 @@ class Failed:
 
 
 class HostFunctions:
-    """Functions that were given to a linker; to be kept for as long as the linker is."""
+    """Functions that were given to a linker; to be kept for as long as the linker is.
+
+    `raised` is the error by which one of them stopped the component: wasmtime passes on none.
+    """
 
     def __init__(self) -> None:
+        self.raised: AvowError | None = None
         self._kept: list[Any] = []
 
     def add(
@@ -64,7 +70,11 @@ class HostFunctions:
             def run(store: Any) -> None:
                 # All of them, whatever comes: a handle that was lent has to be given back.
                 values = [lift(store, given[at]) for at, lift in enumerate(lifts)]
-                value = function(*values)
+                try:
+                    value = function(*values)
+                except AvowError as error:
+                    self.raised = error
+                    raise WasmtimeError("stopped by a function of avow") from error
                 if lower is not None:
                     lower(store, value, into[0])
 

@@ -153,6 +153,10 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
         _define(engine, component, linker, preview2, functions)
         try:
             return _run_linked(linker, store, component, entry, limits)
+        except WasmtimeError as error:
+            if functions.raised is not None:
+                raise functions.raised from error
+            raise _stopped(error, limits) from error
         finally:
             # What the program met of damage counts more than what it made of that.
             report_damage(wasi)
@@ -162,22 +166,13 @@ def _run_linked(
     linker: Linker, store: Store, component: Component, entry: str, limits: Limits
 ) -> int:
     try:
+        # Modules in it may have functions that run at once, which may call `exit` as well.
         instance = linker.instantiate(store, component)
-    except WasmtimeError as error:
-        raise _unlinked(error, limits) from error
-    function = _function(store, instance, entry)
-    try:
+        function = _function(store, instance, entry)
         # `run` returns a result without values (wasi:cli/run), which is a variant in Python.
         failed = getattr(function(store), "tag", "ok") == "err"
     except ExitTrap as ended:
         return int(ended.code) & 0xFF
-    except WasmtimeError as error:
-        if _TOO_MUCH in str(error):
-            raise LimitError(
-                "expected a component to hand over 2 MiB in one call at most, this one handed over "
-                "more, which wasmtime does not pass on; it has to write in smaller pieces"
-            ) from error
-        raise stopped(error, limits, 0) from error
     return 1 if failed else 0
 
 
@@ -206,9 +201,23 @@ def _function(store: Store, instance: Instance, entry: str) -> Func:
 
 
 def _wasi(surroundings: Surroundings) -> WasiConfig:
+    grants, variables = surroundings.grants, surroundings.variables
+    for text in (
+        *surroundings.arguments,
+        *(each for pair in variables for each in pair),
+        *(each.guest for each in grants.sealed),
+        *(each.guest for each in grants.plain),
+    ):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise MalformedError(
+                f"expected arguments, variables and folders in UTF-8, as a component has no other "
+                f"text, got {text!r}; name it otherwise, or build the program as a module"
+            ) from error
     config = WasiConfig()
     config.argv = list(surroundings.arguments)
-    config.env = surroundings.variables
+    config.env = variables
     return config
 
 
@@ -253,11 +262,21 @@ def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
     return refuse
 
 
-def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
+def _stopped(error: WasmtimeError, limits: Limits) -> AvowError:
     reason = one_line(error)
     if "exceeds memory limits" in reason:
         return LimitError(
             f"expected a component that starts within {limits.memory_max_bytes} bytes of memory, "
             f"this one wants more ({reason}); raise --memory-max-bytes"
         )
-    return ModuleError(f"expected a component that can be started, got {reason}; build it again")
+    if "resource limit exceeded" in reason or "exceeds table limits" in reason:
+        return ModuleError(
+            f"expected a component that can be started, got {reason}; build it again with fewer "
+            f"modules, tables and memories"
+        )
+    if _TOO_MUCH in reason:
+        return LimitError(
+            "expected a component to hand over 2 MiB in one call at most, this one handed over "
+            "more, which wasmtime does not pass on; it has to write in smaller pieces"
+        )
+    return stopped(error, limits, 0)

@@ -39,6 +39,7 @@ _EVENT: Final = struct.Struct("<QHB21x")
 _TYPES: Final = {"i": "i32", "I": "i64"}
 _NAME_TOO_LONG: Final = 37
 _BAD_DESCRIPTOR: Final = 8
+_ILLEGAL_BYTES: Final = 25
 
 
 class RefusedError(DeniedError):
@@ -115,7 +116,7 @@ class WasiCalls:
                 raise
             length = self._u32(_RESULT + 4)
             self._call("fd_prestat_dir_name", fd, _PATH, length)
-            yield fd, self._read(_PATH, length).decode("utf-8", "surrogateescape")
+            yield fd, _decoded(self._read(_PATH, length))
 
     def read(self, fd: int, length: int, offset: int | None) -> bytes:
         """At most `length` bytes, at most 1 MiB; from where the descriptor stands without
@@ -188,14 +189,15 @@ class WasiCalls:
         if self._u32(_RESULT) < _DIRENT.size:
             return None
         following, _, length, filetype = _DIRENT.unpack(self._read(_DATA, _DIRENT.size))
-        name = self._read(_DATA + _DIRENT.size, length).decode("utf-8", "surrogateescape")
-        return DirectoryEntry(name, filetype, following)
+        return DirectoryEntry(
+            _decoded(self._read(_DATA + _DIRENT.size, length)), filetype, following
+        )
 
     def read_link(self, fd: int, path: str) -> str:
         """Where a symbolic link leads."""
         where, length = self._path(path)
         self._call("path_readlink", fd, where, length, _DATA, _PATH_BYTES_MAX, _RESULT)
-        return self._read(_DATA, self._u32(_RESULT)).decode("utf-8", "surrogateescape")
+        return _decoded(self._read(_DATA, self._u32(_RESULT)))
 
     def on_path(self, name: str, fd: int, path: str) -> None:
         """`path_create_directory`, `path_remove_directory` or `path_unlink_file`."""
@@ -260,7 +262,7 @@ class WasiCalls:
             raise RefusedError(errno)
 
     def _path(self, path: str, where: int = _PATH) -> tuple[int, int]:
-        encoded = path.encode("utf-8", "surrogateescape")
+        encoded = path.encode()
         if len(encoded) > _PATH_BYTES_MAX:
             raise RefusedError(_NAME_TOO_LONG)
         self._write(where, encoded)
@@ -277,6 +279,14 @@ class WasiCalls:
 
     def _u32(self, address: int) -> int:
         return int.from_bytes(self._read(address, 4), "little")
+
+
+def _decoded(text: bytes) -> str:
+    """Raises `RefusedError` for what is not UTF-8, as links in plain folders may be."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise RefusedError(_ILLEGAL_BYTES) from error
 
 
 def _forwarding(engine: Engine) -> Module:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wasmtime import wat2wasm
 
-from avow.errors import ImportsError, LimitError
+from avow.errors import ImportsError, LimitError, MalformedError, ModuleError, TrapError
 from avow.sandbox.grants import parse_grants
 from avow.sandbox.program import Surroundings, load
 from avow.sealing.store import Store
@@ -259,3 +259,61 @@ def test_other_types_are_refused(store: Store, right: str, wrong: str) -> None:
     assert text != COMPONENT
     with pytest.raises(ImportsError, match=r"as WASI 0\.2 has them"):
         run(store, "(i32.const 0)", text)
+
+
+EXITS = """(component
+  (import "wasi:cli/exit@0.2.1" (instance $exit (export "exit" (func (param "status" (result))))))
+  (import "wasi:clocks/monotonic-clock@0.2.1" (instance $clock
+    (export "now" (func (result u64)))))
+  (core func $exit (canon lower (func $exit "exit")))
+  (core func $now (canon lower (func $clock "now")))
+  (core module $m
+    (import "host" "exit" (func $exit (param i32)))
+    (import "host" "now" (func $now (result i64)))
+    (func $begin {start})
+    (start $begin)
+    (func (export "run") (result i32) {run} (i32.const 0)))
+  (core instance $i (instantiate $m
+    (with "host" (instance (export "exit" (func $exit)) (export "now" (func $now))))))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $r (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.3" (instance $r)))"""
+
+
+def exits(start: str, run: str, *arguments: str) -> int:
+    program = load(wat2wasm(EXITS.replace("{start}", start).replace("{run}", run)))
+    grants = parse_grants([], folder=Path("/"))
+    return program.start(Surroundings(("app", *arguments), grants)).exit_code()
+
+
+def test_it_may_end_while_it_starts() -> None:
+    for status in (0, 1):
+        call = f"(call $exit (i32.const {status}))"
+        assert exits(call, "(unreachable)") == status
+        assert exits("", f"{call} (unreachable)") == status
+
+
+def test_what_it_is_refused_while_it_starts_is_told_and_not_kept_for_the_next() -> None:
+    for start, run in (("(drop (call $now))", ""), ("", "(drop (call $now))")):
+        with pytest.raises(ImportsError, match="clock:monotonic"):
+            exits(start, run)
+        with pytest.raises(TrapError, match="unreachable"):
+            exits("", "(unreachable)")
+
+
+def test_one_that_is_too_large_to_start() -> None:
+    modules = "(core module $e)" + "(core instance (instantiate $e))" * 257
+    text = (
+        EXITS.replace("{start}", "")
+        .replace("{run}", "")
+        .replace("(core func", modules + "(core func", 1)
+    )
+    with pytest.raises(ModuleError, match="instance count"):
+        load(wat2wasm(text)).start(
+            Surroundings(("app",), parse_grants([], folder=Path("/")))
+        ).exit_code()
+
+
+def test_arguments_that_are_not_utf_8() -> None:
+    with pytest.raises(MalformedError, match="UTF-8"):
+        exits("", "", "\udcff")

@@ -320,3 +320,17 @@ def test_terminals() -> None:
     program.wasi.close()
     os.close(outer)
     os.close(inner)
+
+
+def test_names_of_the_host_that_are_not_utf_8(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "right").write_text("x")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/host/\xff")).touch()
+    (tmp_path / "host" / "link").symlink_to(os.fsdecode(b"\xff"))
+    program = Program(store, "plain:/host=host", folder=tmp_path)
+    host = program.directories["/host"]
+    assert program.file("readlink-at", host, "link") == Failed("illegal-byte-sequence")
+    entries = program.file("read-directory", host).rep
+    name = "[method]directory-entry-stream.read-directory-entry"
+    listed = [program.call("wasi:filesystem/types", name, entries) for _ in range(3)]
+    assert {None if each is None else each.name for each in listed} == {"right", "link", None}
