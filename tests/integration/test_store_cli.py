@@ -356,17 +356,21 @@ def test_rotation_to_the_same_key(place: Path) -> None:
 
 
 def test_keys_come_and_go(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["store", "init", "other", "--new-key", "file:second.key"]) == ExitCode.OK
-    capsys.readouterr()
-    assert run(["store", "keys", "data", *KEY_OPTION]) == ExitCode.OK
-    (own,) = capsys.readouterr().out.split()
-    assert run(["store", "keys", "data", *KEY_OPTION, "--add", "file:second.key"]) == ExitCode.OK
-    first, second = capsys.readouterr().out.split()
-    assert own in (first, second)
-    arguments = ["store", "keys", "data", "--key", "file:second.key", "--remove", own, "--json"]
-    assert run(arguments) == ExitCode.OK
-    assert json.loads(capsys.readouterr().out) == {"id": first if second == own else second}
-    assert run(["store", "keys", "data", *KEY_OPTION]) == ExitCode.WRONG_KEY
+    assert run(["store", "init", "more", "--new-key", "file:second.key"]) == ExitCode.OK
+    adding = ["store", "keys", "data", *KEY_OPTION, "--add", "file:second.key"]
+    assert run(adding) == ExitCode.OK
+    assert run(adding) == ExitCode.FAILED
+    assert "a key that does not open the store yet" in capsys.readouterr().err
+    assert run(["store", "keys", "data", "--key", "file:second.key", "--json"]) == ExitCode.OK
+    ids = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (first,) = [each["id"] for each in ids if not each["given"]]
+    (second,) = [each["id"] for each in ids if each["given"]]
+    assert run(["store", "keys", "data", *KEY_OPTION, "--remove", second]) == ExitCode.OK
+    assert capsys.readouterr().out == f"{first} (of --key)\n"
+    assert run(["store", "ls", "data", "--key", "file:second.key"]) == ExitCode.WRONG_KEY
+    for wanted, said in ((second, "`avow store keys` lists them"), (first, "the last one")):
+        assert run(["store", "keys", "data", *KEY_OPTION, "--remove", wanted]) == ExitCode.FAILED
+        assert said in capsys.readouterr().err
     assert run(["store", "keys", "data", *KEY_OPTION, "--remove", "what"]) == ExitCode.USAGE
 
 
@@ -486,3 +490,81 @@ def test_what_is_quick_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress("writing", every_s=60):
         pass
     assert told.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [("ls data", ">/dev/full"), ("cat data /files/a", ">&-"), ("export data -", ">/dev/full")],
+)
+def test_output_that_cannot_be_written_is_a_sentence(
+    place: Path, arguments: str, output: str
+) -> None:
+    put(place, "/files/a", b"a line\n")
+    command = [sys.executable, "-m", "avow", "store", *arguments.split(), *KEY_OPTION]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {output}', "sh", *command],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.startswith("avow: expected to write to standard output, got: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_said_does_not_change_the_exit_code(place: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "avow", "store", "ls", "data", "--key", "file:none"],
+            stderr=full,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == ExitCode.USAGE
+
+
+def test_standard_input_that_is_closed_is_a_sentence(place: Path) -> None:
+    arguments = [sys.executable, "-m", "avow", "store", "put", "data", "-", "/files/a", *KEY_OPTION]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr == "avow: expected to read standard input, got: Bad file descriptor\n"
+
+
+def test_no_key_is_left_of_a_store_that_was_not_made(place: Path) -> None:
+    (place / "file").write_bytes(b"")
+    arguments = ["store", "init", "file/data", "--new-key", "file:new.key"]
+    assert run(arguments) == ExitCode.STORAGE
+    # Otherwise the next attempt would be refused, as there is a key already.
+    assert not (place / "new.key").exists()
+    arguments[2] = "other"
+    assert run(arguments) == ExitCode.OK
+    assert (place / "new.key").exists()
+
+
+def test_a_path_that_is_no_text_is_refused_in_words(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = os.fsdecode(b"/files/\xff")
+    assert run(["store", "cat", "data", path, *KEY_OPTION]) == ExitCode.USAGE
+    assert "expected a path in UTF-8, got b'/files/\\xff'" in capsys.readouterr().err
+
+
+def test_a_store_has_eight_keys(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    added = []
+    for number in range(8):
+        path = place / f"{number}.key"
+        path.write_text(f"{number + 1:064x}\n")
+        path.chmod(0o600)
+        added += ["--add", f"file:{path}"]
+    assert run(["store", "keys", "data", *KEY_OPTION, *added]) == ExitCode.FAILED
+    assert "expected at most 8 keys" in capsys.readouterr().err
+    # None of them was added.
+    assert run(["store", "ls", "data", "--key", f"file:{place / '0.key'}"]) == ExitCode.WRONG_KEY

@@ -47,6 +47,13 @@ def test_version_and_module(capsys: Captured) -> None:
     assert module.stdout == f"avow, version {avow.__version__}\n"
 
 
+def test_a_group_without_a_command_shows_its_help(capsys: Captured) -> None:
+    assert run(["store"]) == ExitCode.USAGE
+    text = capsys.readouterr().err
+    assert text.startswith("Usage: avow store")
+    assert "; see `" not in text
+
+
 def test_help_lists_every_command_and_exit_code(capsys: Captured) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out

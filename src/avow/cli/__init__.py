@@ -6,7 +6,6 @@ Each command is imported when it is used: `avow pub` in a shell loop must not lo
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from avow import __version__
 from avow.cli import exit_codes
 from avow.cli.command_error import CommandError
 from avow.cli.exit_codes import ExitCode
+from avow.cli.standard_streams import open_standard_streams
 
 # Name, module and attribute, and the line that the help of `avow` shows.
 _COMMANDS: Mapping[str, tuple[str, str, str]] = {
@@ -79,6 +79,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     try:
         result: Any = cli.main(args=arguments, prog_name="avow", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return ExitCode.USAGE
     except click.UsageError as error:
         _show_usage_error(error)
         return ExitCode.USAGE
@@ -96,22 +99,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
-    _open_standard_streams()
+    open_standard_streams()
     sys.exit(run())
-
-
-def _open_standard_streams() -> None:
-    """Without standard streams, the next file that is opened would get their numbers: a store, into
-    which a program would then print. As for a native program, to use one of them is EBADF."""
-    for number, unusable in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, unusable)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
 
 
 def _show_usage_error(error: click.UsageError) -> None:

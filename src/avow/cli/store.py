@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Final
 
 import click
@@ -24,6 +26,7 @@ from avow.cli.command_error import (
 from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import sigterm_interrupts
 from avow.cli.progress import Progress, progress
+from avow.cli.standard_streams import InputFile
 from avow.cli.store_export import (
     PIECE_BYTES,
     export_directory,
@@ -32,12 +35,14 @@ from avow.cli.store_export import (
     pieces,
     walk,
 )
-from avow.cli.store_keys import new_owner_key, owner_key
+from avow.cli.store_keys import key_file, new_owner_key, owner_key
 from avow.sealing.anchor import check_fresh, read_note
+from avow.sealing.library import KEY_ID_BYTES, KEYS_MAX
 from avow.sealing.store import CONTAINER, Root, Stat, Store
 
 _NS_PER_S: Final = 1_000_000_000
 _STANDARD_STREAM: Final = "-"
+_STANDARD_OUTPUT: Final = 1
 
 _directory = click.argument(
     "directory", type=click.Path(path_type=Path, file_okay=False), metavar="STORE"
@@ -76,6 +81,10 @@ class _InPath(click.ParamType[str]):
         parts = [part for part in text.split("/") if part]
         if {".", ".."} & set(parts):
             self.fail(f"expected a path without . and .., got {text!r}", param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"expected a path in UTF-8, got {os.fsencode(text)!r}", param, ctx)
         return "/" + "/".join(parts)
 
 
@@ -98,6 +107,25 @@ def _opening_key(source: str) -> bytes:
 def _new_key(source: str) -> bytes:
     with configuration_errors():
         return new_owner_key(source)
+
+
+@contextmanager
+def _new_keys(directory: Path, sources: Sequence[str]) -> Iterator[list[bytes]]:
+    """New keys for a store that is made in here. Without the store their files go again, since they
+    open nothing and would be in the way of the next attempt."""
+    made: list[Path] = []
+    keys: list[bytes] = []
+    try:
+        for source in sources:
+            keys.append(_new_key(source))
+            path = key_file(source)
+            if path is not None:
+                made.append(path)
+        yield keys
+    finally:
+        if not (directory / CONTAINER).exists():
+            for path in made:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -198,8 +226,7 @@ def init(directory: Path, sources: tuple[str, ...], new_sources: tuple[str, ...]
         )
     with _reporting():
         keys = [_opening_key(source) for source in sources]
-        keys += [_new_key(source) for source in new_sources]
-        with Store.create(directory, keys) as made:
+        with _new_keys(directory, new_sources) as new, Store.create(directory, keys + new) as made:
             root = made.root
     click.echo(f"made the store {root.store_id.hex()} in {directory}")
     return ExitCode.OK
@@ -265,10 +292,19 @@ def cat(directory: Path, path: str, source: str) -> int:
     """
     with _reading(directory, source) as opened:
         stat = _file(opened, path)
-        for piece in pieces(opened, path, stat.size_bytes):
-            sys.stdout.buffer.write(piece)
+        # Not on a terminal, nor for a pager, which may wait: it would write into their screen.
+        waiting = progress("reading", stat.size_bytes) if _goes_to_file() else nullcontext()
+        with waiting as shown:
+            for piece in pieces(opened, path, stat.size_bytes):
+                sys.stdout.buffer.write(piece)
+                if shown is not None:
+                    shown.add(len(piece))
         sys.stdout.buffer.flush()
     return ExitCode.OK
+
+
+def _goes_to_file() -> bool:
+    return S_ISREG(os.fstat(_STANDARD_OUTPUT).st_mode)
 
 
 def _file(opened: Store, path: str) -> Stat:
@@ -292,9 +328,12 @@ def put(directory: Path, file: str, path: str, source: str, anchor_text: str | N
     The folders on the way are made. It is one commit: PATH has the new content or, whatever
     happens, the one that it had.
     """
-    with _reporting():
-        stream = _input(file)
-    total = os.stat(file).st_size if file != _STANDARD_STREAM else None
+    if file == _STANDARD_STREAM:
+        stream = BufferedReader(InputFile(sys.stdin.fileno(), "standard input"))
+    else:
+        stream = BufferedReader(InputFile(file, file))
+    # Nothing for a pipe.
+    total = os.fstat(stream.fileno()).st_size or None
     with (
         stream,
         _changing(directory, source, anchor_text) as opened,
@@ -304,16 +343,7 @@ def put(directory: Path, file: str, path: str, source: str, anchor_text: str | N
     return ExitCode.OK
 
 
-def _input(file: str) -> BufferedReader:
-    if file == _STANDARD_STREAM:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    try:
-        return open(file, "rb")
-    except OSError as error:
-        raise CommandError(f"expected to read {file}, got: {error}", ExitCode.FAILED) from error
-
-
-def _replace(opened: Store, path: str, stream: BufferedReader, shown: Progress) -> None:
+def _replace(opened: Store, path: str, stream: BufferedReader[InputFile], shown: Progress) -> None:
     parent = path.rpartition("/")[0]
     if parent and not opened.exists(parent):
         opened.make_directory(parent, parents=True)
@@ -505,25 +535,65 @@ def keys(
 ) -> int:
     """List the ids of the keys that open the store; add and remove some before.
 
+    The id of the key that was given with --key is marked.
     To remove a key keeps its owner out only together with `avow store rotate`.
     """
     ids = [_key_id(text) for text in removed]
     if added or ids:
         with _changing(directory, source, anchor_text) as opened:
-            for each in added:
-                opened.add_key(_opening_key(each))
-            for key_id in ids:
-                opened.remove_key(key_id)
+            _change_keys(opened, added, ids)
             root = opened.commit()
     else:
         with _reading(directory, source) as opened:
             root = opened.root
+    own = _id_of(_opening_key(source), root.store_id)
     for key_id in root.key_ids:
         if as_json:
-            _print_json(id=key_id.hex())
+            _print_json(id=key_id.hex(), given=key_id == own)
         else:
-            click.echo(key_id.hex())
+            click.echo(f"{key_id.hex()}{' (of --key)' if key_id == own else ''}")
     return ExitCode.OK
+
+
+def _id_of(key: bytes, store_id: bytes) -> bytes:
+    """What a store calls a key (docs/spec/sealed-store.md, Root record)."""
+    return hmac.digest(key, b"avow store key id v1" + store_id, "sha256")[:KEY_ID_BYTES]
+
+
+def _change_keys(opened: Store, added: Sequence[str], removed: Sequence[bytes]) -> None:
+    """All of it or nothing: each is a commit of its own, so all are judged before."""
+    keys = [_opening_key(source) for source in added]
+    there = list(opened.root.key_ids)
+    for source, key in zip(added, keys, strict=True):
+        key_id = _id_of(key, opened.root.store_id)
+        if key_id in there:
+            raise _refused_keys(
+                f"a key that does not open the store yet, got {source}, which does; leave it out"
+            )
+        there.append(key_id)
+    if len(there) > KEYS_MAX:
+        raise _refused_keys(
+            f"at most {KEYS_MAX} keys of a store, got {len(there)}; remove some first"
+        )
+    for key_id in removed:
+        if key_id not in there:
+            raise _refused_keys(
+                f"the id of a key of the store, got {key_id.hex()}; `avow store keys` lists them"
+            )
+        there.remove(key_id)
+    if not there:
+        raise _refused_keys(
+            "a key to be left that opens the store, got an order to remove the last one; add "
+            "another one with --add"
+        )
+    for key in keys:
+        opened.add_key(key)
+    for key_id in removed:
+        opened.remove_key(key_id)
+
+
+def _refused_keys(sentence: str) -> CommandError:
+    return CommandError(f"expected {sentence}", ExitCode.FAILED)
 
 
 def _key_id(text: str) -> bytes:
@@ -531,7 +601,7 @@ def _key_id(text: str) -> bytes:
         key_id = bytes.fromhex(text)
     except ValueError:
         key_id = b""
-    if len(key_id) != 8:
+    if len(key_id) != KEY_ID_BYTES:
         raise click.UsageError(
             f"expected 16 hexadecimal digits as `avow store keys` prints them, got {text!r}"
         )
