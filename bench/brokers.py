@@ -205,7 +205,8 @@ class Reflector(Broker):
         return [*command, "--key", str(certificate.key)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody has at this moment."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
@@ -228,7 +229,7 @@ def started(
     broker: Broker, folder: Path, certificate: Certificate, core: int | None
 ) -> Iterator[Running]:
     """The broker, ready for connections; stopped at the end."""
-    port, tls_port = _free_port(), _free_port()
+    port, tls_port = free_port(), free_port()
     command = broker.command(folder, port, tls_port, certificate)
     log = _log(folder, broker)
     with log.open("wb") as output, pinned(core):

@@ -4,7 +4,7 @@ QoS 1, pipelined, to a subscriber with a session that outlives it. avow with its
 a message is on the disk before it is acknowledged. mosquitto with `autosave_on_changes` and
 `autosave_interval 1`, the most that it offers: it writes its whole database after every change, and
 acknowledges before. Then: how long a killed avow takes until it answers with a million queued
-messages.
+messages, and for how long it acknowledges nothing while it compacts its journal.
 """
 
 from __future__ import annotations
@@ -23,11 +23,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from avow.testing.mqtt import Connack, Connect, Filter, Publish, StreamDecoder, Suback, Subscribe
+from avow.testing.mqtt import (
+    Connack,
+    Connect,
+    Filter,
+    Puback,
+    Publish,
+    StreamDecoder,
+    Suback,
+    Subscribe,
+)
 from bench.brokers import (
     HOST,
     Avow,
@@ -35,6 +45,7 @@ from bench.brokers import (
     BrokerError,
     Certificate,
     Mosquitto,
+    free_port,
     make_certificate,
     started,
 )
@@ -44,6 +55,12 @@ from bench.scenarios import Scenario, Target
 
 _LEVEL = 4
 _RESTART_S = 60.0
+_COMPACTION_S = 120.0
+# Messages that are handed to a socket at once.
+_PIECE = 10_000
+# What makes a journal grow until it is compacted: values that replace one another.
+_GROWTH_BYTES = 16_384
+_GROWTH_WINDOW = 8
 
 
 class DurableAvow(Avow):
@@ -54,6 +71,7 @@ class DurableAvow(Avow):
         self.name = f"avow {durability}"
         self._durability = durability
         self.keep = False
+        self.metrics_port = 0
 
     def command(
         self, folder: Path, port: int, tls_port: int, certificate: Certificate
@@ -68,7 +86,8 @@ class DurableAvow(Avow):
         config = folder / "avow.toml"
         text = config.read_text().replace("persist_sessions = false", "persist_sessions = true")
         store = f'[store]\ndirectory = "{state}"\nkey = "file:{key}"\n'
-        config.write_text(f'{text}\n{store}durability = "{self._durability}"\n')
+        metrics = f"[metrics]\nport = {self.metrics_port}\n" if self.metrics_port else ""
+        config.write_text(f'{text}\n{store}durability = "{self._durability}"\n{metrics}')
         return command
 
 
@@ -144,12 +163,29 @@ def _queue(port: int, count: int, payload_bytes: int) -> None:
     publisher = _Connection(port, "publisher")
     acknowledged = threading.Thread(target=_count, args=(publisher.sock, 4 * count))
     acknowledged.start()
-    piece = 10_000
-    for start in range(0, count, piece):
+    for start in range(0, count, _PIECE):
         publisher.sock.sendall(
             b"".join(
                 Publish("queue", bytes(payload_bytes), 1, 1 + number % 60_000).encode(_LEVEL)
-                for number in range(start, min(start + piece, count))
+                for number in range(start, min(start + _PIECE, count))
+            )
+        )
+    acknowledged.join()
+    publisher.sock.close()
+
+
+def _retain(port: int, count: int, payload_bytes: int) -> None:
+    """`count` retained values, each with a topic of its own."""
+    publisher = _Connection(port, "publisher")
+    acknowledged = threading.Thread(target=_count, args=(publisher.sock, 4 * count))
+    acknowledged.start()
+    for start in range(0, count, _PIECE):
+        publisher.sock.sendall(
+            b"".join(
+                Publish(
+                    f"kept/{number}", bytes(payload_bytes), 1, 1 + number % 60_000, retain=True
+                ).encode(_LEVEL)
+                for number in range(start, min(start + _PIECE, count))
             )
         )
     acknowledged.join()
@@ -196,12 +232,68 @@ def restart(folder: Path, certificate: Certificate, count: int, rounds: int) -> 
     return {"queued": count, "median_s": statistics.median(found), "store_bytes": state_bytes}
 
 
+def compaction(
+    folder: Path, certificate: Certificate, fill: Callable[[int, int, int], None], count: int
+) -> dict[str, Any]:
+    """The longest time without a PUBACK while the journal of `count` messages is compacted, and in
+    the second before, in ms."""
+    broker = DurableAvow("commit")
+    broker.metrics_port = free_port()
+    with started(broker, folder, certificate, None) as running:
+        fill(running.port, count, 64)
+        made = _compactions(broker.metrics_port)
+        gaps: list[float] = []
+        calm = 0.0
+        growing = _growing(running.port)
+        begun_s = time.monotonic()
+        for number, gap_s in enumerate(growing):
+            gaps.append(gap_s)
+            if time.monotonic() - begun_s < 1.0:
+                calm = max(gaps)
+            elif number % 256 == 0 and _compactions(broker.metrics_port) > made:
+                break
+            elif time.monotonic() - begun_s > _COMPACTION_S:
+                raise RunError(f"expected a compaction within {_COMPACTION_S:.0f} s, got none")
+        growing.close()
+    name = fill.__name__.strip("_")
+    print(f"  compaction with {count:,} ({name}): {1000 * max(gaps):.0f} ms", flush=True)
+    return {"messages": count, "longest_gap_ms": 1000 * max(gaps), "before_ms": 1000 * calm}
+
+
+def _growing(port: int) -> Generator[float, None, None]:
+    """Publishes without an end; gives the seconds between one PUBACK and the next."""
+    connection = _Connection(port, "growing")
+    packet = Publish("kept/0", bytes(_GROWTH_BYTES), 1, 1, retain=True).encode(_LEVEL)
+    try:
+        connection.sock.sendall(packet * _GROWTH_WINDOW)
+        before_s = time.monotonic()
+        while True:
+            connection.next(Puback)
+            now_s = time.monotonic()
+            yield now_s - before_s
+            before_s = now_s
+            connection.sock.sendall(packet)
+    finally:
+        connection.sock.close()
+
+
+def _compactions(metrics_port: int) -> int:
+    url = f"http://{HOST}:{metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=_RESTART_S) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith("avow_pump_journal_compactions_total "):
+                return int(float(line.split()[1]))
+    raise RunError("the broker's metrics do not count compactions")
+
+
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench durability", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--warmup", type=float, default=0.5)
-    parser.add_argument("--queued", type=int, default=1_000_000, help="for the restart")
+    parser.add_argument(
+        "--queued", type=int, default=1_000_000, help="for the restart and the compactions"
+    )
     parser.add_argument("--groups", type=int, action="append", default=None)
     parser.add_argument("--peer", type=Path, help="a mosquitto")
     parser.add_argument("--json", type=Path, help="where the results go")
@@ -238,6 +330,13 @@ def main(arguments: Sequence[str]) -> int:
                     for groups in options.groups or (1, 16)
                 },
                 "restart": restart(folder, certificate, options.queued, options.rounds),
+                "compaction": {
+                    f"{fill.__name__.strip('_')} {count}": compaction(
+                        folder, certificate, fill, count
+                    )
+                    for fill in (_queue, _retain)
+                    for count in (options.queued // 10, options.queued)
+                },
             }
         except (RunError, BrokerError, subprocess.TimeoutExpired) as error:
             print(f"bench: {error}", file=sys.stderr)
@@ -247,6 +346,9 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{groups:>3} pairs  {broker:24} {values['median_per_s']:>12,.0f} /s")
     print(f"restart with {result['restart']['queued']:,} queued: ", end="")
     print(f"{result['restart']['median_s']:.2f} s")
+    for what, found in result["compaction"].items():
+        print(f"longest time without a PUBACK, {what:16} ", end="")
+        print(f"{found['longest_gap_ms']:.0f} ms ({found['before_ms']:.0f} ms before)")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -3,13 +3,17 @@
 
 const std = @import("std");
 const sys = @import("sys.zig");
+const Ring = @import("ring.zig").Ring;
 const wasm = @import("wasm.zig");
 const Allocator = std.mem.Allocator;
 
 /// A journal is compacted when it has grown to this many times the last snapshot.
 const COMPACTION_FACTOR = 4;
-/// Two calls into the vault for each piece would cost more than the bytes of a small one.
-const PIECE_MIN_BYTES = 1 << 20;
+/// So much of a snapshot is written in one turn, and twice what came in meanwhile: the broker goes
+/// on between, and the new journal catches up with the old one.
+const TURN_BYTES = 256 << 10;
+/// A snapshot is made durable in parts, since nothing is acknowledged while the disk is at it.
+const COMMIT_BYTES = 4 << 20;
 /// What the vault calls a plain file (vault/src/store/store.zig, Kind).
 const KIND_FILE = 1;
 
@@ -47,15 +51,76 @@ pub const Vault = extern struct {
     fresh_name_bytes: usize,
 };
 
+/// A journal that is to take the place of the one in use: a snapshot, and what has come since.
+const Fresh = struct {
+    inode: u64 = 0,
+    /// Not written yet, in order.
+    pieces: Ring(*Piece) = .{},
+    waiting_bytes: u64 = 0,
+    written_bytes: u64 = 0,
+    /// In the first of the pieces.
+    taken_bytes: usize = 0,
+    /// Since the last turn.
+    arrived_bytes: usize = 0,
+    /// Since the last commit.
+    uncommitted_bytes: u64 = 0,
+
+    const Piece = struct { bytes: [1 << 20]u8, length: usize };
+
+    fn put(self: *Fresh, allocator: Allocator, records: []const u8) Allocator.Error!void {
+        var rest = records;
+        while (rest.len != 0) {
+            const last = self.pieces.last();
+            const piece = if (last != null and last.?.length < last.?.bytes.len) last.? else try self.addPiece(allocator);
+            const part = @min(rest.len, piece.bytes.len - piece.length);
+            @memcpy(piece.bytes[piece.length..][0..part], rest[0..part]);
+            piece.length += part;
+            self.waiting_bytes += part;
+            rest = rest[part..];
+        }
+    }
+
+    fn addPiece(self: *Fresh, allocator: Allocator) Allocator.Error!*Piece {
+        const piece = try allocator.create(Piece);
+        errdefer allocator.destroy(piece);
+        piece.length = 0;
+        try self.pieces.push(allocator, piece);
+        return piece;
+    }
+
+    /// At most `most` bytes of the first piece; `took` has to follow.
+    fn first(self: *const Fresh, most: u64) []const u8 {
+        const piece = self.pieces.first().?;
+        const rest = piece.bytes[self.taken_bytes..piece.length];
+        return rest[0..@min(rest.len, most)];
+    }
+
+    fn took(self: *Fresh, allocator: Allocator, count: usize) void {
+        self.taken_bytes += count;
+        self.waiting_bytes -= count;
+        self.written_bytes += count;
+        if (self.taken_bytes < self.pieces.first().?.length) return;
+        allocator.destroy(self.pieces.pop().?);
+        self.taken_bytes = 0;
+    }
+
+    fn deinit(self: *Fresh, allocator: Allocator) void {
+        while (self.pieces.pop()) |piece| allocator.destroy(piece);
+        self.pieces.deinit(allocator);
+    }
+};
+
 pub const Journal = struct {
     vault: Vault,
     /// Python may read while the pump's thread appends.
     lock: sys.Lock = .{},
-    /// The journal itself where there is no store, else pieces on their way into it.
+    /// The journal itself where there is no store.
     bytes: std.ArrayList(u8) = .empty,
     stored_bytes: u64 = 0,
     compact_above_bytes: u64 = 0,
     compaction_min_bytes: u64 = 0,
+    /// While a stored journal is being replaced.
+    fresh: ?Fresh = null,
     compactions: u64 = 0,
     commits: u64 = 0,
     /// Since when something has been written that is not on the disk; null: nothing.
@@ -82,6 +147,10 @@ pub const Journal = struct {
         const written = self.vault.write(store, self.vault.inode, self.stored_bytes, records.ptr, records.len, nanoseconds(now_ms));
         if (written < 0) return self.failed(written);
         @atomicStore(u64, &self.stored_bytes, self.stored_bytes + records.len, .monotonic);
+        if (self.fresh) |*fresh| {
+            try fresh.put(allocator, records);
+            fresh.arrived_bytes += records.len;
+        }
         try self.makeSafe(now_ms);
     }
 
@@ -94,6 +163,7 @@ pub const Journal = struct {
         const outcome = self.vault.commit(self.vault.store.?, nanoseconds(now_ms));
         if (outcome < 0) return self.failed(outcome);
         self.uncommitted_since_ms = null;
+        if (self.fresh) |*fresh| fresh.uncommitted_bytes = 0;
         self.commits += 1;
     }
 
@@ -114,21 +184,45 @@ pub const Journal = struct {
     }
 
     pub fn wantsCompaction(self: *const Journal) bool {
-        return self.length() > self.compact_above_bytes;
+        return self.fresh == null and self.length() > self.compact_above_bytes;
     }
 
-    /// Replaces the journal by a snapshot of the core. The old one stays whole until the new one is,
-    /// so neither a trap nor a crash halfway loses anything.
+    /// Whether `goOn` has something to do.
+    pub fn isCompacting(self: *const Journal) bool {
+        return self.fresh != null;
+    }
+
+    /// Replaces the journal by a snapshot of the core; a stored one in the turns that follow. The old
+    /// one stays whole, and in use, until the new one is, so neither a trap nor a crash halfway
+    /// loses anything.
     pub fn compact(self: *Journal, allocator: Allocator, core: *wasm.Core, now_ms: u64) Error!void {
-        const fresh_bytes = if (self.vault.store != null)
-            try self.compactStored(allocator, core, now_ms)
-        else
-            try self.compactInMemory(allocator, core);
-        self.compact_above_bytes = @max(self.compaction_min_bytes, COMPACTION_FACTOR * fresh_bytes);
-        self.compactions += 1;
+        if (self.vault.store == null) return self.compactInMemory(allocator, core);
+        var fresh: Fresh = .{};
+        errdefer fresh.deinit(allocator);
+        gather(&fresh, allocator, core) catch |err| switch (err) {
+            error.OutOfMemory => {
+                // The journal can grow on: the disk may have room where memory has none.
+                fresh.deinit(allocator);
+                self.compact_above_bytes = 2 * self.length();
+                return;
+            },
+            else => |other| return other,
+        };
+        const vault = &self.vault;
+        const made = vault.make(vault.store.?, vault.directory, vault.fresh_name, vault.fresh_name_bytes, KIND_FILE, nanoseconds(now_ms));
+        if (made < 0) return self.failed(made);
+        fresh.inode = @intCast(made);
+        self.compact_above_bytes = @max(self.compaction_min_bytes, COMPACTION_FACTOR * fresh.waiting_bytes);
+        self.fresh = fresh;
     }
 
-    fn compactInMemory(self: *Journal, allocator: Allocator, core: *wasm.Core) Error!u64 {
+    /// A snapshot is of one moment, so it is taken at once, into memory.
+    fn gather(fresh: *Fresh, allocator: Allocator, core: *wasm.Core) Error!void {
+        var piece = try nextPiece(core, true);
+        while (piece.len != 0) : (piece = try nextPiece(core, false)) try fresh.put(allocator, piece);
+    }
+
+    fn compactInMemory(self: *Journal, allocator: Allocator, core: *wasm.Core) Error!void {
         var fresh: std.ArrayList(u8) = .empty;
         errdefer fresh.deinit(allocator);
         var piece = try nextPiece(core, true);
@@ -137,48 +231,48 @@ pub const Journal = struct {
         defer self.lock.release();
         self.bytes.deinit(allocator);
         self.bytes = fresh;
-        return fresh.items.len;
+        self.compact_above_bytes = @max(self.compaction_min_bytes, COMPACTION_FACTOR * fresh.items.len);
+        self.compactions += 1;
     }
 
-    fn compactStored(self: *Journal, allocator: Allocator, core: *wasm.Core, now_ms: u64) Error!u64 {
+    /// Writes the next part of the new journal, or puts it in the place of the old one.
+    pub fn goOn(self: *Journal, allocator: Allocator, now_ms: u64) Error!void {
+        const fresh = &self.fresh.?;
         const vault = &self.vault;
-        const store = vault.store.?;
-        const now_ns = nanoseconds(now_ms);
-        const made = vault.make(store, vault.directory, vault.fresh_name, vault.fresh_name_bytes, KIND_FILE, now_ns);
-        if (made < 0) return self.failed(made);
-        const inode: u64 = @intCast(made);
-        var offset: u64 = 0;
-        var piece = try nextPiece(core, true);
-        while (piece.len != 0) : (piece = try nextPiece(core, false)) {
-            try self.bytes.appendSlice(allocator, piece);
-            if (self.bytes.items.len >= PIECE_MIN_BYTES) offset += try self.writePieces(inode, offset, now_ns);
+        var left = TURN_BYTES + 2 * fresh.arrived_bytes;
+        fresh.arrived_bytes = 0;
+        while (left != 0 and fresh.waiting_bytes != 0) {
+            const part = fresh.first(left);
+            const written = vault.write(vault.store.?, fresh.inode, fresh.written_bytes, part.ptr, part.len, nanoseconds(now_ms));
+            if (written < 0) return self.failed(written);
+            left -= part.len;
+            fresh.uncommitted_bytes += part.len;
+            fresh.took(allocator, part.len);
         }
-        offset += try self.writePieces(inode, offset, now_ns);
-        self.bytes.clearAndFree(allocator);
+        if (fresh.waiting_bytes == 0) return self.replace(allocator, now_ms);
+        if (fresh.uncommitted_bytes >= COMMIT_BYTES and vault.durability != .none) try self.commit(now_ms);
+    }
+
+    fn replace(self: *Journal, allocator: Allocator, now_ms: u64) Error!void {
+        const vault = &self.vault;
         const renamed = vault.rename(
-            store,
+            vault.store.?,
             vault.directory,
             vault.fresh_name,
             vault.fresh_name_bytes,
             vault.directory,
             vault.name,
             vault.name_bytes,
-            now_ns,
+            nanoseconds(now_ms),
         );
         if (renamed < 0) return self.failed(renamed);
-        vault.inode = inode;
-        @atomicStore(u64, &self.stored_bytes, offset, .monotonic);
+        const fresh = &self.fresh.?;
+        vault.inode = fresh.inode;
+        @atomicStore(u64, &self.stored_bytes, fresh.written_bytes, .monotonic);
+        fresh.deinit(allocator);
+        self.fresh = null;
+        self.compactions += 1;
         try self.makeSafe(now_ms);
-        return offset;
-    }
-
-    fn writePieces(self: *Journal, inode: u64, offset: u64, now_ns: u64) Error!u64 {
-        const pieces = self.bytes.items;
-        if (pieces.len == 0) return 0;
-        const written = self.vault.write(self.vault.store.?, inode, offset, pieces.ptr, pieces.len, now_ns);
-        if (written < 0) return self.failed(written);
-        self.bytes.clearRetainingCapacity();
-        return pieces.len;
     }
 
     fn failed(self: *Journal, code: i64) Error {
@@ -202,6 +296,7 @@ pub const Journal = struct {
     }
 
     pub fn deinit(self: *Journal, allocator: Allocator) void {
+        if (self.fresh) |*fresh| fresh.deinit(allocator);
         self.bytes.deinit(allocator);
     }
 };

@@ -211,6 +211,10 @@ pub const Pump = struct {
         if (batch.count != 0 or self.more or self.now_ms >= self.next_deadline_ms) {
             try self.step(batch.count);
         }
+        if (self.journal.isCompacting()) {
+            try self.journal.goOn(self.allocator, self.now_ms);
+            self.publish();
+        }
         if (self.phase != .running) try self.continueStop();
         if (self.events_bytes != 0) return .events;
         return if (self.phase == .stopped) .stopped else null;
@@ -219,7 +223,7 @@ pub const Pump = struct {
     fn timeoutMs(self: *Pump) i32 {
         if (self.more or self.closed.len != 0 or self.writable.len != 0 or !self.inbox.isEmpty()) return 0;
         if (self.phase == .running and self.ready.len != 0) return 0;
-        if (self.phase == .stopped) return 0;
+        if (self.phase == .stopped or self.journal.isCompacting()) return 0;
         const at_ms = @min(self.next_deadline_ms, self.sweep_at_ms, self.stop_deadline_ms, self.journal.deadlineMs() orelse NEVER);
         if (at_ms == NEVER) return -1;
         self.readClock();

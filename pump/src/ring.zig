@@ -25,6 +25,14 @@ pub fn Ring(comptime T: type) type {
             return item;
         }
 
+        pub fn first(self: *const Self) ?T {
+            return if (self.len == 0) null else self.items[self.head];
+        }
+
+        pub fn last(self: *const Self) ?T {
+            return if (self.len == 0) null else self.items[(self.head + self.len - 1) & (self.items.len - 1)];
+        }
+
         fn grow(self: *Self, allocator: Allocator) Allocator.Error!void {
             const larger = try allocator.alloc(T, @max(1024, self.items.len * 2));
             for (0..self.len) |index| {

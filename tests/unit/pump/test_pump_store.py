@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from avow.broker.pump import Pump, Transport
 from avow.errors import AvowError, DamagedError, MalformedError, StorageError
 from avow.sandbox import engine
 from avow.sealing.store import Store
+from avow.testing.core_driver import CoreDriver
 from avow.testing.mqtt import (
     Connack,
     Connect,
@@ -35,7 +38,7 @@ from avow.testing.mqtt import (
     Suback,
     Subscribe,
 )
-from avow.testing.simulated_disk import SimulatedDisk
+from avow.testing.simulated_disk import SimulatedDisk, Sync, Write, apply
 
 KEY = bytes(range(32))
 WAIT_S = 20
@@ -65,14 +68,19 @@ class Broker:
     """A core, a pump and a store, without the service around them."""
 
     def __init__(
-        self, disk: SimulatedDisk, durability: Durability = Durability.COMMIT, **more: int
+        self,
+        disk: SimulatedDisk,
+        durability: Durability = Durability.COMMIT,
+        *,
+        commit: Callable[[Store], object] | None = None,
+        interval_ms: int = 3_600_000,
+        **more: int,
     ) -> None:
         self.disk = disk
         make = Store.create_on if not disk.image else None
         self.store = make(disk, [KEY]) if make is not None else Store.open_on(disk, KEY)
-        self.journal: Journal = open_journal(
-            self.store, durability, more.pop("interval_ms", 3_600_000)
-        )
+        own = None if commit is None else functools.partial(commit, self.store)
+        self.journal: Journal = open_journal(self.store, durability, interval_ms, commit=own)
         core = engine.load(artefacts.core_path().read_bytes())
         self.pump = Pump(core, entropy=bytes(32), journal=self.journal, **more)
         self.failure: queue.Queue[AvowError | None] = queue.Queue()
@@ -117,6 +125,10 @@ class Client:
     def send(self, packet: Publish | Subscribe | Puback) -> None:
         self._socket.sendall(packet.encode(4))
 
+    def send_all(self, data: bytes) -> None:
+        """Bytes that are more than a socket takes at once; for a thread of its own."""
+        self._socket.sendall(data)
+
     def receive(self) -> Packet:
         while not self._packets:
             data = self._socket.recv(1 << 16)
@@ -140,7 +152,7 @@ def start() -> Iterator[Callable[..., Broker]]:
     started: list[Broker] = []
 
     def make(
-        disk: SimulatedDisk, durability: Durability = Durability.COMMIT, **more: int
+        disk: SimulatedDisk, durability: Durability = Durability.COMMIT, **more: Any
     ) -> Broker:
         started.append(Broker(disk, durability, **more))
         return started[-1]
@@ -211,33 +223,21 @@ def test_failing_disk_stops_the_pump(start: Callable[..., Broker], code: int) ->
 
 def test_commit_can_be_more_than_the_stores(start: Callable[..., Broker]) -> None:
     """An anchor that refuses stops the pump with its own error, before anything leaves."""
-    disk = WaitingDisk()
-    store = Store.create_on(disk, [KEY])
     refusing = threading.Event()
 
-    def commit() -> None:
+    def commit(store: Store) -> None:
         if refusing.is_set():
             raise MalformedError("the anchor said no")
         store.commit()
 
-    core = engine.load(artefacts.core_path().read_bytes())
-    journal = open_journal(store, Durability.COMMIT, 1, commit=commit)
-    broker = Broker.__new__(Broker)
-    broker.disk, broker.store, broker.journal = disk, store, journal
-    broker.pump = Pump(core, entropy=bytes(32), journal=journal)
-    broker.failure, broker.sockets = queue.Queue(), []
-    broker._thread = threading.Thread(target=broker._run, daemon=True)
-    broker._thread.start()
-    try:
-        client = subscribed(broker)
-        refusing.set()
-        client.send(Publish("a", b"x", 1, 7))
-        failure = broker.failure.get(timeout=WAIT_S)
-        assert isinstance(failure, MalformedError)
-        assert "the anchor said no" in str(failure)
-        assert client.nothing_came()
-    finally:
-        broker.close()
+    broker = start(SimulatedDisk(), commit=commit)
+    client = subscribed(broker)
+    refusing.set()
+    client.send(Publish("a", b"x", 1, 7))
+    failure = broker.failure.get(timeout=WAIT_S)
+    assert isinstance(failure, MalformedError)
+    assert "the anchor said no" in str(failure)
+    assert client.nothing_came()
 
 
 def test_compaction_leaves_one_small_journal(start: Callable[..., Broker]) -> None:
@@ -258,6 +258,81 @@ def test_compaction_leaves_one_small_journal(start: Callable[..., Broker]) -> No
     broker.close()
     again = start(SimulatedDisk(bytes(disk.image)))
     assert Client(again, "client").present
+
+
+class AskingDisk(SimulatedDisk):
+    """Notes with each sync what was known outside when it began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask: Callable[[], int] = int
+        self.known: list[int] = []
+
+    def sync(self) -> None:
+        self.known.append(self.ask())
+        super().sync()
+
+
+def retaining(broker: Broker, values: int, size: int) -> Client:
+    """A client of a broker with that many retained values."""
+    client = Client(broker, "client")
+    for number in range(values):
+        client.send(Publish(f"r/{number}", bytes(size), 1, 1 + number, retain=True))
+        assert isinstance(client.receive(), Puback)
+    return client
+
+
+def test_broker_goes_on_while_it_compacts(start: Callable[..., Broker]) -> None:
+    """Nothing is acknowledged during a sync: none has all of the snapshot to make durable."""
+    disk = SimulatedDisk()
+    broker = start(disk, compaction_min_bytes=17 << 20)
+    client = retaining(broker, 64, 250_000)
+    before = len(disk.log)
+    number = 0
+    while not broker.pump.stats()["pump_journal_compactions"]:
+        number += 1
+        client.send(Publish("r/0", bytes(250_000 if number < 20 else 10), 1, 9, retain=True))
+        assert isinstance(client.receive(), Puback)
+    waiting = largest = 0
+    for event in disk.log[before:]:
+        if isinstance(event, Write):
+            waiting += len(event.data)
+        elif isinstance(event, Sync):
+            largest, waiting = max(largest, waiting), 0
+    assert largest < 6 << 20
+    assert broker.store.stat(PATH).size_bytes > 15_000_000
+
+
+def test_crash_at_any_time_of_a_compaction_loses_nothing(start: Callable[..., Broker]) -> None:
+    disk = AskingDisk()
+    broker = start(disk, compaction_min_bytes=3 << 20)
+    client = retaining(broker, 16, 160_000)
+    acknowledged, begun = 0, len(disk.known)
+    disk.ask = lambda: acknowledged
+    burst = b"".join(
+        Publish(f"s/{number}", bytes(30_000), 1, 1 + number, retain=True).encode(4)
+        for number in range(60)
+    )
+    sending = threading.Thread(target=client.send_all, args=(burst,), daemon=True)
+    sending.start()
+    while acknowledged < 60:
+        assert isinstance(client.receive(), Puback)
+        acknowledged += 1
+    sending.join(WAIT_S)
+    assert broker.pump.stats()["pump_journal_compactions"] == 1
+    image, syncs, halves = bytearray(), 0, 0
+    for event in disk.log:
+        apply(image, event)
+        if not isinstance(event, Sync):
+            continue
+        syncs += 1
+        if syncs <= begun or syncs % 3:
+            continue
+        with Store.open_on(SimulatedDisk(bytes(image)), KEY, read_only=True) as store:
+            halves += store.exists(f"{DIRECTORY}/{FRESH_NAME}")
+            core = CoreDriver(journal=[store.read(PATH)])
+            assert core.counters()["retained"] >= 16 + disk.known[syncs - 1]
+    assert halves >= 2
 
 
 def test_half_a_compaction_is_removed() -> None:
