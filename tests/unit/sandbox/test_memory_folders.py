@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,5 +175,11 @@ def test_many_names_come_in_pieces() -> None:
             assert 0 < count <= 500
             listed += buffer.raw[:count]
         assert [name for name in names if name.encode() + b"\0" in listed] == names
+        # From the beginning again, as another descriptor of the folder wants it.
+        assert functions["rewind"](None, fd) == 0
+        again = functions["entries"](None, fd, address, 500)
+        assert buffer.raw[:again] == listed[:again]
+        for offset, outcome in ((0, 0), (-1, -errno.EINVAL)):
+            assert functions["read"](None, fd + 1, address, 1, offset) == outcome
         # What is no folder of these goes to the host.
         assert functions["facts"](None, -1, address) < 0
