@@ -146,7 +146,11 @@ def begin_container(directory: Path) -> int:
     """
     path = directory / _UNFINISHED
     try:
+        absent = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         directory.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        for folder in absent:
+            # A folder that is not durable would take the store with it when the power fails.
+            _make_durable(folder.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(path, flags, _FILE_MODE)
     except OSError as error:
@@ -172,15 +176,20 @@ def finish_container(directory: Path) -> None:
     """Gives a store that is whole and durable its name. Raises StorageError."""
     try:
         os.rename(directory / _UNFINISHED, directory / CONTAINER)
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _make_durable(directory)
     except OSError as error:
         raise StorageError(
             f"the store in {directory} cannot be given its name ({error.strerror}): create it again"
         ) from error
+
+
+def _make_durable(directory: Path) -> None:
+    """The names in a folder."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _is_other(fd: int, path: Path) -> bool:

@@ -429,12 +429,26 @@ class Store:
 
     def _make(self, path: str, kind: int, parents: bool) -> None:
         above, name = self._split(path)
-        if parents and above != "/":
-            self.make_directory(above, parents=True)
-        directory = self._inode(above)
+        directory = self._made(above) if parents else self._inode(above)
         self._call(
             "make", directory, name, len(name), kind, self._clock_ns(), what=f"making {path}"
         )
+
+    def _made(self, path: str) -> int:
+        """The inode of a directory, which is made as far as it is absent."""
+        inode = ROOT_INODE
+        for name in _names(path):
+            code: int = self._library.avow_store_lookup(self.handle, inode, name, len(name))
+            _raise_kept(self._callbacks)
+            if code == Result.NOT_FOUND:
+                now_ns = self._clock_ns()
+                code = self._call(
+                    "make", inode, name, len(name), _DIRECTORY, now_ns, what=f"making {path}"
+                )
+            elif code < 0:
+                raise self._error(code, f"making {path}")
+            inode = code
+        return inode
 
     def remove(self, path: str) -> None:
         """Removes a file's name, or an empty directory."""
@@ -605,7 +619,10 @@ def _require_range(offset: int, length: int) -> None:
 def _names(path: str) -> list[bytes]:
     if not path.startswith("/"):
         raise MalformedError(f"{path!r}: paths in a store begin with `/`")
-    return [name.encode() for name in path.split("/") if name]
+    try:
+        return [name.encode() for name in path.split("/") if name]
+    except UnicodeEncodeError as error:
+        raise MalformedError(f"{path!r}: names in a store are UTF-8, this is not") from error
 
 
 def _damaged(what: str, damage: Damage) -> DamagedError:

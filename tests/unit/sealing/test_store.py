@@ -717,6 +717,39 @@ def test_the_container_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "s" / CONTAINER).stat().st_mode & 0o777 == 0o600
 
 
+def test_the_folders_of_a_new_store_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each folder that was made, in the one above it, and then the container's name."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Store.create(tmp_path / "a" / "b" / "s", [KEY]).close()
+    made = [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+    assert synced == [*made, tmp_path / "a" / "b" / "s"]
+
+
+def test_a_path_as_deep_as_anybody_likes(store: Store) -> None:
+    deep = "/files" + "/d" * 3000
+    store.make_file(deep + "/a", parents=True)
+    store.write(deep + "/a", b"deep")
+    store.make_directory(deep, parents=True)
+    assert store.read(deep + "/a") == b"deep"
+    with pytest.raises(MalformedError, match="a directory was expected"):
+        store.make_file(deep + "/a/b/c", parents=True)
+    assert list(store.check()) == []
+
+
+def test_a_path_that_is_not_utf_8_is_refused(store: Store) -> None:
+    with pytest.raises(MalformedError, match="UTF-8"):
+        store.read("/files/\udcff")
+
+
 def test_a_creation_that_was_cut_can_be_done_again(tmp_path: Path) -> None:
     class CutError(Exception):
         pass

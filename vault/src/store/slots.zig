@@ -71,7 +71,7 @@ pub const Slots = struct {
     /// What was taken since the last commit lies in here.
     fresh_start: u64 = std.math.maxInt(u64),
     fresh_end: u64 = 0,
-    /// While compacting the lowest slots are taken first.
+    /// While compacting: the first run behind the cursor, which `trim` set back, and not the longest.
     lowest_first: bool = false,
 
     /// Of how many free runs the longest is taken.
@@ -113,7 +113,7 @@ pub const Slots = struct {
 
     fn find(self: *Slots, want: u64) Run {
         var best: Run = .{ .start = 0, .count = 0 };
-        var at = if (self.lowest_first or self.cursor >= self.end) format.SLOT_FIRST else self.cursor;
+        var at = if (self.cursor >= self.end) format.SLOT_FIRST else self.cursor;
         var wrapped = at == format.SLOT_FIRST;
         var looked: u32 = 0;
         while (looked < LOOK_AT) : (looked += 1) {
