@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -33,6 +35,7 @@ from avow.tee.tpm.nv_counter import NvCounter
 from avow.tee.tpm.sealing import SealedBlob, decode_blob, measured_pcr, pcr_policy, seal, unseal
 from avow.tee.tpm.structures import ALG_SHA256
 from avow.tee.tpm.templates import AK_ECC
+from avow.testing.shared_tpm import SharedTpm
 from avow.testing.swtpm import SoftwareTpm
 from tests.unit.sealing.anchor_world import Disk
 from tests.unit.sealing.identified_store import IdentifiedStore
@@ -62,6 +65,13 @@ def device(tpm: SoftwareTpm) -> Iterator[TpmDevice]:
 def fresh_tpm() -> Iterator[SoftwareTpm]:
     with SoftwareTpm() as started:
         yield started
+
+
+@pytest.fixture
+def machine_of_several(tpm: SoftwareTpm) -> Iterator[SharedTpm]:
+    """The same TPM behind a resource manager."""
+    with SharedTpm(tpm) as shared:
+        yield shared
 
 
 def test_a_secret_comes_back(device: TpmDevice) -> None:
@@ -423,22 +433,73 @@ def test_anchor_on_a_tpm(fresh_tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch
     anchor.close()
 
 
+def public_area(attributes: int = 0x412, unique_bytes: int = 32) -> bytes:
+    """As docs/spec/freshness.md has it: fixedTPM, fixedParent and noDA, and only a policy."""
+    unique = struct.pack(">H", unique_bytes) + bytes(unique_bytes)
+    return struct.pack(">HHIH32sH", 8, ALG_SHA256, attributes, 32, b"d" * 32, 0x10) + unique
+
+
+def blob_of(pcrs: tuple[int, ...] = (23,), **area: int) -> SealedBlob:
+    return SealedBlob(pcrs, public_area(**area), b"private")
+
+
+def test_a_file_that_is_one() -> None:
+    assert decode_blob(blob_of().encoded(), "store.tpm") == blob_of()
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
         b"AVOWTPMK",
-        SealedBlob((23,), b"p", b"q").encoded() + b"\0",
-        SealedBlob((23,), b"p", b"q").encoded()[:-1],
+        blob_of().encoded() + b"\0",
+        blob_of().encoded()[:-1],
         SealedBlob((23,), b"", b"q").encoded(),
-        SealedBlob((23,), b"p", b"").encoded(),
-        SealedBlob((7,), b"p", b"q").encoded(),
-        SealedBlob((23, 24), b"p", b"q").encoded(),
-        SealedBlob((23,), b"p" * 1025, b"q").encoded(),
-        b"AVOWTPML" + SealedBlob((23,), b"p", b"q").encoded()[8:],
-        SealedBlob((23,), b"p", b"q").encoded()[:8] + b"\2" + bytes(3) + bytes(20),
+        SealedBlob((23,), public_area(), b"").encoded(),
+        SealedBlob((23,), public_area()[:-1], b"q").encoded(),
+        SealedBlob((23,), public_area() + b"\0", b"q").encoded(),
+        SealedBlob((23,), public_area(), b"q" * 1025).encoded(),
+        # userWithAuth: a password, and no policy, would open it.
+        blob_of(attributes=0x452).encoded(),
+        blob_of(attributes=0x402).encoded(),
+        blob_of(unique_bytes=31).encoded(),
+        blob_of((7,)).encoded(),
+        blob_of((23, 24)).encoded(),
+        b"AVOWTPML" + blob_of().encoded()[8:],
+        blob_of().encoded()[:8] + b"\2" + blob_of().encoded()[9:],
     ],
 )
 def test_files_that_are_none(content: bytes) -> None:
     with pytest.raises(MalformedError, match="in store\\.tpm"):
         decode_blob(content, "store.tpm")
+
+
+def test_whatever_is_changed_is_said_of_the_file(device: TpmDevice) -> None:
+    """And not of the TPM, which works."""
+    content = seal(device, SECRET, RUNS)[0].encoded()
+    for offset in range(0, len(content), 3):
+        changed = content[:offset] + bytes([content[offset] ^ 0x80]) + content[offset + 1 :]
+        with pytest.raises((DeniedError, MalformedError)):
+            unseal(device, decode_blob(changed, "store.tpm"), RUNS)
+
+
+def test_several_programs_at_once(machine_of_several: SharedTpm) -> None:
+    """Each measures itself into the one PCR 23, and each gets its own secret."""
+    runs = [replace(RUNS, module=bytes([number]) * 32) for number in range(1, 5)]
+    got: list[bytes] = []
+
+    def start(workload: Workload) -> None:
+        device = TpmDevice(machine_of_several.tcti, 30)
+        secret = sha256(workload.module).digest()
+        blob, _ = seal(device, secret, workload, (0,))
+        for _ in range(5):
+            assert unseal(device, blob, workload) == secret
+        got.append(secret)
+        device.close()
+
+    threads = [threading.Thread(target=start, args=(workload,)) for workload in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == len(runs)

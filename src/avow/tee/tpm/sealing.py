@@ -10,8 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import random
 import struct
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,13 +39,19 @@ _MAGIC: Final = b"AVOWTPMK"
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8s I I")
 _PART_BYTES_MAX: Final = 1024
+_DIGEST_BYTES: Final = 32
+# In TPMT_PUBLIC: after type, name algorithm, attributes and the policy's length.
+_POLICY_AT: Final = 10
 _ALG_KEYEDHASH: Final = 0x0008
 _CC_POLICY_PCR: Final = 0x0000017F
 # TPM_RC.
 _RC_POLICY_FAIL: Final = 0x09D
 _RC_PCR_CHANGED: Final = 0x128
-_RC_INTEGRITY: Final = 0x09F
-_ATTEMPTS: Final = 8
+_FORMAT_1: Final = 0x80
+_ATTEMPTS: Final = 32
+_REFUSALS: Final = 3
+_WAIT_S: Final = 0.01
+_WAIT_MAX_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,10 @@ def decode_blob(content: bytes, name: str) -> SealedBlob:
         raise _malformed(name, "another head")
     if offset != len(content):
         raise _malformed(name, f"{len(content) - offset} bytes more")
+    public = parts[0]
+    policy = public[_POLICY_AT : _POLICY_AT + _DIGEST_BYTES]
+    if public[:-_DIGEST_BYTES] != _template(policy)[:-2] + struct.pack(">H", _DIGEST_BYTES):
+        raise _malformed(name, "the public area of another kind of object")
     return SealedBlob(pcrs, parts[0], parts[1])
 
 
@@ -147,42 +160,63 @@ def unseal(
     Raises `DeniedError` when the PCRs are not those of the policy or the blob is not this TPM's,
     `UnavailableError` and `UntrustedError`.
     """
+    with (
+        storage_key(device, parent) as key,
+        hmac_session(device, key, encrypt=True) as session,
+        policy_session(device) as policy,
+        _loaded(device, blob, key) as handle,
+    ):
+
+        def give(esapi: Any, library: Any) -> bytes:
+            esapi.policy_restart(policy)
+            # Without a digest: the TPM takes its PCRs, and compares the policy when it unseals.
+            esapi.policy_pcr(policy, b"", _selected(blob))
+            return bytes(esapi.unseal(handle, session1=policy, session2=session))
+
+        secret = _while_measured(device, blob, workload, give)
+    if len(secret) != SECRET_BYTES:
+        raise MalformedError(
+            f"expected a sealed secret of {SECRET_BYTES} bytes, got {len(secret)}; the file is not "
+            f"one that avow made"
+        )
+    return secret
+
+
+def _while_measured(
+    device: TpmDevice, blob: SealedBlob, workload: Workload, give: Callable[[Any, Any], bytes]
+) -> bytes:
+    """What `give` returns with `workload` in PCR 23.
+
+    Several programs may share a TPM, and each measures itself when it starts. So nothing else is
+    done in between, and who finds the register changed waits for a random while.
+    """
     wanted = measured_pcr(workload)
-    for _ in range(_ATTEMPTS):
+    refusals = 0
+    for attempt in range(_ATTEMPTS):
         if not _is_measured(device, wanted):
             Measuring(device).measure(workload)
         try:
-            secret = _unseal(device, blob, parent)
+            return answered(device, give)
         except UnavailableError as error:
             code = refusal(error)
-            if code in {_RC_POLICY_FAIL, _RC_PCR_CHANGED}:
-                if code == _RC_PCR_CHANGED or not _is_measured(device, wanted):
-                    # Several attested programs may share a TPM, and each measures itself.
-                    continue
+            if code not in {_RC_POLICY_FAIL, _RC_PCR_CHANGED}:
+                raise
+            # Another one with this workload may have put right what a third one had changed.
+            refusals += code == _RC_POLICY_FAIL and _is_measured(device, wanted)
+            if refusals == _REFUSALS:
                 raise _denied(blob) from error
-            if code == _RC_INTEGRITY:
-                raise DeniedError(
-                    "expected a key that this machine's TPM sealed, got another one: it is of "
-                    "another machine, the TPM was cleared since, or the file was changed; open "
-                    "the store with another owner key"
-                ) from error
-            raise
-        if len(secret) != SECRET_BYTES:
-            raise MalformedError(
-                f"expected a sealed secret of {SECRET_BYTES} bytes, got {len(secret)}; the file "
-                f"is not one that avow made"
-            )
-        return secret
+        threading.Event().wait(random.uniform(0, min(_WAIT_MAX_S, _WAIT_S * 2**attempt)))
     raise UnavailableError(
         f"expected PCR {event_log.PCR} to stay as it was measured, got others in {_ATTEMPTS} "
         f"attempts; see what else uses it"
     )
 
 
-def _unseal(device: TpmDevice, blob: SealedBlob, parent: bytes | None) -> bytes:
-    selection = "sha256:" + ",".join(map(str, blob.pcrs))
+@contextmanager
+def _loaded(device: TpmDevice, blob: SealedBlob, key: StorageKey) -> Iterator[Any]:
+    """The sealed object in the TPM. Raises `DeniedError` when `key` did not seal it."""
 
-    def load(esapi: Any, library: Any, key: StorageKey) -> Any:
+    def load(esapi: Any, library: Any) -> Any:
         area, _ = library.TPMT_PUBLIC.unmarshal(blob.public)
         return esapi.load(
             key.handle,
@@ -190,21 +224,25 @@ def _unseal(device: TpmDevice, blob: SealedBlob, parent: bytes | None) -> bytes:
             library.TPM2B_PUBLIC(publicArea=area),
         )
 
-    def give(esapi: Any, handle: Any, policy: Any, session: Any) -> bytes:
-        # Without a digest: the TPM takes its PCRs, and compares the policy when it unseals.
-        esapi.policy_pcr(policy, b"", selection)
-        return bytes(esapi.unseal(handle, session1=policy, session2=session))
+    try:
+        handle = device.call(load)
+    except UnavailableError as error:
+        if (refusal(error) or 0) & _FORMAT_1:
+            # It finds fault with what it is given: TPM_RC_INTEGRITY mostly.
+            raise DeniedError(
+                "expected a key that this machine's TPM sealed, got another one: it is of another "
+                "machine, the TPM was cleared since, or the file was changed; open the store with "
+                "another owner key"
+            ) from error
+        raise
+    try:
+        yield handle
+    finally:
+        forget(device, handle)
 
-    with (
-        storage_key(device, parent) as key,
-        hmac_session(device, key, encrypt=True) as session,
-        policy_session(device) as policy,
-    ):
-        handle = device.call(lambda esapi, library: load(esapi, library, key))
-        try:
-            return answered(device, lambda esapi, library: give(esapi, handle, policy, session))
-        finally:
-            forget(device, handle)
+
+def _selected(blob: SealedBlob) -> str:
+    return "sha256:" + ",".join(map(str, blob.pcrs))
 
 
 def _read_pcrs(device: TpmDevice, key: StorageKey, numbers: list[int]) -> dict[int, bytes]:
