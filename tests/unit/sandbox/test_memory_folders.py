@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from avow.sandbox.grants import parse_grants
 from avow.sandbox.memory_folders import FIRST_DESCRIPTOR, MemoryFolders
+from avow.sandbox.preview2 import Preview2
+from avow.sandbox.program import Surroundings
 from avow.sandbox.wasi import Directory, MemoryDirectory, PlainDirectory, Wasi
+from avow.sandbox.wasi_calls import WasiCalls
 from tests.unit.sandbox.wasi_guest import (
     CREAT,
     DIRECTORY,
@@ -183,3 +187,14 @@ def test_many_names_come_in_pieces() -> None:
             assert functions["read"](None, fd + 1, address, 1, offset) == outcome
         # What is no folder of these goes to the host.
         assert functions["facts"](None, -1, address) < 0
+
+
+def test_a_component_reads_them_too() -> None:
+    granted = parse_grants(["provisioned:/run/secrets"], folder=Path())
+    with Wasi.of(Surroundings(("app",), granted, provisioned=FILES)) as wasi:
+        preview2 = Preview2(WasiCalls(wasi), granted.clocks).functions()
+        listed = preview2["wasi:filesystem/preopens"]["get-directories"]()
+        folder = {name: handle.rep for handle, name in listed}["/run/secrets"]
+        files = preview2["wasi:filesystem/types"]
+        opened = files["[method]descriptor.open-at"](folder, set(), "tls.key", set(), {"read"})
+        assert files["[method]descriptor.read"](opened.rep, 8, 1) == (b"secret\xff\0", False)
