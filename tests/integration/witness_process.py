@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 @contextmanager
-def running_witness(state: Path) -> Iterator[str]:
+def running_witness(state: Path, listen: str = "127.0.0.1:0") -> Iterator[str]:
     """Gives what `--anchor` takes."""
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "avow", "witness", "--json"),
-            *("--listen", "127.0.0.1:0", "--state", str(state)),
+            *("--listen", listen, "--state", str(state)),
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -35,7 +35,7 @@ from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import signals_told, thread_failures
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
-from avow.errors import AvowError, UnavailableError
+from avow.errors import AvowError, DeniedError, UnavailableError, UntrustedError
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -251,7 +251,7 @@ def _run(
             ready = await_secrets(starting, attestation, controls, log, load_judge=load_judge)
             if ready is None:
                 return ExitCode.OK
-        with contextlib.ExitStack() as state:
+        with _faults(), contextlib.ExitStack() as state:
             with configuration_errors(), storage_errors(), ready.in_use():
                 journal = state.enter_context(
                     open_state(
@@ -278,19 +278,19 @@ def _run(
                 service.open()
             if by_default:
                 log.info(OPEN_UP)
-            state.enter_context(_faults())
             service.serve()
     return ExitCode.OK
 
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Whatever ends a broker that runs is a fault, of its storage or of its own."""
+    """Whatever ends a broker that runs, or is wrong at its end, is a fault, of its storage or of
+    its own."""
     try:
         with storage_errors():
             yield
-    except UnavailableError as error:
-        # An anchor that does not answer any more, for one.
+    except (DeniedError, UnavailableError, UntrustedError) as error:
+        # An anchor that does not answer any more, or for which somebody else does.
         raise CommandError(str(error), ExitCode.FAILED) from error
     except AvowError as error:
         raise CommandError(str(error), ExitCode.INTERNAL) from error

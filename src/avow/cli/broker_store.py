@@ -11,9 +11,11 @@ from avow.broker.prepared import Prepared
 from avow.channel.provisioning import STORE_KEY, Provisioned
 from avow.cli.anchors import check_anchor, check_begin, open_anchor
 from avow.cli.broker_attestation import SIMULATED
+from avow.cli.command_error import CommandError, storage_errors
+from avow.cli.exit_codes import ExitCode
 from avow.cli.store_keys import check_source
 from avow.cli.store_opening import StoreKeys, is_there, make_store, open_store
-from avow.errors import AvowError
+from avow.errors import AvowError, UnavailableError, UntrustedError
 from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
@@ -61,14 +63,15 @@ def open_state(
     made = not is_there(settings.directory)
     check_begin(settings.anchor, settings.directory, made=made, new_store=new_store)
     with (make_store if made else open_store)(settings.directory, keys) as store:
-        anchor = open_anchor(settings.anchor, store)
-        interval_s = settings.anchor_interval_s
-        if made and accept_rollback is None:
-            fresh = begin_fresh(store, anchor, interval_s=interval_s)
-        else:
-            fresh = open_fresh(
-                store, anchor, accept_rollback=accept_rollback, interval_s=interval_s
-            )
+        with _anchor_errors():
+            anchor = open_anchor(settings.anchor, store)
+            interval_s = settings.anchor_interval_s
+            if made and accept_rollback is None:
+                fresh = begin_fresh(store, anchor, interval_s=interval_s)
+            else:
+                fresh = open_fresh(
+                    store, anchor, accept_rollback=accept_rollback, interval_s=interval_s
+                )
         journal = open_journal(
             store,
             Durability[settings.durability.upper()],
@@ -78,6 +81,17 @@ def open_state(
         with fresh.in_background(failed):
             yield journal
         fresh.close()
+
+
+@contextmanager
+def _anchor_errors() -> Iterator[None]:
+    """An anchor that does not answer, or for which somebody else does, is no mistake of whoever
+    wrote the configuration: it may answer tomorrow."""
+    try:
+        with storage_errors():
+            yield
+    except (UnavailableError, UntrustedError) as error:
+        raise CommandError(str(error), ExitCode.FAILED) from error
 
 
 def _store_key(provisioned: Provisioned | None) -> bytes | None:

@@ -7,13 +7,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from avow.errors import MalformedError, RolledBackError, UnavailableError
+from avow.errors import MalformedError, RolledBackError, UnavailableError, UntrustedError
 from avow.sealing.anchor import NO_BRANCH, Remembered, Root, Step
 from avow.sealing.witness import (
     ANSWER_BYTES,
@@ -245,7 +245,7 @@ class WitnessAnchor:
     def _exchange(
         self, kind: Kind, expected: bytes, state: State | None, deadline_s: float
     ) -> Answer:
-        """Raises `OSError`; and for bytes that no witness sends, or not this one, as `open_answer`.
+        """Raises `OSError`, and `UntrustedError` for bytes that no witness sends, or not this one.
         After any error the connection is not used again."""
         connection = self._connection or self._open(deadline_s)
         self._connection = None
@@ -262,7 +262,8 @@ class WitnessAnchor:
             content = sign_request(request, self._key, connection.challenge, self._witness)
             connection.link.send(content, deadline_s - time.monotonic())
             answered = connection.link.receive(ANSWER_BYTES, deadline_s - time.monotonic())
-            answer = open_answer(answered, request, self._witness, connection.challenge)
+            with _others():
+                answer = open_answer(answered, request, self._witness, connection.challenge)
         except BaseException:
             connection.link.close()
             raise
@@ -277,6 +278,16 @@ class WitnessAnchor:
             link = self._connect(self._endpoint, max(deadline_s - time.monotonic(), 0.001))
             undo.callback(link.close)
             greeting = link.receive(GREETING_BYTES, deadline_s - time.monotonic())
-            connection = _Connection(link, decode_greeting(greeting))
+            with _others():
+                connection = _Connection(link, decode_greeting(greeting))
             undo.pop_all()
         return connection
+
+
+@contextlib.contextmanager
+def _others() -> Iterator[None]:
+    """Bytes that no witness sends come from somebody else: nobody here has written them wrongly."""
+    try:
+        yield
+    except MalformedError as error:
+        raise UntrustedError(str(error)) from error

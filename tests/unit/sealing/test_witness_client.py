@@ -278,7 +278,7 @@ def test_answers_that_end(wire: Wire, length: int) -> None:
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n".ljust(GREETING_BYTES), b""])
 def test_no_witness_at_all(wire: Wire, greeting: bytes) -> None:
     wire.greeting = lambda honest: greeting
-    with pytest.raises((MalformedError, UnavailableError)):
+    with pytest.raises((UntrustedError, UnavailableError)):
         anchor(wire).read()
 
 
