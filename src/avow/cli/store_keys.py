@@ -216,8 +216,8 @@ def _needed(binding: KeyBinding | None, source: str) -> KeyBinding:
     if binding is None:
         raise MalformedError(
             f"expected file:PATH as the source of the key here, got {source!r}: a platform's key "
-            f"is bound to what runs, and only that opens the store with it; add an owner key from "
-            f"a file to the store to look into it"
+            f"is bound to what runs, and only that opens the store with it; look into the store "
+            f"with an owner's key, which --also-key gives it when it is made"
         )
     return binding
 

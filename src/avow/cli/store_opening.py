@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from avow.cli.store_keys import is_bound, key_of_store, sealed_file
@@ -29,7 +29,7 @@ class StoreKeys:
     first: str
     also: str | None
     binding: Callable[[], KeyBinding]
-    provisioned: bytes | None
+    provisioned: bytes | None = field(repr=False)
     simulated: bool
     say: Callable[[str], None]
 
