@@ -25,6 +25,7 @@ from avow.cli.app_options import EffectiveApp
 from avow.cli.program_trust import check_usable
 from avow.cli.provisioned import await_provisioning
 from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.evidence.appraisal import AttestationResult
 from avow.policy.policy_file import parse_policy
 from avow.sandbox.grants import parse_grants
 from avow.sandbox.limits import Limits
@@ -60,10 +61,15 @@ class Waiting:
     port: int
     outcome: queue.SimpleQueue[Provisioned | AvowError] = field(default_factory=queue.SimpleQueue)
 
-    def provision(self, secrets: Secrets) -> Taken:
+    def provision(
+        self,
+        secrets: Secrets,
+        attested: Callable[[AttestationResult], None] = lambda _: None,
+    ) -> Taken:
         judge = Judge(KNOWN, parse_policy(policy_for("server"), name="p.toml"))
         now = datetime.now(UTC)
-        return hand_over("127.0.0.1", self.port, OWNER, judge, secrets, now).taken
+        done = hand_over("127.0.0.1", self.port, OWNER, judge, secrets, now, attested=attested)
+        return done.taken
 
 
 @contextmanager
@@ -115,6 +121,37 @@ def test_what_the_program_could_not_start_with_is_refused_and_it_waits_on() -> N
         found = program.outcome.get(timeout=PATIENCE_S)
         assert isinstance(found, Provisioned)
         assert found.files == {"TOKEN": b"x"}
+
+
+def test_of_two_owners_at_once_the_second_is_told_that_the_program_starts() -> None:
+    """And is not left waiting for an answer until its own time is over."""
+    outcomes: queue.SimpleQueue[Taken | AvowError] = queue.SimpleQueue()
+    is_next, first_is_taken = threading.Event(), threading.Event()
+
+    def says_so(_: AttestationResult) -> None:
+        is_next.set()
+        first_is_taken.wait(PATIENCE_S)
+
+    with waiting(lambda _: None) as program:
+
+        def second() -> None:
+            try:
+                outcomes.put(program.provision(Secrets({}, {"b": b""}), says_so))
+            except AvowError as error:
+                outcomes.put(error)
+
+        def begins_the_second(_: AttestationResult) -> None:
+            threading.Thread(target=second, daemon=True).start()
+            assert is_next.wait(PATIENCE_S)
+
+        assert program.provision(Secrets({}, {"a": b""}), begins_the_second).files == ("a",)
+        first_is_taken.set()
+        found = program.outcome.get(timeout=PATIENCE_S)
+        assert isinstance(found, Provisioned)
+        assert found.files == {"a": b""}
+        refused = outcomes.get(timeout=PATIENCE_S)
+        assert isinstance(refused, UnavailableError)
+        assert "has been provisioned and starts" in str(refused)
 
 
 def test_what_a_program_can_start_with() -> None:

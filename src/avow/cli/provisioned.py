@@ -201,7 +201,7 @@ def await_provisioning(
     where the address cannot be listened on, and when a thread that listens has died.
     """
     keep_out_of_core_dumps()
-    offers: queue.SimpleQueue[Offer | threading.ExceptHookArgs] = queue.SimpleQueue()
+    offers = _Offers()
     listener = ProvisioningListener(
         settings, vouching, offer=offers.put, observer=observer, now=datetime.now(UTC)
     )
@@ -211,13 +211,49 @@ def await_provisioning(
             listening(listener.place, listener.port)
             return _first_usable(offers, usable)
         finally:
+            offers.end()
             listener.stop()
 
 
-def _first_usable(
-    offers: queue.SimpleQueue[Offer | threading.ExceptHookArgs],
-    usable: Callable[[Provisioned], None],
-) -> Provisioned:
+class _Offers:
+    """What a program waits for, until it waits no longer: what comes then is refused, so that
+    nobody waits for an answer that nobody gives."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Offer | threading.ExceptHookArgs] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def put(self, offer: Offer | threading.ExceptHookArgs) -> None:
+        """From any thread."""
+        with self._lock:
+            self._waiting.put(offer)
+            if self._ended:
+                self._refuse_all()
+
+    def get(self) -> Offer | threading.ExceptHookArgs:
+        """Waits for the next one."""
+        return self._waiting.get()
+
+    def end(self) -> None:
+        """Refuses all others."""
+        with self._lock:
+            self._ended = True
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        while not self._waiting.empty():
+            offer = self._waiting.get()
+            if isinstance(offer, Offer):
+                offer.refused(
+                    UnavailableError(
+                        "expected a program that waits for its owner, got one that has been "
+                        "provisioned and starts; start it again to give it other secrets"
+                    )
+                )
+
+
+def _first_usable(offers: _Offers, usable: Callable[[Provisioned], None]) -> Provisioned:
     while True:
         offer = offers.get()
         if not isinstance(offer, Offer):
