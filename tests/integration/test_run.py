@@ -144,6 +144,8 @@ def test_arguments_behind_the_dashes_are_the_programs(folder: Path) -> None:
         (("cat.wasm", "--grant", "clock:x"), 2, "clock:x"),
         (("cat.wasm", "--store", "data"), 2, "--key SOURCE"),
         (("cat.wasm", "--key", "file:k"), 2, "--store"),
+        (("cat.wasm", "--anchor", "tpm:0x01800042"), 2, "--store"),
+        (("cat.wasm", "--new-store"), 2, "--store"),
         (("cat.wasm", "--grant", "provisioned:/run/secrets"), 2, "expected an owner whose files"),
         (("cat.wasm", "--fuel", "0"), 2, "fuel from 1"),
         (("cat.wasm", "--grant", "plain:/in=absent"), 2, "absent"),
@@ -164,7 +166,7 @@ def test_a_blocked_program_is_stopped_at_its_time(folder: Path) -> None:
         assert process.wait(TIMEOUT_S) == 103
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_signals_end_a_program_that_computes(folder: Path, number: signal.Signals) -> None:
     with started(folder, "loop.wasm") as process:
         assert process.stdout is not None

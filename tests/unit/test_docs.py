@@ -386,3 +386,10 @@ def test_make_targets_are_those_that_are_described() -> None:
     text = (ROOT / "README.md").read_text() + "".join((DOCS / p).read_text() for p in PAGES)
     mentioned = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\n ]*[`\n])", text))
     assert mentioned <= set(described), mentioned - set(described)
+
+
+def test_versions_that_are_to_be_installed_are_the_pinned_ones() -> None:
+    pinned = set(re.findall(r'"([\w-]+==[\w.]+)"', (ROOT / "pyproject.toml").read_text()))
+    for page in PAGES:
+        named = re.findall(r"\b[\w-]+==\d[\w.]*", (DOCS / page).read_text())
+        assert set(named) <= pinned, page

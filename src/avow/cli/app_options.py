@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from avow.cli.anchors import NONE as NO_ANCHOR
 from avow.cli.anchors import check_anchor
 from avow.cli.store_keys import check_source
 from avow.errors import MalformedError, ModuleError, UnavailableError
@@ -180,8 +181,8 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
 def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
     folder, key, also = given["store_folder"], given["key"], given["also_key"]
     if folder is None:
-        for name in ("key", "also_key", "accept_rollback"):
-            if given[name] is not None:
+        for name in ("key", "also_key", "anchor", "new_store", "accept_rollback"):
+            if given[name] not in (None, False, NO_ANCHOR):
                 raise MalformedError(
                     f"expected --store beside --{name.replace('_', '-')}, got none; add it"
                 )

@@ -26,7 +26,7 @@ from avow.sandbox.limits import Limits, timed_out
 from avow.sandbox.program import Running
 
 # What a shell, a terminal or a service manager sends to end a program.
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 COMMIT_INTERVAL_S: Final = 2.0
 
 
