@@ -58,7 +58,7 @@ _LISTEN: Final = "127.0.0.1:7420"
     default=CONNECTIONS_MAX,
     show_default=True,
     metavar="COUNT",
-    help="How many stores may be connected at a time.",
+    help="How many stores may be connected at a time; of more, the longest idle is let go.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 def witness(
