@@ -34,6 +34,8 @@ from tests.unit.sandbox.wasi_guest import (
 )
 
 SECRET = b"nobody may see this"
+# vault/src/wasi/host.zig, OPEN_PATH.
+ONLY_TO_ASK = 4
 
 
 @pytest.fixture
@@ -296,6 +298,45 @@ def test_a_file_that_becomes_a_link_is_not_followed_out(host: Path) -> None:
         assert caught.value.errno == Errno.NOTCAPABLE
 
 
+def test_what_is_no_file_is_not_even_opened(host: Path) -> None:
+    """To open a device is to do something, and to open a pipe wakes who waits at its other end."""
+    os.mkfifo(host / "pipe")
+    with Wasi(arguments=[], entropy=bytes(32), directories=[PlainDirectory("/", host)]) as wasi:
+        guest = Guest(wasi)
+        native = wasi.native("open")
+        flags_given: list[int] = []
+
+        def opened(_: int, fd: int, path: bytes, flags: int) -> int:
+            flags_given.append(flags)
+            return int(native(fd, path, flags))
+
+        wasi.replace("open", opened)
+        for oflags, expected in ((0, Errno.ACCES), (DIRECTORY, Errno.NOTDIR)):
+            with pytest.raises(FailedError) as caught:
+                guest.open("pipe", oflags, rights=READ_RIGHTS)
+            assert caught.value.errno == expected
+    assert len(flags_given) == 2
+    assert all(flags & ONLY_TO_ASK for flags in flags_given)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_read(host: Path) -> None:
+    """Between the question what it is and the opening, which does not wait for the other end."""
+    with Wasi(arguments=[], entropy=bytes(32), directories=[PlainDirectory("/", host)]) as wasi:
+        guest = Guest(wasi)
+        native = wasi.native("open")
+
+        def swapped(_: int, fd: int, path: bytes, flags: int) -> int:
+            if not flags & ONLY_TO_ASK:
+                (host / "file").unlink()
+                os.mkfifo(host / "file")
+            return int(native(fd, path, flags))
+
+        wasi.replace("open", swapped)
+        with pytest.raises(FailedError) as caught:
+            guest.open("file", rights=READ_RIGHTS)
+        assert caught.value.errno == Errno.ACCES
+
+
 def test_no_device_of_the_host_is_opened() -> None:
     with Wasi(
         arguments=[], entropy=bytes(32), directories=[PlainDirectory("/", Path("/dev"))]
@@ -349,7 +390,8 @@ def test_closing_gives_nothing_of_others_away(host: Path) -> None:
         assert guest.errno("fd_close", file) == Errno.BADF
         guest.close(file + 1)
         assert guest.errno("fd_close", file + 1) == Errno.BADF
-        assert len(closed) == 3
+        # Each is opened twice, and first only to ask about it.
+        assert len(closed) == 5
         for fd in closed:
             with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
                 os.fstat(fd)

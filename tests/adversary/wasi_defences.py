@@ -120,7 +120,9 @@ DEFENCES = (
     # More than was granted.
     Defence("host.zig", " and found[0] != PROC_SUPER_MAGIC", "", ESCAPES),
     Defence("network.zig", "& rights.SOCKET & directory.inheriting,", "& rights.SOCKET,", STREAMS),
-    Defence("network.zig", "        again.inheriting = inheriting;\n", "", STREAMS),
+    Defence(
+        "network.zig", "again.inheriting = inheriting;", "again.inheriting |= inheriting;", STREAMS
+    ),
     Defence(
         "open.zig",
         "if ((base | inheriting) & ~directory.inheriting != 0) return error.NOTCAPABLE;",
@@ -163,7 +165,13 @@ DEFENCES = (
         ".sealed_directory => directory,",
         FILES,
     ),
-    Defence("plain.zig", "if (found.filetype == .DIRECTORY or found", "if (true or found", STREAMS),
+    Defence("plain.zig", "if (found.filetype == .DIRECTORY or found", "if (true or found", ESCAPES),
+    Defence(
+        "plain.zig",
+        "else => return if (wants_directory) error.NOTDIR else error.ACCES,",
+        "else => {},",
+        ESCAPES,
+    ),
     Defence("system.zig", "    return error.NOTCAPABLE;\n", "", SYSTEM),
     Defence("polling.zig", "try system.allowClock(self, id);", "", SYSTEM),
     Defence(

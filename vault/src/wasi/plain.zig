@@ -86,8 +86,14 @@ fn filetype(mode: u32) Filetype {
     };
 }
 
-/// Opens a file or a directory for reading, and nothing else: no device, pipe or socket of the host.
+/// Opens a file or a directory for reading, and nothing else: no device, pipe or socket of the host. Even
+/// to open one may do something, to a watchdog or to who waits at a pipe's other end, so it is asked about
+/// before.
 pub fn openFile(self: *Wasi, directory: i32, path: []const u8, follow: bool, wants_directory: bool) Error!struct { i32, Filetype } {
+    switch ((try statPath(self, directory, path, follow)).filetype) {
+        .DIRECTORY, .REGULAR_FILE, .SYMBOLIC_LINK => {},
+        else => return if (wants_directory) error.NOTDIR else error.ACCES,
+    }
     var flags: u32 = 0;
     if (!follow) flags |= hosted.OPEN_LINK;
     if (wants_directory) flags |= hosted.OPEN_DIRECTORY;
