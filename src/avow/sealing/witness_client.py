@@ -52,12 +52,21 @@ class Endpoint:
 def parse_endpoint(text: str) -> Endpoint:
     """`host:port`, IPv6 addresses in brackets. Raises `MalformedError`."""
     match = _ENDPOINT.fullmatch(text)
-    if match is None or int(match[3]) > _PORT_MAX:
+    if match is None or int(match[3]) > _PORT_MAX or not _can_be_asked_for(match[2]):
         raise MalformedError(
             f"expected HOST:PORT such as 192.0.2.7:7712 or [2001:db8::7]:7712, got {text[:80]!r}; "
             f"correct it"
         )
     return Endpoint(match[1] or match[2], int(match[3]))
+
+
+def _can_be_asked_for(name: str | None) -> bool:
+    """Whether Python can encode a host's name for the resolver, which raises for some."""
+    try:
+        (name or "").encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 class Link(Protocol):

@@ -313,6 +313,7 @@ def test_endpoints(text: str, endpoint: Endpoint) -> None:
     [
         *("", "host", "host:", ":1", "host:65536", "host:-1", "host:1x", "2001:db8::7:1", "a b:1"),
         *("host:1 ", "[::1]", "host:\u0661", "user@host:1", "host:1#x"),
+        *("a..b:1", ".host:1", f"{'a' * 64}.example:1", "h\u00e9..:1"),
     ],
 )
 def test_no_endpoints(text: str) -> None:
