@@ -85,7 +85,6 @@ _WITHOUT_FILES: Final = frozenset(
 )
 
 _MODULES_ONLY: Final = {
-    "tcp": "a TCP connection",
     "listen": "a TCP port",
     "evidence": "evidence",
 }
@@ -148,7 +147,11 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     linker.allow_shadowing = True
     linker.add_wasip2()
     with Wasi.of(surroundings) as wasi:
-        preview2 = Preview2(WasiCalls(wasi), surroundings.grants.clocks)
+        grants = surroundings.grants
+        endpoints = [(each.host, each.port) for each in grants.tcp]
+        preview2 = Preview2(
+            WasiCalls(wasi), grants.clocks, endpoints, on_denied=surroundings.denied
+        )
         functions = HostFunctions()
         _define(engine, component, linker, preview2, functions)
         try:
@@ -255,8 +258,8 @@ def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
         if isinstance(codes, EnumType) and "access-denied" in codes.names:
             return Failed("access-denied")
         raise ImportsError(
-            f"expected the program to do without {interface}#{name}, it called it; there are no "
-            f"sockets for components: build it as a module of preview 1"
+            f"expected the program to do without {interface}#{name}, it called it; components "
+            f"have no sockets but for TCP connections: build it as a module of preview 1"
         )
 
     return refuse

@@ -2,13 +2,13 @@
 
 It is defined here by calls of the vault's preview 1, so that a component has the same files, grants
 and checks of the host as a module. Variables, arguments, exit and random bytes stay wasmtime's.
-There are no sockets. The types are those of https://github.com/WebAssembly/WASI, wasip2 (packages
-cli, clocks, filesystem, io at 0.2).
+The types are those of https://github.com/WebAssembly/WASI, wasip2 (packages cli, clocks,
+filesystem, io at 0.2; sockets are in `preview2_sockets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -17,6 +17,7 @@ from wasmtime.component import Record, ResourceHost, Variant
 
 from avow.errors import ImportsError, LimitError, TrapError
 from avow.sandbox.component_functions import Failed
+from avow.sandbox.preview2_sockets import Address, Connection, Sockets, resolved
 from avow.sandbox.wasi_calls import Filestat, RefusedError, WasiCalls
 
 RESOURCES: Final[Mapping[str, int]] = {
@@ -139,17 +140,27 @@ class _Entries:
 
 @dataclass(frozen=True, slots=True)
 class _Pollable:
-    """Ready at once, at a time of the monotonic clock, or when a descriptor can be read."""
+    """Ready at once, at a time of the monotonic clock, or when a descriptor can be read, or
+    written (True)."""
 
     at_ns: int | None = None
-    fd: int | None = None
+    waited: tuple[int, bool] | None = None
 
 
 class Preview2:
     """The functions, by interface and name. They get handles as the numbers of their resources."""
 
-    def __init__(self, calls: WasiCalls, clocks: frozenset[str]) -> None:
+    def __init__(
+        self,
+        calls: WasiCalls,
+        clocks: frozenset[str],
+        endpoints: Sequence[tuple[str, int]] = (),
+        *,
+        resolve: Callable[[str], list[Address]] = resolved,
+        on_denied: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._calls = calls
+        self._sockets = Sockets(calls, self, endpoints, resolve=resolve, on_denied=on_denied)
         self._clocks = clocks
         self._things: dict[int, Any] = {}
         self._free: list[int] = []
@@ -163,14 +174,14 @@ class Preview2:
         return {
             "wasi:io/error": {"[method]error.to-debug-string": self._debug},
             "wasi:io/poll": {
-                "[method]pollable.ready": lambda p: self._ready([self._thing(p)])[0],
-                "[method]pollable.block": lambda p: self._wait([self._thing(p)]),
+                "[method]pollable.ready": lambda p: self._ready([self.thing(p)])[0],
+                "[method]pollable.block": lambda p: self._wait([self.thing(p)]),
                 "poll": self._poll,
             },
             "wasi:io/streams": self._of_streams(),
-            "wasi:cli/stdin": {"get-stdin": lambda: self._own("input-stream", _Stream(0, None))},
-            "wasi:cli/stdout": {"get-stdout": lambda: self._own("output-stream", _Stream(1, None))},
-            "wasi:cli/stderr": {"get-stderr": lambda: self._own("output-stream", _Stream(2, None))},
+            "wasi:cli/stdin": {"get-stdin": lambda: self.own("input-stream", _Stream(0, None))},
+            "wasi:cli/stdout": {"get-stdout": lambda: self.own("output-stream", _Stream(1, None))},
+            "wasi:cli/stderr": {"get-stderr": lambda: self.own("output-stream", _Stream(2, None))},
             **{
                 f"wasi:cli/terminal-{name}": {f"get-terminal-{name}": self._terminal(fd, kind)}
                 for fd, name, kind in _TERMINALS
@@ -187,9 +198,7 @@ class Preview2:
             },
             "wasi:filesystem/preopens": {"get-directories": self._directories},
             "wasi:filesystem/types": self._of_files(),
-            "wasi:sockets/instance-network": {
-                "instance-network": lambda: self._own("network", None)
-            },
+            **self._sockets.functions(),
         }
 
     def drop(self, rep: int) -> None:
@@ -210,7 +219,8 @@ class Preview2:
 
     # Resources
 
-    def _own(self, kind: str, thing: object) -> ResourceHost:
+    def own(self, kind: str, thing: object) -> ResourceHost:
+        """A handle of the program for `thing`."""
         if len(self._things) == HANDLES_MAX:
             raise LimitError(
                 f"expected a component that has {HANDLES_MAX} streams, descriptors and the like at "
@@ -220,11 +230,26 @@ class Preview2:
         self._things[rep] = thing
         fd = _descriptor_of(thing)
         if fd is not None:
-            self._uses[fd] = self._uses.get(fd, 0) + 1
+            self.hold(fd)
         return ResourceHost.own(rep, RESOURCES[kind])
 
-    def _thing(self, rep: int) -> Any:
+    def thing(self, rep: int) -> Any:
+        """What the handle with the number `rep` stands for."""
         return self._things[rep]
+
+    def hold(self, fd: int) -> None:
+        """One more of the things that are there has this descriptor."""
+        self._uses[fd] = self._uses.get(fd, 0) + 1
+
+    def streams(self, fd: int) -> tuple[ResourceHost, ResourceHost]:
+        """What is received by a connection, and what is sent."""
+        return self.own("input-stream", _Stream(fd, None)), self.own(
+            "output-stream", _Stream(fd, None)
+        )
+
+    def ready(self) -> ResourceHost:
+        """What is waited for without waiting."""
+        return self.own("pollable", _Pollable())
 
     def _terminal(self, fd: int, kind: str) -> Callable[[], ResourceHost | None]:
         def get() -> ResourceHost | None:
@@ -232,7 +257,7 @@ class Preview2:
                 filetype = self._calls.fdstat(fd).filetype
             except RefusedError:
                 return None
-            return self._own(kind, None) if filetype == _TERMINAL else None
+            return self.own(kind, None) if filetype == _TERMINAL else None
 
         return get
 
@@ -245,7 +270,7 @@ class Preview2:
             "input-stream.blocking-read": self._read,
             "input-stream.blocking-skip": lambda i, n: _length(self._read(i, n)),
             "input-stream.subscribe": self._subscribe,
-            "output-stream.check-write": lambda o: WRITE_BYTES_MAX,
+            "output-stream.check-write": self._check_write,
             "output-stream.write": self._write,
             "output-stream.blocking-write-and-flush": self._write,
             "output-stream.write-zeroes": self._write_zeroes,
@@ -254,19 +279,19 @@ class Preview2:
             "output-stream.blocking-flush": lambda o: None,
             "output-stream.splice": lambda o, i, n: self._splice(o, i, n, self._read_ready),
             "output-stream.blocking-splice": lambda o, i, n: self._splice(o, i, n, self._read),
-            "output-stream.subscribe": lambda o: self._own("pollable", _Pollable()),
+            "output-stream.subscribe": lambda o: self._subscribe(o, writes=True),
         }
         return {f"[method]{name}": each for name, each in methods.items()}
 
     def _read_ready(self, rep: int, length: int) -> bytes | Failed:
         """What is there already, which may be nothing."""
-        stream: _Stream = self._thing(rep)
+        stream: _Stream = self.thing(rep)
         if stream.offset is None and not self._calls.poll([(stream.fd, False)], 0)[0]:
             return b""
         return self._read(rep, length)
 
     def _read(self, rep: int, length: int) -> bytes | Failed:
-        stream: _Stream = self._thing(rep)
+        stream: _Stream = self.thing(rep)
         if length == 0:
             return b""
         try:
@@ -280,7 +305,7 @@ class Preview2:
         return data
 
     def _write(self, rep: int, data: bytes) -> Failed | None:
-        stream: _Stream = self._thing(rep)
+        stream: _Stream = self.thing(rep)
         try:
             while data:
                 if stream.appends:
@@ -313,35 +338,41 @@ class Preview2:
         return len(data) if failed is None else failed
 
     def _broken(self, refused: RefusedError) -> Failed:
-        return Failed(self._own("error", refused))
+        return Failed(self.own("error", refused))
 
     def _debug(self, rep: int) -> str:
-        return str(self._thing(rep))
+        return str(self.thing(rep))
 
-    def _subscribe(self, rep: int) -> ResourceHost:
-        stream: _Stream = self._thing(rep)
-        fd = stream.fd if stream.offset is None else None
-        return self._own("pollable", _Pollable(fd=fd))
+    def _check_write(self, rep: int) -> int:
+        stream: _Stream = self.thing(rep)
+        if stream.offset is None and not self._calls.poll([(stream.fd, True)], 0)[0]:
+            return 0
+        return WRITE_BYTES_MAX
+
+    def _subscribe(self, rep: int, *, writes: bool = False) -> ResourceHost:
+        stream: _Stream = self.thing(rep)
+        waited = (stream.fd, writes) if stream.offset is None else None
+        return self.own("pollable", _Pollable(waited=waited))
 
     # Waiting
 
     def _until(self, when_ns: int) -> ResourceHost:
         self._needs("monotonic")
-        return self._own("pollable", _Pollable(at_ns=when_ns))
+        return self.own("pollable", _Pollable(at_ns=when_ns))
 
     def _after(self, length_ns: int) -> ResourceHost:
         return self._until(self._clock("clock_time_get", _MONOTONIC) + length_ns)
 
     def _ready(self, pollables: list[_Pollable], timeout_ns: int | None = 0) -> list[bool]:
         """Which are ready, after waiting for `timeout_ns`, or for a descriptor of theirs."""
-        fds = sorted({each.fd for each in pollables if each.fd is not None})
-        polled = self._calls.poll([(fd, False) for fd in fds], timeout_ns)
-        readable = {None, *(fd for fd, ready in zip(fds, polled, strict=True) if ready)}
+        waited = sorted({each.waited for each in pollables if each.waited is not None})
+        polled = self._calls.poll(waited, timeout_ns)
+        ready = {None, *(each for each, is_ready in zip(waited, polled, strict=True) if is_ready)}
         now_ns = 0
         if any(each.at_ns is not None for each in pollables):
             now_ns = self._clock("clock_time_get", _MONOTONIC)
         return [
-            each.fd in readable if each.at_ns is None else now_ns >= each.at_ns
+            each.waited in ready if each.at_ns is None else now_ns >= each.at_ns
             for each in pollables
         ]
 
@@ -362,7 +393,7 @@ class Preview2:
                 "expected a component to wait for something, this one waits for an empty list; it "
                 "has a fault, report it to who made it"
             )
-        ready = self._wait([self._thing(each) for each in reps])
+        ready = self._wait([self.thing(each) for each in reps])
         return [number for number, each in enumerate(ready) if each]
 
     # Clocks
@@ -381,7 +412,7 @@ class Preview2:
     # Files
 
     def _directories(self) -> list[tuple[ResourceHost, str]]:
-        return [(self._own("descriptor", fd), name) for fd, name in self._preopened]
+        return [(self.own("descriptor", fd), name) for fd, name in self._preopened]
 
     def _of_files(self) -> dict[str, Callable[..., Any]]:
         calls = self._calls
@@ -391,16 +422,16 @@ class Preview2:
 
             def call(rep: int, *arguments: Any) -> Any:
                 try:
-                    return function(self._thing(rep), *arguments)
+                    return function(self.thing(rep), *arguments)
                 except RefusedError as refused:
                     return Failed(_CODES.get(refused.errno, "io"))
 
             return call
 
         methods: dict[str, Callable[..., Any]] = {
-            "read-via-stream": lambda fd, at: self._own("input-stream", _Stream(fd, at)),
-            "write-via-stream": lambda fd, at: self._own("output-stream", _Stream(fd, at)),
-            "append-via-stream": lambda fd: self._own("output-stream", _Stream(fd, 0, True)),
+            "read-via-stream": lambda fd, at: self.own("input-stream", _Stream(fd, at)),
+            "write-via-stream": lambda fd, at: self.own("output-stream", _Stream(fd, at)),
+            "append-via-stream": lambda fd: self.own("output-stream", _Stream(fd, 0, True)),
             "advise": lambda fd, at, n, advice: calls.on_descriptor(
                 "fd_advise", fd, at, n, _ADVICE.index(advice)
             ),
@@ -420,14 +451,14 @@ class Preview2:
             "stat-at": lambda fd, flags, p: _stat(calls.filestat_at(fd, p, follow=bool(flags))),
             "set-times-at": self._set_times_at,
             "link-at": lambda fd, flags, p, to, q: calls.link(
-                fd, p, self._thing(to), q, follow=bool(flags)
+                fd, p, self.thing(to), q, follow=bool(flags)
             ),
             "open-at": self._open_at,
             "readlink-at": lambda fd, p: calls.read_link(fd, p),
-            "rename-at": lambda fd, p, to, q: calls.rename(fd, p, self._thing(to), q),
+            "rename-at": lambda fd, p, to, q: calls.rename(fd, p, self.thing(to), q),
             "symlink-at": lambda fd, target, p: calls.symlink(target, fd, p),
             "is-same-object": lambda fd, other: (
-                _identity(calls.filestat(fd)) == _identity(calls.filestat(self._thing(other)))
+                _identity(calls.filestat(fd)) == _identity(calls.filestat(self.thing(other)))
             ),
             "metadata-hash": lambda fd: _hash(calls.filestat(fd)),
             "metadata-hash-at": lambda fd, flags, p: _hash(
@@ -454,7 +485,7 @@ class Preview2:
 
     def _read_directory(self, fd: int) -> ResourceHost:
         self._calls.entry(fd, 0)
-        return self._own("directory-entry-stream", _Entries(fd))
+        return self.own("directory-entry-stream", _Entries(fd))
 
     def _entry(self, entries: _Entries) -> Record | None:
         while (entry := self._calls.entry(entries.fd, entries.cookie)) is not None:
@@ -482,16 +513,16 @@ class Preview2:
         opened = self._calls.open(
             fd, path, follow=bool(follow), oflags=oflags, rights=rights, fdflags=fdflags
         )
-        return self._own("descriptor", opened)
+        return self.own("descriptor", opened)
 
     def _error_code(self, rep: int) -> str | None:
-        return _CODES.get(self._thing(rep).errno, "io")
+        return _CODES.get(self.thing(rep).errno, "io")
 
 
 def _descriptor_of(thing: object) -> int | None:
     if isinstance(thing, int):
         return thing
-    return thing.fd if isinstance(thing, _Stream | _Entries) else None
+    return thing.fd if isinstance(thing, _Stream | _Entries | Connection) else None
 
 
 def _record(**fields: Any) -> Record:

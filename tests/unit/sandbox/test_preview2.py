@@ -265,17 +265,18 @@ def test_numbers_that_are_too_large(program: Program) -> None:
 
 
 def test_handles_are_numbered_anew(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = program.stream("output-stream.subscribe", program.data).rep
+    out = program.call("wasi:cli/stdout", "get-stdout").rep
+    before = program.stream("output-stream.subscribe", out).rep
     program.preview2.drop(before)
     for _ in range(1000):
-        handle = program.stream("output-stream.subscribe", program.data).rep
+        handle = program.stream("output-stream.subscribe", out).rep
         assert handle == before
         program.preview2.drop(handle)
     monkeypatch.setattr(preview2, "HANDLES_MAX", before + 2)
-    kept = [program.stream("output-stream.subscribe", program.data).rep for _ in range(3)]
+    kept = [program.stream("output-stream.subscribe", out).rep for _ in range(3)]
     assert sorted(kept) == [before, before + 1, before + 2]
     with pytest.raises(LimitError, match="drop what it does not need"):
-        program.stream("output-stream.subscribe", program.data)
+        program.stream("output-stream.subscribe", out)
 
 
 def test_writes_that_return_when_they_are_durable(program: Program) -> None:

@@ -426,7 +426,7 @@ def test_a_component_that_is_no_program() -> None:
         run(bytes(wat2wasm("(component)")))
 
 
-@pytest.mark.parametrize("grant", ["tcp:h:1", "listen:h:1", "evidence"])
+@pytest.mark.parametrize("grant", ["listen:h:1", "evidence"])
 def test_a_grant_that_a_component_cannot_have_is_refused(grant: str) -> None:
     grants = parse_grants([grant], folder=Path("/"))
     with pytest.raises(MalformedError, match=grant.split(":")[0]):
