@@ -491,6 +491,12 @@ class Freshness:
             except AvowError as error:
                 failed(error)
                 return
+            except BaseException as error:
+                # A fault of avow's own: nothing is protected any more all the same.
+                failed(
+                    AvowError(f"expected the store's anchor to be kept, got {error!r}; report it")
+                )
+                raise
 
     def _is_behind(self) -> bool:
         """Whether the anchor has not heard of the newest commit."""

@@ -491,6 +491,34 @@ def test_background_tells_once(failure: Callable[[], AvowError], grace_s: float)
     assert len(told) == 1
 
 
+def test_background_tells_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: a store must not go on as if its anchor were kept."""
+    faults: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda caught: faults.append(caught.exc_type))
+    world = begun("counter")
+    anchor = Unreachable(world.chip)
+    store = world.live().store
+    fresh = open_fresh(store, anchor, interval_s=0.01)
+    told: list[AvowError] = []
+    done = threading.Event()
+
+    def failed(error: AvowError) -> None:
+        told.append(error)
+        done.set()
+
+    def fault() -> AvowError:
+        raise ValueError("a mistake")
+
+    anchor.failure = fault
+    with fresh.in_background(failed):
+        store.commit()
+        assert done.wait(10)
+    assert [str(each) for each in told] == [
+        "expected the store's anchor to be kept, got ValueError('a mistake'); report it"
+    ]
+    assert faults == [ValueError]
+
+
 def test_background_advances() -> None:
     world = begun("counter")
     store = world.live().store
