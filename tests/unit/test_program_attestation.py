@@ -284,8 +284,9 @@ def test_whom_a_programs_judgements_trust_is_measured(program: str, tmp_path: Pa
     one = measured(*options)
     (folder / "tpm/root.pem").write_bytes(Authority().pem())
     assert len({measured(program), empty, one, measured(*options)}) == 4
-    with pytest.raises(CommandError):
-        measured(program, "--endorsements", str(folder / "absent"))
+    for wrong in (("--attest", "--endorsements", str(folder / "absent")), options[2:]):
+        with pytest.raises(CommandError):
+            measured(program, *wrong)
 
 
 def test_roots_that_change_after_they_were_measured_are_refused(tmp_path: Path) -> None:

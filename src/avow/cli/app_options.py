@@ -174,7 +174,9 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
         limits,
         _provisioning(listen, owner),
         _store(given),
-        None if given["endorsements"] is None else _roots(given["endorsements"]),
+        None
+        if given["endorsements"] is None
+        else _roots(given["endorsements"], attest=given["attest"]),
     )
 
 
@@ -203,7 +205,12 @@ def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
     }
 
 
-def _roots(folder: Path) -> dict[str, bytes]:
+def _roots(folder: Path, *, attest: bool) -> dict[str, bytes]:
+    if not attest:
+        raise MalformedError(
+            "expected --attest beside --endorsements, got none; a program that judges nobody needs "
+            "no endorsements"
+        )
     from avow.broker.measured_configuration import anchor_files
     from avow.channel.named_files import read_named_file
 

@@ -46,7 +46,8 @@ _OPTIONS = (
         "--endorsements",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="With --attest: what vendors say about the hardware of others.",
+        help="With --attest: what vendors say about the hardware of others. Roots and keys in it "
+        "are part of the measured configuration.",
     ),
 )
 
