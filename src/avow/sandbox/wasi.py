@@ -26,7 +26,7 @@ from wasmtime import _ffi as wasmtime_ffi
 from avow import artefacts
 from avow.errors import DamagedError, MalformedError, StorageError, UnavailableError
 from avow.sandbox.anchored_calls import COMMITTING, anchored
-from avow.sandbox.grants import parse_grants
+from avow.sandbox.grants import KINDS, parse_grants
 from avow.sandbox.memory_folders import MemoryFolders
 
 if TYPE_CHECKING:
@@ -528,7 +528,8 @@ def refusal(grant: str) -> str:
     """What is said of a grant that a program would have needed, in words that a shell may be given:
     the program chose what is in it."""
     try:
-        parse_grants([grant], folder=Path())
+        if grant != KINDS["listen"]:
+            parse_grants([grant], folder=Path())
     except MalformedError:
         return f"the program was refused {shlex.quote(grant)}, which no grant can allow"
     return (

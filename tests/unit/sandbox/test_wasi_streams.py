@@ -15,7 +15,7 @@ import pytest
 from wasmtime import Trap
 
 from avow.errors import MalformedError, UnavailableError
-from avow.sandbox.wasi import PlainDirectory, listen
+from avow.sandbox.wasi import PlainDirectory, listen, refusal
 from tests.unit.sandbox.wasi_guest import (
     BUFFER,
     CREAT,
@@ -651,6 +651,18 @@ def test_listening() -> None:
         assert guest.errno("sock_accept", fd, 0, OUT) == Errno.NOTCAPABLE
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_a_listener_that_is_missing_is_named() -> None:
+    denied: list[str] = []
+    with bare_guest(on_denied=denied.append) as guest:
+        assert guest.errno("sock_accept", ROOT, 0, OUT) == Errno.NOTSOCK
+        assert guest.errno("sock_accept", ROOT + 1, 0, OUT) == Errno.BADF
+    assert denied == ["listen:ADDRESS:PORT"]
+    assert "`--grant listen:ADDRESS:PORT` would allow" in refusal(denied[0])
+    with bare_guest(on_denied=denied.append, listeners=[listen("127.0.0.1", 0)]) as guest:
+        assert guest.errno("sock_accept", ROOT, 0, OUT) == Errno.NOTSOCK
+    assert len(denied) == 1
 
 
 def test_an_address_that_is_taken() -> None:

@@ -160,6 +160,7 @@ export fn avow_wasi_add_nothing(self: *Wasi, guest: [*]const u8, guest_bytes: us
 
 /// A socket that listens and does not block; it belongs to the program from here on.
 export fn avow_wasi_add_listener(self: *Wasi, fd: i32) callconv(.c) i64 {
+    self.listens = true;
     return install(self, .{
         .kind = .listener,
         .filetype = .SOCKET_STREAM,

@@ -25,6 +25,8 @@ fn socket(self: *Wasi, fd: u32) Error!*Descriptor {
 }
 
 pub fn sock_accept(self: *Wasi, memory: Memory, fd: u32, flags: u32, result_fd: u32) Error!void {
+    // A program that counts on a listener finds something else in its place, or nothing.
+    if (!self.listens) self.denied(&.{"listen:ADDRESS:PORT"});
     const listener = try self.find(fd);
     if (listener.kind == .socket) return error.INVAL;
     if (listener.kind != .listener) return error.NOTSOCK;

@@ -128,6 +128,8 @@ pub const Wasi = struct {
     environment_count: u32 = 0,
     /// `host:port` of each granted connection, with a zero byte behind it.
     endpoints: std.ArrayList(u8) = .empty,
+    /// Whether a listening socket was granted.
+    listens: bool = false,
     random: std.Random.ChaCha,
     clocks: u32,
     started_ns: u64,
