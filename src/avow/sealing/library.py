@@ -82,7 +82,8 @@ _REFUSALS: Final[dict[int, tuple[type[AvowError], str]]] = {
     ),
     Result.MALFORMED: (
         MalformedError,
-        "this is not a sealed store, or it was cut while it was created: create it again",
+        "this is no sealed store that this version of avow reads, or its first 16 KiB are gone: "
+        "name another, or put a copy back",
     ),
     Result.BROKEN: (
         StorageError,

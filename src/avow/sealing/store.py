@@ -112,6 +112,7 @@ class Store:
         self._entropy = entropy
         self._clock_ns = clock_ns
         self._read_only = read_only
+        self._process = os.getpid()
 
     @classmethod
     def create(
@@ -520,6 +521,12 @@ class Store:
         return code
 
     def _error(self, code: int, what: str) -> AvowError:
+        if code == Result.INVALID and os.getpid() != self._process:
+            # Its nonces would be those of the process that it was forked from.
+            return MalformedError(
+                f"{what}: only the process that opened the store changes it, this one was forked "
+                "from it: close the store before, and open it in one of them"
+            )
         if code != Result.DAMAGED:
             return library.error_for(code, what)
         finding = library.Damage()

@@ -46,6 +46,7 @@ _COUNT = struct.Struct("<II")
 
 _KEYRING_NONCE_AT: Final = 680
 _BODY_NONCE_AT: Final = 1752
+_SEQUENCE_END: Final = (1 << 64) - 1
 
 
 def xaes_key(key: bytes, nonce: bytes) -> bytes:
@@ -427,7 +428,7 @@ def _open_record(
     except InvalidTag:
         return None
     again, slots, size, height, zeros, pointer, anchor, ns, before = _BODY.unpack_from(body)
-    if again != sequence or sequence == 0 or sequence % 2 != copy % 2:
+    if again != sequence or not 0 < sequence < _SEQUENCE_END or sequence % 2 != copy % 2:
         return None
     if any(zeros) or any(body[_BODY.size :]):
         raise MalformedError(f"root record {copy}: unused bytes of the body are not zero")

@@ -438,7 +438,7 @@ def test_another_key_is_not_damage(store: Store, disk: MemoryDisk) -> None:
 
 @pytest.mark.parametrize("image", [b"", b"x", bytes(RECORDS), os.urandom(RECORDS)])
 def test_not_a_store(image: bytes) -> None:
-    with pytest.raises(MalformedError):
+    with pytest.raises(MalformedError, match="no sealed store"):
         Store.open_on(MemoryDisk(image), KEY)
 
 

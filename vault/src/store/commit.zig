@@ -49,8 +49,8 @@ fn requireOpener(store: *const Store) Error!void {
 pub fn commit(store: *Store, now_ns: u64) Error!void {
     if (store.is_broken) return error.Broken;
     if (store.is_read_only) return error.ReadOnly;
-    try requireOpener(store);
     if (store.cache.dirty_count == 0 and store.inodes.dirty.items.len == 0 and !store.root.is_changed) return;
+    try requireOpener(store);
     // What the disk holds after any failure from here on is not known.
     errdefer store.is_broken = true;
     try sealLevels(store, &store.cache.dirty);

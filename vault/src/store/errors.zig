@@ -15,7 +15,7 @@ pub const Error = error{
     /// What was read is not what was committed. `Store.damage` says where.
     Damaged,
     WrongKey,
-    /// Not a store, or one that was cut while it was created.
+    /// Not a store, or one of another version, or one without its root records.
     Malformed,
     /// An earlier failure left it unknown what the disk holds: nothing more is done.
     Broken,
