@@ -10,7 +10,7 @@ import pytest
 
 from avow.cli.exit_codes import ExitCode
 from avow.testing.swtpm import SoftwareTpm
-from tests.integration.service_process import ServiceProcess, avow, service
+from tests.integration.service_process import ServiceProcess, avow, service, write
 
 pytestmark = pytest.mark.tpm
 
@@ -76,3 +76,21 @@ def test_no_platforms_key_under_simulation(tpm: SoftwareTpm, tmp_path: Path) -> 
     assert refused.returncode == ExitCode.USAGE, refused.stderr
     assert b"on the simulated platform" in refused.stderr
     assert not (tmp_path / "store.tpm").exists()
+
+
+def test_a_broker_keeps_the_configuration_that_its_key_is_bound_to(
+    tpm: SoftwareTpm, tmp_path: Path
+) -> None:
+    """Whoever writes the file could else open up a store that another start could not open."""
+    text = (
+        '[[listeners]]\nurl = "mqtt://127.0.0.1:0"\n'
+        f'[store]\ndirectory = "state"\nkey = "tpm:{tmp_path / "store.tpm"}"\n'
+    )
+    config = write(tmp_path / "avow.toml", text)
+    with service("--config", str(config)) as running:
+        running.reload()
+        running.event("reloaded")
+        write(config, "allow_anonymous = true\n" + text)
+        running.reload()
+        reason = running.event("reload refused")["reason"]
+    assert "to which the key of the store is bound" in reason

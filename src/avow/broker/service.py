@@ -56,6 +56,7 @@ from avow.channel.named_files import read_named_file
 from avow.channel.provisioning import Offer, Provisioned
 from avow.errors import AvowError, DeniedError, UnavailableError
 from avow.sandbox.engine import LoadedCore
+from avow.sealing.keys import is_bound
 
 # Turns of the pump whose events may wait for their thread; beyond, the pump waits.
 EVENT_BATCHES_MAX = 10_000
@@ -399,11 +400,11 @@ class Service:
                 load_judge=self._load_judge,
                 read=read_named_file if provisioned is None else provisioned.reader(),
             )
-            if provisioned is not None and fresh.digest != self._prepared.digest:
+            kept = _kept_for(self._prepared.configuration, provisioned)
+            if kept and fresh.digest != self._prepared.digest:
                 raise DeniedError(
                     f"expected the configuration sha256:{self._prepared.digest.hex()}, to which "
-                    f"the owner has handed secrets, got sha256:{fresh.digest.hex()}; start avow "
-                    f"again and provision it"
+                    f"{kept[0]}, got sha256:{fresh.digest.hex()}; start avow again {kept[1]}"
                 )
             waiting = needs_restart(self._prepared.configuration, fresh.configuration)
             if waiting and self._attestation is not None:
@@ -526,6 +527,19 @@ def _described(door: Door) -> dict[str, object]:
         "client_evidence": attestation.settings.ask_clients.value,
         "unattested_clients": attestation.unattested_clients,
     }
+
+
+def _kept_for(
+    configuration: Configuration, provisioned: Provisioned | None
+) -> tuple[str, str] | None:
+    """What binds a broker that runs to its measured configuration, and how it gets another one;
+    None where nothing does. Else whoever writes its file could open up what another start could
+    not."""
+    if provisioned is not None:
+        return "the owner has handed secrets", "and provision it"
+    if configuration.store is not None and is_bound(configuration.store.key):
+        return "the key of the store is bound", "with another key of it, see `--also-key`"
+    return None
 
 
 def needs_restart(old: Configuration, new: Configuration) -> list[str]:

@@ -158,11 +158,6 @@ def sealed_file(source: str) -> Path | None:
     return _tpm_place(source).path if source.startswith(_SEALED) else None
 
 
-def is_bound(source: str) -> bool:
-    """Whether a key from `source` is bound to what runs: those of platforms are."""
-    return not source.startswith(_FILE) and source != "provisioned"
-
-
 def key_of_store(
     source: str,
     binding: KeyBinding | None,

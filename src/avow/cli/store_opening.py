@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from avow.cli.store_keys import is_bound, key_of_store, sealed_file
+from avow.cli.store_keys import key_of_store, sealed_file
 from avow.errors import AvowError, DeniedError, InUseError, StorageError, UnavailableError
-from avow.sealing.keys import KeyBinding
+from avow.sealing.keys import KeyBinding, is_bound
 from avow.sealing.library import KEYS_MAX
 from avow.sealing.store import CONTAINER, Store
 

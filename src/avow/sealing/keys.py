@@ -50,6 +50,11 @@ class KeyBinding:
             )
 
 
+def is_bound(source: str) -> bool:
+    """Whether a key from `source`, as in `--key`, is bound to what runs: those of platforms are."""
+    return not source.startswith("file:") and source != "provisioned"
+
+
 def bind_key(secret: bytes, binding: KeyBinding) -> bytes:
     """The owner key (32 bytes) that a platform's `secret` (16 bytes or more) stands for.
 
