@@ -27,6 +27,8 @@ from wasmtime import (
 from avow.errors import MalformedError
 from avow.sandbox.engine_settings import CORE_SETTINGS, engine_for
 
+# WebAssembly core specification, 5.5.16.
+_MODULE: Final = b"\0asm\x01\0\0\0"
 LAYOUT_MAGIC: Final = 0x574F5641  # "AVOW", little-endian
 LAYOUT_VERSION: Final = 2
 INPUT_RECORD_BYTES: Final = 16
@@ -98,7 +100,7 @@ class LoadedCore:
 
 
 def load(
-    wasm_bytes: bytes,
+    wasm_bytes: bytes | bytearray | memoryview,
     *,
     memory_max_bytes: int = _MEMORY_MAX_BYTES,
     measure: Callable[[bytes], None] | None = None,
@@ -113,6 +115,12 @@ def load(
     # An immutable copy of our own: what is hashed is what is compiled, whoever holds the argument.
     module_bytes = bytes(wasm_bytes)
     digest = hashlib.sha256(module_bytes).digest()
+    if not module_bytes.startswith(_MODULE):
+        # The text format would be compiled as well, from other bytes than those that were hashed.
+        raise MalformedError(
+            f"a core has to be a WebAssembly module in its binary format, this begins with "
+            f"{module_bytes[:8].hex() or 'nothing'}: rebuild it"
+        )
     engine = engine_for(CORE_SETTINGS)
     try:
         module = Module(engine, module_bytes)
