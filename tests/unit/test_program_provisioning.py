@@ -24,11 +24,18 @@ from avow.channel.provisioning_owner import hand_over, new_owner_key
 from avow.cli.app_options import EffectiveApp
 from avow.cli.program_trust import check_usable
 from avow.cli.provisioned import await_provisioning
-from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.errors import (
+    AvowError,
+    DamagedError,
+    MalformedError,
+    UnavailableError,
+    WrongKeyError,
+)
 from avow.evidence.appraisal import AttestationResult
 from avow.policy.policy_file import parse_policy
 from avow.sandbox.grants import parse_grants
 from avow.sandbox.limits import Limits
+from avow.sealing.store import Store
 from avow.tee.simulated.attester import SimulatedAttester
 from avow.testing.attesting_guest import KNOWN, attesting, policy_for
 
@@ -106,14 +113,12 @@ def _dumps_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avow.cli.provisioned.keep_out_of_core_dumps", lambda: None)
 
 
-def app(*grants: str, store: bool = False) -> EffectiveApp:
-    kinds = {"key": "provisioned", "also_key": None, "anchor": "none"} if store else None
-    granted = parse_grants(grants, folder=Path())
-    return EffectiveApp(Path("a"), ("a",), granted, Limits(), store=kinds)
+def app(*grants: str) -> EffectiveApp:
+    return EffectiveApp(Path("a"), ("a",), parse_grants(grants, folder=Path()), Limits())
 
 
 def test_what_the_program_could_not_start_with_is_refused_and_it_waits_on() -> None:
-    with waiting(lambda provisioned: check_usable(app("env:TOKEN"), provisioned)) as program:
+    with waiting(lambda provisioned: check_usable(app("env:TOKEN"), None, provisioned)) as program:
         with pytest.raises(AvowError, match="expected UTF-8 in the provisioned TOKEN"):
             program.provision(Secrets({}, {"TOKEN": b"\xff"}))
         assert program.outcome.empty()
@@ -154,19 +159,38 @@ def test_of_two_owners_at_once_the_second_is_told_that_the_program_starts() -> N
         assert "has been provisioned and starts" in str(refused)
 
 
-def test_what_a_program_can_start_with() -> None:
-    check_usable(app(), Provisioned({}, {"der": b"\xff\0"}))
-    check_usable(app("env:der=fixed"), Provisioned({}, {"der": b"\xff\0"}))
-    check_usable(app(store=True), Provisioned({"store": KEY}))
+def test_what_a_program_can_start_with(tmp_path: Path) -> None:
+    def usable(*grants: str, keys: dict[str, bytes] | None = None, **files: bytes) -> None:
+        check_usable(app(*grants), None if keys is None else store, Provisioned(keys or {}, files))
+
+    store = tmp_path / "store"
+    usable(der=b"\xff\0")
+    usable("env:der=fixed", der=b"\xff\0")
+    usable("provisioned:/a", der=b"\xff\0")
+    # A store that is not there is made with the key; one that is there has to open with it.
+    usable(keys={"store": KEY})
+    Store.create(store, [KEY]).close()
+    usable(keys={"store": KEY})
+    with pytest.raises(WrongKeyError):
+        usable(keys={"store": bytes(32)})
     with pytest.raises(UnavailableError, match=r"`store` to \[keys\]"):
-        check_usable(app(store=True), Provisioned({"other": KEY}))
-    check_usable(app("provisioned:/a"), Provisioned({}, {"der": b"\xff\0"}))
+        usable(keys={"other": KEY})
     with pytest.raises(
-        UnavailableError, match=r"the grant provisioned:/a, got none; add \[files\]"
+        UnavailableError, match=r"grant provisioned:/a, got none; add \[files\]"
     ):
-        check_usable(app("provisioned:/a"), Provisioned({"store": KEY}))
+        usable("provisioned:/a")
     with pytest.raises(MalformedError, match="zero byte in the provisioned TOKEN"):
-        check_usable(app("env:TOKEN"), Provisioned({}, {"TOKEN": b"a\0b"}))
+        usable("env:TOKEN", TOKEN=b"a\0b")
+
+
+def test_what_is_no_fault_of_the_secrets_is_told_and_ends_the_wait() -> None:
+    def unusable(provisioned: Provisioned) -> None:
+        raise DamagedError("expected a store, got a damaged one; look at it")
+
+    with waiting(unusable) as program:
+        with pytest.raises(AvowError, match="got a damaged one"):
+            program.provision(Secrets({}, {"a": b""}))
+        assert isinstance(program.outcome.get(timeout=PATIENCE_S), DamagedError)
 
 
 def test_a_listener_that_has_died_is_not_waited_for() -> None:

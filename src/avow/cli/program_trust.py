@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from avow.cli.app_options import EffectiveApp
-from avow.cli.command_error import configuration_errors
+from avow.cli.command_error import configuration_errors, storage_errors
+from avow.cli.store_opening import is_there
 from avow.errors import MalformedError, UnavailableError
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
+from avow.sealing.store import Store
 
 if TYPE_CHECKING:
     from avow.channel.attestation import ServerAttestation
@@ -114,7 +116,7 @@ def program_trust(
                 imports = attestation_imports(
                     attestation, _endorsements(app, given["endorsements"]), say=say
                 )
-        yield ProgramTrust(imports, _from_its_owner(app, attestation, say))
+        yield ProgramTrust(imports, _from_its_owner(app, given["store_folder"], attestation, say))
     finally:
         attestation.stop()
 
@@ -142,31 +144,35 @@ def _endorsements(app: EffectiveApp, folder: Path | None) -> Endorsements | None
 
 
 def _from_its_owner(
-    app: EffectiveApp, attestation: ServerAttestation, say: Say
+    app: EffectiveApp, store: Path | None, attestation: ServerAttestation, say: Say
 ) -> Provisioned | None:
     """Waits for the owner, if there is one."""
     if app.provisioning is None:
         return None
     from avow.cli.provisioned import await_provisioning, settings_of
 
-    with configuration_errors():
+    with configuration_errors(), storage_errors():
         return await_provisioning(
             settings_of(*app.provisioning),
             attestation,
-            usable=lambda provisioned: check_usable(app, provisioned),
+            usable=lambda provisioned: check_usable(app, store, provisioned),
             observer=_Told(say),
             listening=lambda place, _: say(f"listening for its owner at {place}"),
         )
 
 
-def check_usable(app: EffectiveApp, provisioned: Provisioned) -> None:
+def check_usable(app: EffectiveApp, store: Path | None, provisioned: Provisioned) -> None:
     """Raises an `AvowError` for secrets with which the program could not even start: its owner
-    shall read that, and not that they were taken."""
-    if app.store is not None and provisioned.store_key is None:
-        raise UnavailableError(
-            "expected the key of the program's store, got none; add `store` to [keys] of the "
-            "secrets"
-        )
+    shall read that, and not that they were taken. `store` is the folder of its store."""
+    if store is not None:
+        key = provisioned.store_key
+        if key is None:
+            raise UnavailableError(
+                "expected the key of the program's store, got none; add `store` to [keys] of the "
+                "secrets"
+            )
+        if is_there(store):
+            Store.open(store, key, read_only=True).close()
     if app.grants.provisioned and not provisioned.files:
         raise UnavailableError(
             f"expected files for the grant provisioned:{app.grants.provisioned[0]}, got none; add "

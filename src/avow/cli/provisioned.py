@@ -30,7 +30,15 @@ from avow.channel.provisioning import (
 from avow.channel.provisioning_messages import Taken
 from avow.cli.core_dumps import keep_out_of_core_dumps
 from avow.cli.interrupts import thread_failures
-from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
+from avow.errors import (
+    AvowError,
+    DeniedError,
+    InUseError,
+    MalformedError,
+    StorageError,
+    UnavailableError,
+    UntrustedError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +202,8 @@ def await_provisioning(
     listening: Callable[[str, int], None],
 ) -> Provisioned:
     """Waits until the owner has handed over secrets that `usable` does not raise an `AvowError`
-    for, and listens no longer.
+    for, and listens no longer. Where it raises one of the host's storage, no secrets would help:
+    the owner reads it, and it is raised here.
 
     For programs: they start with what they get, and nothing is changed under them. `vouching`
     serves quotes already; `listening` is told the place and the port. Raises `UnavailableError`
@@ -266,6 +275,8 @@ def _first_usable(offers: _Offers, usable: Callable[[Provisioned], None]) -> Pro
             usable(offer.provisioned)
         except AvowError as error:
             offer.refused(error)
+            if isinstance(error, UntrustedError | InUseError | StorageError):
+                raise
             continue
         offer.taken()
         return offer.provisioned
