@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
 from avow.broker.acl import EVERYTHING_ALLOWED, compile_acl
 from avow.broker.commands import AclAccess, AclEffect, AclEntry, AclPrincipal, acl_command
 from avow.broker.config import AclRule
+from avow.errors import MalformedError
 from avow.evidence.appraisal import Tier
 
 
@@ -53,6 +55,17 @@ def test_a_tier_has_the_rank_that_results_have(tier: Tier) -> None:
         {"effect": "allow", "access": "both", "pattern": "#", "tier": tier.label}
     )
     assert [entry.tier_rank_min for entry in compile_acl([rule])] == [tier.rank]
+
+
+def test_rules_that_the_core_would_not_take_are_refused_before() -> None:
+    """A reload that got as far as the core would end the broker, or leave the old rules."""
+    limits = (Path(__file__).parents[2] / "core/src/limits.zig").read_text()
+    assert "acl_rules_max: u32 = 100_000;" in limits
+    assert "arena_bytes: u32 = 1024 * 1024;" in limits
+    rule = AclRule(effect="allow", access="both", user="u", pattern="p" * 1000)
+    assert len(compile_acl([rule] * 1030)) == 1030
+    with pytest.raises(MalformedError, match="got 1050 of 10"):
+        compile_acl([rule] * 1050)
 
 
 def test_command_to_the_byte() -> None:

@@ -294,6 +294,24 @@ def test_many_waiting_failures_of_one_host_are_not_even_checked(
         assert desk.answer().outcome is AuthOutcome.SUCCESS
 
 
+def test_check_that_dies_of_a_bug_is_logged(
+    users: dict[str, User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker would keep the exception to itself."""
+    with Desk(users, workers=1) as desk:
+        monkeypatch.setattr(desk.authenticator, "_hasher", object())
+        desk.password("alice", b"correct horse")
+    assert [line["level"] for line in desk.lines() if line["event"] == "login check failed"]
+
+
+def test_login_that_comes_after_the_end_is_no_error(users: dict[str, User]) -> None:
+    """The core's last events are handled while the broker stops."""
+    with Desk(users) as desk:
+        desk.authenticator.stop()
+        desk.password("alice", b"correct horse")
+    assert desk.answers.empty()
+
+
 def test_stopped_pump_is_no_error(users: dict[str, User]) -> None:
     asked = threading.Event()
 

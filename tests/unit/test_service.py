@@ -95,6 +95,16 @@ class FakePump:
         self.closed = True
 
 
+class Attesting:
+    """An attestation that can be started and stopped, and no more."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 class FakeCore:
     sha256 = hashlib.sha256(b"core").digest()
 
@@ -172,6 +182,46 @@ def running(reread: Callable[[], Configuration] = one_listener) -> Iterator[Runn
     finally:
         made.controls.put(Control.STOP)
         made.ended()
+
+
+def test_start_that_fails_stops_what_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pump that ran on would write into a store that its owner closes now."""
+    made = Running(one_listener)
+    made.service.open()
+
+    def refuse(*_: object) -> None:
+        raise UnavailableError("no evidence")
+
+    monkeypatch.setattr(made.service._certificates, "start", refuse)
+    monkeypatch.setattr(made.service, "_attestation", Attesting())
+    with pytest.raises(UnavailableError, match="no evidence"):
+        made.service.serve()
+    assert made.pump.closed
+    assert not made.service._turning.is_alive()
+
+
+def test_access_rules_that_the_core_refuses_end_the_broker() -> None:
+    """Without rules all is allowed: to go on would be to fail open."""
+    made = Running(one_listener)
+    made.service.open()
+    made.thread.start()
+    made.pump.batches.put(event(4, struct.pack("<I", CommandKind.ACL) + string("no memory")))
+    made.ended()
+    assert "no memory" in str(made.failure)
+
+
+def test_memory_does_not_grow_beyond_what_the_core_was_started_with() -> None:
+    small, large = Limits(memory_budget_bytes=64 << 20), Limits(memory_budget_bytes=128 << 20)
+    configurations = iter((one_listener(limits=small), one_listener(limits=large)))
+    with running(lambda: next(configurations)) as made:
+        made.line("listening")
+        made.controls.put(Control.RELOAD)
+        assert made.line("needs a restart")["keys"] == ["limits.memory_budget_bytes"]
+        made.line("reloaded")
+        sent = [made.pump.commands.get() for _ in range(made.pump.commands.qsize())]
+        settings = [each for each in sent if each[0] == CommandKind.SETTINGS]
+        assert len(settings) == 2
+        assert all(struct.pack("<HQ", 11, 64 << 20) in each for each in settings)
 
 
 def test_settings_come_before_the_first_connection() -> None:
@@ -289,7 +339,7 @@ def test_pump_that_ends_by_itself_ends_the_broker() -> None:
 
 def test_failed_commands_are_logged() -> None:
     with running() as made:
-        body = struct.pack("<I", CommandKind.ACL) + string("malformed")
+        body = struct.pack("<I", CommandKind.SETTINGS) + string("malformed")
         made.pump.batches.put(event(4, body))
         assert made.line("command failed")["reason"] == "malformed"
         body = struct.pack("<I", CommandKind.AUTH_RESULT) + string("no such ticket")

@@ -7,9 +7,15 @@ filled in there. Here is only the translation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from avow.broker.commands import AclAccess, AclEffect, AclEntry, AclPrincipal
+from avow.broker.commands import AclAccess, AclEffect, AclEntry, AclPrincipal, acl_command
 from avow.broker.config import AclRule
+from avow.errors import MalformedError
+
+# acl_rules_max and arena_bytes of core/src/limits.zig.
+_RULES_MAX: Final = 100_000
+_COMMAND_MAX_BYTES: Final = 1 << 20
 
 _EFFECTS = {"allow": AclEffect.ALLOW, "deny": AclEffect.DENY}
 _ACCESSES = {
@@ -36,8 +42,19 @@ EVERYTHING_ALLOWED = tuple(
 
 
 def compile_acl(rules: Sequence[AclRule]) -> list[AclEntry]:
-    """The rules in the core's terms, in the same order: the first that fits decides."""
-    return [_compile(rule) for rule in rules]
+    """The rules in the core's terms, in the same order: the first that fits decides.
+
+    Raises `MalformedError` for more than the core takes.
+    """
+    entries = [_compile(rule) for rule in rules]
+    size_bytes = len(acl_command(entries))
+    if len(entries) > _RULES_MAX or size_bytes > _COMMAND_MAX_BYTES:
+        raise MalformedError(
+            f"expected at most {_RULES_MAX} access rules, of {_COMMAND_MAX_BYTES} bytes together, "
+            f"got {len(entries)} of {size_bytes} bytes; use `%u` and `%c` for what is the same for "
+            f"all users or clients"
+        )
+    return entries
 
 
 def _compile(rule: AclRule) -> AclEntry:

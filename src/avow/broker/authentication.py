@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -116,7 +116,18 @@ class Authenticator:
         if not room:
             self._refuse_busy(request, origin)
             return
-        self._workers.submit(self._verify, request, origin)
+        try:
+            check = self._workers.submit(self._verify, request, origin)
+        except RuntimeError:
+            # The broker is stopping: nobody waits for the answer any more.
+            self._log.debug("login not checked", reason="the broker is stopping")
+            return
+        check.add_done_callback(self._checked)
+
+    def _checked(self, check: Future[None]) -> None:
+        """A worker keeps to itself what went wrong; the client is refused when its time is over."""
+        if not check.cancelled() and (error := check.exception()) is not None:
+            self._log.error("login check failed", exc_info=error)
 
     def _verify(self, request: AuthRequest, origin: Origin) -> None:
         with self._lock:

@@ -104,7 +104,8 @@ class DelayedAnswers:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def put(self, answer: bytes, host: str, delay_s: float) -> None:
         """`answer` goes out in `delay_s` seconds, or earlier when too many wait."""

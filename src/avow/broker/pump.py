@@ -14,6 +14,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.bindings._rust import _openssl
@@ -236,7 +237,7 @@ class Pump:
             restore(journal, engine)
         setup = _describe(engine)
         self._commit: Any = None
-        self._commit_failure: AvowError | None = None
+        self._commit_failure: BaseException | None = None
         if journal is not None:
             _describe_journal(setup, journal)
             if journal.commit is not None:
@@ -389,13 +390,16 @@ class Pump:
                 self._library.avow_pump_destroy(handle)
 
     def _commit_elsewhere(self, commit: Callable[[], object], store: int, now_ns: int) -> int:
-        """Called by the pump, in whose frames no exception may be."""
-        try:
+        """Called by the pump, in whose frames no exception may be. Whatever happens, what it does
+        not say to be durable is not."""
+        with _Kept(self):
             commit()
-        except AvowError as error:
+            return 0
+        return -1
+
+    def _keep_commit_failure(self, error: BaseException) -> None:
+        if self._commit_failure is None:
             self._commit_failure = error
-            return -1
-        return 0
 
     def _open_handle(self) -> int:
         if self._handle is None:
@@ -409,6 +413,26 @@ class Pump:
 
     def _journal_bytes(self, handle: int) -> int:
         return int(self._library.avow_pump_journal(handle, ctypes.create_string_buffer(1), 0))
+
+
+class _Kept:
+    """Keeps an exception that would have to cross native code, and ends it here."""
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> bool:
+        if error is not None:
+            self._pump._keep_commit_failure(error)
+        return True
 
 
 def _refused(code: int) -> AvowError:

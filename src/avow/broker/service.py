@@ -7,6 +7,7 @@ a few that check passwords. The caller's thread waits in `serve` for what shall 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import os
@@ -113,6 +114,7 @@ class Service:
         self._attestation = attestation
         self._load_judge = load_judge
         self._provisioned = provisioned
+        self._memory_budget_bytes = configuration.limits.memory_budget_bytes
         self._certificates = CertificateRenewal(attestation, log)
         self._pump = Pump(
             core,
@@ -157,8 +159,8 @@ class Service:
 
         Raises `CoreTrapError`, or whatever else ended a thread that the broker cannot do without.
         """
-        self._start()
         try:
+            self._start()
             while True:
                 match self._controls.get():
                     case Control.RELOAD:
@@ -251,7 +253,10 @@ class Service:
 
     def _send_settings(self, prepared: Prepared) -> None:
         configuration = prepared.configuration
-        self._pump.command(settings_command(configuration.limits.settings()))
+        # The core's memory was bounded at the start: what it may use cannot grow beyond that.
+        budget_bytes = min(configuration.limits.memory_budget_bytes, self._memory_budget_bytes)
+        limits = configuration.limits.model_copy(update={"memory_budget_bytes": budget_bytes})
+        self._pump.command(settings_command(limits.settings()))
         self._pump.command(response_prefix_command(configuration.response_prefix))
         entries = EVERYTHING_ALLOWED if prepared.acl is None else prepared.acl
         self._pump.command(acl_command(entries))
@@ -298,6 +303,12 @@ class Service:
             case CommandFailed(command=CommandKind.AUTH_RESULT):
                 # The client had left before its answer came.
                 self._log.debug("login answer not needed", reason=event.text)
+            case CommandFailed(command=CommandKind.ACL):
+                # Everything is allowed until there are rules, and the old ones are not the wanted.
+                raise AvowError(
+                    f"expected the core to take the access rules, got: {event.text}; make them "
+                    f"fewer, or raise limits.memory_budget_bytes"
+                )
             case CommandFailed():
                 self._log.error("command failed", command=event.command, reason=event.text)
             case Drained():
@@ -486,11 +497,15 @@ class Service:
             self._attestation.stop()
         self._authenticator.stop()
         self._pump.stop()
-        self._turning.join(STOP_TIMEOUT_S)
-        self._batches.put(None)
-        self._handling.join(STOP_TIMEOUT_S)
-        if self._metrics is not None:
-            self._metrics.stop()
+        # A start that failed has left threads that never ran.
+        if self._turning.ident is not None:
+            self._turning.join(STOP_TIMEOUT_S)
+        with contextlib.suppress(queue.Full):
+            # Full for so long: their thread is dead, and nobody takes them any more.
+            self._batches.put(None, timeout=STOP_TIMEOUT_S)
+        if self._handling.ident is not None:
+            self._handling.join(STOP_TIMEOUT_S)
+        self._close_ports()
         self._pump.close()
         self._log.info("stopped")
 
@@ -566,6 +581,8 @@ def needs_restart(old: Configuration, new: Configuration) -> list[str]:
         keys.append("listeners.ra_tls")
     if old.limits.persist_sessions != new.limits.persist_sessions:
         keys.append("limits.persist_sessions")
+    if old.limits.memory_budget_bytes < new.limits.memory_budget_bytes:
+        keys.append("limits.memory_budget_bytes")
     if old.login.workers != new.login.workers:
         keys.append("login.workers")
     return keys

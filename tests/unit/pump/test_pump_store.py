@@ -83,7 +83,7 @@ class Broker:
         self.journal: Journal = open_journal(self.store, durability, interval_ms, commit=own)
         core = engine.load(artefacts.core_path().read_bytes())
         self.pump = Pump(core, entropy=bytes(32), journal=self.journal, **more)
-        self.failure: queue.Queue[AvowError | None] = queue.Queue()
+        self.failure: queue.Queue[AvowError | ZeroDivisionError | None] = queue.Queue()
         self.sockets: list[socket.socket] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -92,7 +92,7 @@ class Broker:
         try:
             while self.pump.run() is not None:
                 pass
-        except AvowError as error:
+        except (AvowError, ZeroDivisionError) as error:
             self.failure.put(error)
         else:
             self.failure.put(None)
@@ -237,6 +237,23 @@ def test_commit_can_be_more_than_the_stores(start: Callable[..., Broker]) -> Non
     failure = broker.failure.get(timeout=WAIT_S)
     assert isinstance(failure, MalformedError)
     assert "the anchor said no" in str(failure)
+    assert client.nothing_came()
+
+
+def test_commit_that_dies_of_a_bug_acknowledges_nothing(start: Callable[..., Broker]) -> None:
+    """An exception cannot cross the pump's frames; what it leaves must not read as success."""
+    buggy = threading.Event()
+
+    def commit(store: Store) -> None:
+        if buggy.is_set():
+            raise ZeroDivisionError("a bug")
+        store.commit()
+
+    broker = start(SimulatedDisk(), commit=commit)
+    client = subscribed(broker)
+    buggy.set()
+    client.send(Publish("a", b"x", 1, 7))
+    assert isinstance(broker.failure.get(timeout=WAIT_S), ZeroDivisionError)
     assert client.nothing_came()
 
 
