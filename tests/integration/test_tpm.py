@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -371,6 +372,16 @@ def test_a_tpm_that_hangs_is_given_up() -> None:
         # Nobody knows what state it is in: an answer now could be that of the earlier command.
         with pytest.raises(UnavailableError, match="no answer within"):
             attester.quote(report_data)
+
+
+def test_a_tpm_that_makes_an_rsa_key_has_more_time() -> None:
+    with SoftwareTpm() as tpm:
+        device = TpmDevice(tpm.tcti, 0.3)
+        os.kill(tpm.pid, signal.SIGSTOP)
+        going_on = threading.Timer(0.5, os.kill, (tpm.pid, signal.SIGCONT))
+        going_on.start()
+        assert device.make_primary(AK_RSA).public[:2] == b"\x00\x01"
+        going_on.join()
 
 
 def test_no_tpm() -> None:

@@ -28,6 +28,8 @@ _PERSISTENT_FIRST: Final = 0x81000000
 _HANDLES_MAX: Final = 64
 _READ_AT_ONCE_MAX: Final = 8
 _NV_CHUNK_BYTES: Final = 512
+# A chip looks for two primes, for as long as that takes; Linux waits for five minutes.
+_RSA_KEY_TIMEOUT_S: Final = 60.0
 
 # Part 2, section 6.6: errors of format 1 (bit 7) also name a parameter, handle or session.
 _FORMAT_1: Final = 0x80
@@ -118,7 +120,8 @@ class TpmDevice:
             handle, *_ = self._esapi.create_primary(None, area, library.ESYS_TR.ENDORSEMENT)
             return self._read_key(handle)
 
-        key = self._run(make)
+        rsa = public.type == library.TPM2_ALG.RSA
+        key = self._run(make, max(self._timeout_s, _RSA_KEY_TIMEOUT_S if rsa else 0.0))
         self._made.append(key)
         return key
 
@@ -256,14 +259,15 @@ class TpmDevice:
             _, _, qualified_name = self._esapi.read_public(self._esapi.tr_from_tpmpublic(handle))
             yield bytes(qualified_name)
 
-    def _run(self, function: Callable[[], _T]) -> _T:
+    def _run(self, function: Callable[[], _T], timeout_s: float | None = None) -> _T:
         """`function()` on the TPM's thread, for at most the time that a TPM is given."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if self._given_up:
             raise self._unavailable(self._given_up)
         call = _Call(function, _library().TSS2_Exception)
         self._calls.put(call)
-        if not call.done.wait(self._timeout_s):
-            self._given_up = f"no answer within {self._timeout_s:g} s"
+        if not call.done.wait(timeout_s):
+            self._given_up = f"no answer within {timeout_s:g} s"
             raise self._unavailable(self._given_up)
         if isinstance(call.error, UnavailableError):
             raise call.error
