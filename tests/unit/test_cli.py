@@ -309,3 +309,19 @@ def test_thread_that_dies_ends_the_broker(
     assert '"event": "thread died"' in words
     assert "pop from empty list" in words
     assert "'events'" in words.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--store s", "expected --store-key SOURCE with --store"),
+        ("--store-key file:k", "expected --store DIR with --store-key"),
+        ("--new-store", "expected --store DIR with --new-store"),
+        ("--accept-rollback 4", "expected --store DIR with --accept-rollback"),
+    ],
+)
+def test_options_of_a_store_name_the_one_that_is_missing(
+    options: str, said: str, capsys: Captured
+) -> None:
+    assert run(["broker", "--check", *options.split()]) == ExitCode.USAGE
+    assert said in capsys.readouterr().err

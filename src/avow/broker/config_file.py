@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -111,6 +112,15 @@ def _absolute(path: Path) -> Path:
     return path if provisioned_name(path) is not None else path.absolute()
 
 
+_STORE_OPTIONS: Final = {
+    "directory": "--store",
+    "key": "--store-key",
+    "also_key": "--also-key",
+    "durability": "--durability",
+    "anchor": "--anchor",
+}
+
+
 def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
     said = {
         "directory": None if overrides.store is None else str(overrides.store.absolute()),
@@ -126,8 +136,14 @@ def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
     if isinstance(table, dict):
         table.update(given)
         if "directory" not in table:
-            names = ", ".join("--" + name for name in given)
+            names = ", ".join(_STORE_OPTIONS[name] for name in given)
             raise MalformedError(f"expected --store DIR with {names}, got none; add it")
+        if "key" not in table:
+            raise MalformedError(
+                f"expected --store-key SOURCE with --store, got none; `avow store init "
+                f"{shlex.quote(str(table['directory']))} --new-key file:owner.key` makes a store "
+                f"and a key"
+            )
 
 
 def _listener_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:

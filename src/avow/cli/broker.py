@@ -35,7 +35,7 @@ from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import signals_told, thread_failures
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
-from avow.errors import AvowError, DeniedError, UnavailableError, UntrustedError
+from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError, UntrustedError
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -189,6 +189,9 @@ def broker(
     with configuration_errors():
         configuration = reread()
         check_store(configuration)
+        if configuration.store is None and (new_store or accept_rollback is not None):
+            name = "--new-store" if new_store else "--accept-rollback"
+            raise MalformedError(f"expected --store DIR with {name}, got none; add it")
         starting: Prepared | Unprovisioned
         if configuration.provisioning is None:
             starting = prepare(configuration, datetime.now(UTC), load_judge=load_judge)
