@@ -542,7 +542,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at an address. Raises UnavailableError when that cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        server = socket.create_server((host, port), family=family)
+        # As for connections; what is accepted has it too (tcp(7)), and no program could ask for it.
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return server
     except OSError as error:
         raise UnavailableError(
             f"the address {host}:{port} cannot be listened at ({error.strerror or error}): "

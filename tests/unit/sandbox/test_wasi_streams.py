@@ -653,6 +653,13 @@ def test_listening() -> None:
         socket.create_connection(address)
 
 
+def test_short_answers_are_not_held_back() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_listener_that_is_missing_is_named() -> None:
     denied: list[str] = []
     with bare_guest(on_denied=denied.append) as guest:
