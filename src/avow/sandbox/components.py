@@ -84,23 +84,17 @@ _WITHOUT_FILES: Final = frozenset(
     }
 )
 
-_MODULES_ONLY: Final = {
-    "listen": "a TCP port",
-    "evidence": "evidence",
-}
-
 
 def check(
     engine: Engine, component: Component, grants: Grants, extra_imports: Sequence[ExtraImport]
 ) -> None:
     """Raises `ImportsError` for all imports that are not there, and `MalformedError` for a grant
     that a component cannot have: none is ever silently without effect."""
-    for kind, what in _MODULES_ONLY.items():
-        if getattr(grants, kind):
-            raise MalformedError(
-                f"expected grants that a component can have, got `{kind}`: {what} is only there "
-                f"for modules of WASI preview 1; build the program as one, or remove the grant"
-            )
+    if grants.evidence:
+        raise MalformedError(
+            "expected grants that a component can have, got `evidence`: its functions are only "
+            "there for modules of WASI preview 1; build the program as one, or remove the grant"
+        )
     missing = [
         f"{name} (no grant allows it)"
         for name in component.type.imports(engine)
@@ -148,9 +142,12 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
     linker.add_wasip2()
     with Wasi.of(surroundings) as wasi:
         grants = surroundings.grants
-        endpoints = [(each.host, each.port) for each in grants.tcp]
         preview2 = Preview2(
-            WasiCalls(wasi), grants.clocks, endpoints, on_denied=surroundings.denied
+            WasiCalls(wasi),
+            grants.clocks,
+            endpoints=[(each.host, each.port) for each in grants.tcp],
+            listeners=[(each.host, each.port) for each in grants.listen],
+            on_denied=surroundings.denied,
         )
         functions = HostFunctions()
         _define(engine, component, linker, preview2, functions)
@@ -258,8 +255,8 @@ def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
         if isinstance(codes, EnumType) and "access-denied" in codes.names:
             return Failed("access-denied")
         raise ImportsError(
-            f"expected the program to do without {interface}#{name}, it called it; components "
-            f"have no sockets but for TCP connections: build it as a module of preview 1"
+            f"expected the program to do without {interface}#{name}, it called it; "
+            f"there are no UDP sockets: build it without them"
         )
 
     return refuse

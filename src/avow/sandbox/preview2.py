@@ -17,7 +17,7 @@ from wasmtime.component import Record, ResourceHost, Variant
 
 from avow.errors import ImportsError, LimitError, TrapError
 from avow.sandbox.component_functions import Failed
-from avow.sandbox.preview2_sockets import Address, Connection, Sockets, resolved
+from avow.sandbox.preview2_sockets import Address, Socket, Sockets, resolved
 from avow.sandbox.wasi_calls import Filestat, RefusedError, WasiCalls
 
 RESOURCES: Final[Mapping[str, int]] = {
@@ -154,20 +154,25 @@ class Preview2:
         self,
         calls: WasiCalls,
         clocks: frozenset[str],
-        endpoints: Sequence[tuple[str, int]] = (),
         *,
+        endpoints: Sequence[tuple[str, int]] = (),
+        listeners: Sequence[tuple[str, int]] = (),
         resolve: Callable[[str], list[Address]] = resolved,
         on_denied: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._calls = calls
-        self._sockets = Sockets(calls, self, endpoints, resolve=resolve, on_denied=on_denied)
         self._clocks = clocks
         self._things: dict[int, Any] = {}
         self._free: list[int] = []
         # A stream may outlive the descriptor that it was made of, so descriptors are counted.
         self._uses: dict[int, int] = {}
         self._preopened = tuple(calls.preopened())
-        self._kept = frozenset((*_STDIO, *(fd for fd, _ in self._preopened)))
+        # Those that listen follow the folders (`Wasi`).
+        listening = tuple(enumerate(listeners, start=len(_STDIO) + len(self._preopened)))
+        self._kept = frozenset(range(len(_STDIO) + len(self._preopened) + len(listening)))
+        self._sockets = Sockets(
+            *(calls, self, endpoints), listeners=listening, resolve=resolve, on_denied=on_denied
+        )
 
     def functions(self) -> Mapping[str, Mapping[str, Callable[..., Any]]]:
         """All that are there."""
@@ -206,6 +211,8 @@ class Preview2:
         thing = self._things.pop(rep)
         self._free.append(rep)
         fd = _descriptor_of(thing)
+        if isinstance(thing, Socket):
+            self._sockets.dropped(thing)
         if fd is None:
             return
         self._uses[fd] -= 1
@@ -236,6 +243,10 @@ class Preview2:
     def thing(self, rep: int) -> Any:
         """What the handle with the number `rep` stands for."""
         return self._things[rep]
+
+    def pollable(self, fd: int) -> ResourceHost:
+        """What is waited for until the descriptor can be read."""
+        return self.own("pollable", _Pollable(waited=(fd, False)))
 
     def hold(self, fd: int) -> None:
         """One more of the things that are there has this descriptor."""
@@ -522,7 +533,7 @@ class Preview2:
 def _descriptor_of(thing: object) -> int | None:
     if isinstance(thing, int):
         return thing
-    return thing.fd if isinstance(thing, _Stream | _Entries | Connection) else None
+    return thing.fd if isinstance(thing, _Stream | _Entries | Socket) else None
 
 
 def _record(**fields: Any) -> Record:

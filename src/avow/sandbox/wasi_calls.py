@@ -167,6 +167,11 @@ class WasiCalls:
         )
         return self._u32(_RESULT)
 
+    def accept(self, fd: int) -> int:
+        """The descriptor of a connection that was made to a listener."""
+        self._call("sock_accept", fd, 0, _RESULT)
+        return self._u32(_RESULT)
+
     def poll(self, waited: Sequence[tuple[int, bool]], timeout_ns: int | None) -> list[bool]:
         """Whether each of the descriptors can be read, or written (True), after waiting until one
         can or the time is over; without `timeout_ns` for as long as it takes."""

@@ -38,7 +38,14 @@ H = remote(192, 0, 2, 1, port=1)
 class Program:
     """Calls the functions as a component would; each connection's other end is in `others`."""
 
-    def __init__(self, *directories: SealedDirectory, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        *directories: SealedDirectory,
+        store: Store | None = None,
+        listeners: dict[str, socket.socket] | None = None,
+    ) -> None:
+        listening = listeners or {}
+        self.ports = [int(each.getsockname()[1]) for each in listening.values()]
         self.connected: list[tuple[str, int]] = []
         self.others: list[socket.socket] = []
         self.denied: list[str] = []
@@ -49,13 +56,15 @@ class Program:
             directories=directories,
             store=store,
             endpoints=() if directories else [_endpoint(*each) for each in ENDPOINTS],
+            listeners=list(listening.values()),
             connect=self.connect,
             on_denied=self.denied.append,
         )
         self.preview2 = Preview2(
             WasiCalls(self.wasi),
             frozenset(),
-            ENDPOINTS,
+            endpoints=ENDPOINTS,
+            listeners=[(host, port) for host, port in zip(listening, self.ports, strict=True)],
             resolve=self.resolve,
             on_denied=self.denied.append,
         )
@@ -243,6 +252,85 @@ def test_a_file_is_no_connection(tmp_path: Path) -> None:
         assert program.tried(remote(192, 0, 2, 9, port=9)) == Failed("access-denied")
         assert os.listdir("/proc/self/fd") == before
         program.wasi.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Program]:
+    """Granted to listen at 127.0.0.1 and, by name, at 192.0.2.1."""
+    one, two = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    made = Program(listeners={"127.0.0.1": one, "h": two})
+    yield made
+    made.wasi.close()
+
+
+def listening(server: Program, *address: int, port: int) -> int:
+    made = server.made()
+    local = remote(*address, port=port)
+    assert server.socket("start-bind", made, server.network, local) is None
+    assert server.socket("finish-bind", made) is None
+    assert server.socket("local-address", made) == local
+    assert server.socket("is-listening", made) is False
+    assert server.socket("set-listen-backlog-size", made, 5) is None
+    assert server.socket("start-listen", made) is None
+    assert server.socket("finish-listen", made) is None
+    assert server.socket("is-listening", made) is True
+    return made
+
+
+@pytest.mark.parametrize(("number", "address"), [(0, (127, 0, 0, 1)), (1, (192, 0, 2, 1))])
+def test_connections_are_accepted(
+    server: Program, number: int, address: tuple[int, int, int, int]
+) -> None:
+    port = server.ports[number]
+    listener = listening(server, *address, port=port)
+    waiting = server.socket("subscribe", listener).rep
+    ready = server.functions["wasi:io/poll"]["[method]pollable.ready"]
+    assert ready(waiting) is False
+    assert server.socket("accept", listener) == Failed("would-block")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        assert server.functions["wasi:io/poll"]["poll"]([waiting]) == [0]
+        made, into, out = (each.rep for each in server.socket("accept", listener))
+        client.sendall(b"hello")
+        assert server.stream("input-stream.blocking-read", into, 9) == b"hello"
+        assert server.stream("output-stream.blocking-write-and-flush", out, b"you") is None
+        assert client.recv(9) == b"you"
+        assert server.socket("remote-address", made).payload.port == 0
+        for handle in (into, out, made):
+            server.preview2.drop(handle)
+        assert client.recv(9) == b""
+
+
+def test_a_listener_is_bound_by_one_at_a_time(server: Program) -> None:
+    address = remote(127, 0, 0, 1, port=server.ports[0])
+    first = listening(server, 127, 0, 0, 1, port=server.ports[0])
+    second = server.made()
+    bind = ("start-bind", second, server.network, address)
+    assert server.socket(*bind) == Failed("address-in-use")
+    # It goes on listening, and nobody else can have what was granted.
+    server.preview2.drop(first)
+    assert server.socket(*bind) is None
+    assert server.socket("accept", second) == Failed("invalid-state")
+    assert server.socket("start-listen", second) == Failed("invalid-state")
+    assert server.socket(*bind) == Failed("invalid-state")
+    assert server.socket("finish-listen", second) == Failed("not-in-progress")
+    server.preview2.drop(second)
+    with socket.create_connection(("127.0.0.1", server.ports[0])):
+        again = listening(server, 127, 0, 0, 1, port=server.ports[0])
+        assert len(server.socket("accept", again)) == 3
+
+
+def test_nothing_else_is_bound(server: Program) -> None:
+    for address, port in (
+        ((127, 0, 0, 1), server.ports[1]),
+        ((0, 0, 0, 0), server.ports[0]),
+        ((127, 0, 0, 1), 0),
+    ):
+        local = remote(*address, port=port)
+        assert server.socket("start-bind", server.made(), server.network, local) == Failed(
+            "access-denied"
+        )
+    assert len(server.denied) == 3
+    assert "listen:ADDRESS:PORT" in server.denied[0]
 
 
 CODES = (

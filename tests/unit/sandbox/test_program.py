@@ -243,6 +243,20 @@ def test_all_missing_imports_are_named() -> None:
     assert "sched_yield" not in said
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'(import "env" "f\n\1b[2J" (func)) (func (export "_start"))',
+        r'(func (export "f\n\1b[2J")) (func (export "f\n\1b[2J"))',
+    ],
+    ids=["import", "export"],
+)
+def test_names_in_a_module_command_no_terminal(body: str) -> None:
+    with pytest.raises(AvowError, match=r"\\x1b\[2J") as refused:
+        run(module(body))
+    assert str(refused.value).isprintable()
+
+
 def test_an_import_of_another_type_is_refused() -> None:
     body = '(import "wasi_snapshot_preview1" "proc_exit" (func (param i64)))'
     with pytest.raises(ImportsError, match="proc_exit"):
