@@ -31,7 +31,7 @@ from avow.sandbox.limits import (
     TABLES_MAX,
     Limits,
 )
-from avow.sandbox.traps import is_limit, one_line, stopped
+from avow.sandbox.traps import is_limit, one_line, printable, stopped
 from avow.sandbox.wasi import FUNCTIONS, MODULE, Wasi
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check(module: Module, grants: Grants, extra_imports: Sequence[ExtraImport]) 
     missing: list[str] = []
     for item in module.imports:
         place = (item.module, item.name or "")
-        name = f"{place[0]}.{place[1]}"
+        name = printable(f"{place[0]}.{place[1]}")
         if place in offered and (offered[place].grant != "evidence" or grants.evidence):
             continue
         if place[0] == MODULE and place[1] in FUNCTIONS:

@@ -29,7 +29,13 @@ def one_line(error: WasmtimeError | Trap) -> str:
     joined = ": ".join(line for line in lines if line)
     if caused and not head.startswith("error while executing"):
         joined = f"{head.strip().splitlines()[0]}: {joined}"
-    return joined[:_LINE_MAX]
+    return printable(joined)[:_LINE_MAX]
+
+
+def printable(text: str) -> str:
+    """A text in which there may be what a program chose: nothing of it begins a line of a log or
+    commands a terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def is_limit(error: WasmtimeError) -> bool:

@@ -28,6 +28,7 @@ from avow.errors import DamagedError, MalformedError, StorageError, UnavailableE
 from avow.sandbox.anchored_calls import COMMITTING, anchored
 from avow.sandbox.grants import KINDS, parse_grants
 from avow.sandbox.memory_folders import MemoryFolders
+from avow.sandbox.traps import printable
 
 if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings
@@ -516,9 +517,7 @@ class Wasi:
 
     def _denied(self, _: int, text: int, length: int) -> None:
         grant = ctypes.string_at(text, length).decode("utf-8", "backslashreplace")
-        # The program chose it: nothing in it may begin a line of a log, or command a terminal.
-        shown = (each if each.isprintable() else ascii(each)[1:-1] for each in grant)
-        self._on_denied("".join(shown))
+        self._on_denied(printable(grant))
 
     def _signalled(self, _: int) -> int:
         return int(self._on_signal())
