@@ -115,8 +115,12 @@ def test_too_little_entropy_is_refused(count: int) -> None:
         Store.open_on(disk, KEY, entropy=lambda _: bytes(count))
 
 
-def test_a_forked_process_seals_nothing() -> None:
-    """It has the same session and the same counter, so its first nonce would be its parent's."""
+@pytest.mark.parametrize("size_bytes", [1, 9 << 20], ids=["at a commit", "before it"])
+def test_a_forked_process_seals_nothing(size_bytes: int) -> None:
+    """It has the same session and the same counter, so its first nonce would be its parent's.
+
+    More than 8 MiB are sealed as they come, before anybody commits.
+    """
     disk = SimulatedDisk()
     store = Store.create_on(disk, [KEY])
     before = len(disk.log)
@@ -127,7 +131,9 @@ def test_a_forked_process_seals_nothing() -> None:
             # There is nothing to seal yet, so this is no harm.
             store.commit()
             store.make_file("/files/forked")
-            store.commit()
+            store.write("/files/forked", bytes(size_bytes))
+            if size_bytes == 1:
+                store.commit()
         except MalformedError as error:
             code = 0 if len(disk.log) == before and "forked" in str(error) else 2
         finally:
