@@ -183,3 +183,7 @@ def test_a_component_in_python_reads_plain_files_and_keeps_a_sealed_one(sandbox:
     sensor = {"count": 2, "mean": 2.5, "least": 1.0, "most": 4.0}
     kept = json.loads(sandbox.cat("/files/kept/summary.json"))
     assert kept == {"sensors": {"a": sensor}, "refused": 2}
+    # A second summary takes the place of the first one.
+    (readings / "today.jsonl").write_text(lines[0])
+    sandbox.run(programs.telemetry(), *arguments, grants=grants)
+    assert json.loads(sandbox.cat("/files/kept/summary.json"))["refused"] == 0

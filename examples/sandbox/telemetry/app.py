@@ -52,5 +52,9 @@ class Run:
             print("usage: telemetry READINGS SUMMARY", file=sys.stderr)
             raise SystemExit(2)
         found = summary(Path(sys.argv[1]).read_text().splitlines())
-        Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n")
+        kept = Path(sys.argv[2])
+        # Whoever reads it finds the old one or the new one, never a part.
+        fresh = kept.with_name(f"{kept.name}.new")
+        fresh.write_text(json.dumps(found, indent=1) + "\n")
+        fresh.replace(kept)
         print(f"{len(found['sensors'])} sensors, {found['refused']} lines refused")
