@@ -230,6 +230,26 @@ def test_paths_of_the_command_line_are_relative_to_the_working_directory(
     assert (listener.cert, listener.key) == (elsewhere / "c.pem", elsewhere / "k.pem")
 
 
+def test_files_of_keys_are_where_other_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the file, or where the command line is; not where a service manager starts avow."""
+    name = "000b" + "ab" * 32
+    text = f'[store]\ndirectory = "state"\nkey = "tpm:k.tpm@0,7#{name}"\nalso_key = "file:/k"\n'
+    monkeypatch.chdir("/")
+    store = load(tmp_path, text).store
+    assert store is not None
+    assert store.key == f"tpm:{tmp_path / 'k.tpm'}@0,7#{name}"
+    assert store.also_key == "file:/k"
+    store = load(tmp_path, text, Overrides(store_key="file:k", also_key="provisioned")).store
+    assert store is not None
+    assert (store.key, store.also_key) == ("file:/k", "provisioned")
+    for unknown in ("file:", "gramine:mrsigner", "nonsense", "tpm:"):
+        store = load(tmp_path, "", Overrides(store=Path("state"), store_key=unknown)).store
+        assert store is not None
+        assert store.key == unknown
+
+
 def test_certificate_without_a_tls_listener_is_an_error() -> None:
     with pytest.raises(MalformedError, match=r"--client-ca, got none; add --listen mqtts://"):
         load_configuration(None, Overrides(client_ca=Path("ca.pem")))

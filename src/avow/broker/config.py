@@ -29,6 +29,7 @@ from avow.channel.issuer import QUOTE_TIMEOUT_S, QUOTES_PER_S, WAITING_MAX
 from avow.channel.provisioning import PREFIX, parse_owner, parse_place
 from avow.channel.provisioning_messages import check_name
 from avow.errors import AvowError
+from avow.sealing.keys import source_in
 
 DEFAULT_URL = "mqtt://127.0.0.1:1883"
 
@@ -101,7 +102,13 @@ def _module_digest(value: str) -> str:
     return value
 
 
+def _source_beside_the_file(value: str, info: ValidationInfo) -> str:
+    """The source of a store's key: its file, if it has one, is beside the file as well."""
+    return source_in((info.context or {}).get("folder", Path()), value)
+
+
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
+KeySource = Annotated[str, AfterValidator(_source_beside_the_file)]
 # A file, or `provisioned:NAME`. The digest of the configuration says which, and not what is in it.
 SecretPath = Annotated[Path, BeforeValidator(_provisioned_or_beside_the_file)]
 ListenUrl = Annotated[str, AfterValidator(_listen_url)]
@@ -417,12 +424,12 @@ class Storage(Table):
     directory: FilePath = Field(
         description="The folder of the sealed store; it is made if it is absent."
     )
-    key: str = Field(
+    key: KeySource = Field(
         min_length=1,
         description="Where the store's key comes from: `file:PATH`, `tpm:PATH`, `gramine`, `snp` "
         "or `provisioned`.",
     )
-    also_key: str | None = Field(
+    also_key: KeySource | None = Field(
         default=None,
         description="Another key of the store, its owner's: a new store opens with it too, and it "
         "opens the store where `key` does not, since avow was updated or the machine is another; "

@@ -18,6 +18,7 @@ from avow.channel.address import parse_listen_address
 from avow.channel.named_files import read_named_text
 from avow.channel.provisioning import provisioned_name
 from avow.errors import AvowError, MalformedError
+from avow.sealing.keys import source_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,10 @@ def _absolute(path: Path) -> Path:
     return path if provisioned_name(path) is not None else path.absolute()
 
 
+def _absolute_source(source: str | None) -> str | None:
+    return None if source is None else source_in(Path.cwd(), source)
+
+
 _STORE_OPTIONS: Final = {
     "directory": "--store",
     "key": "--store-key",
@@ -124,8 +129,8 @@ _STORE_OPTIONS: Final = {
 def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
     said = {
         "directory": None if overrides.store is None else str(overrides.store.absolute()),
-        "key": overrides.store_key,
-        "also_key": overrides.also_key,
+        "key": _absolute_source(overrides.store_key),
+        "also_key": _absolute_source(overrides.also_key),
         "durability": overrides.durability,
         "anchor": overrides.anchor,
     }

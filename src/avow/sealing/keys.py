@@ -50,6 +50,12 @@ class KeyBinding:
             )
 
 
+def source_in(folder: Path, source: str) -> str:
+    """`source`, as in `--key`, with the path that it names taken from `folder`, if it names one."""
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{folder / path}" if kind in {"file", "tpm"} and colon and path else source
+
+
 def is_bound(source: str) -> bool:
     """Whether a key from `source`, as in `--key`, is bound to what runs: those of platforms are."""
     return not source.startswith("file:") and source != "provisioned"
