@@ -241,7 +241,6 @@ def anchored(place: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookAnchor:
         return None if text == "none" else anchor
 
     monkeypatch.setattr("avow.cli.anchors.open_anchor", open_anchor)
-    monkeypatch.setattr("avow.cli.store.open_anchor", open_anchor)
     with Store.open(place / "data", key(place)) as store:
         begin_fresh(store, anchor).close()
     return anchor
@@ -269,6 +268,21 @@ def test_check_asks_the_anchor(
     assert run(arguments) == ExitCode.ROLLED_BACK
     assert "it was put back" in capsys.readouterr().err
     assert run(["store", "check", "data", *KEY_OPTION, "--anchor", "nonsense"]) == ExitCode.USAGE
+
+
+def test_a_store_that_never_had_the_anchor(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To begin is for the commands that go on with it; the refusal says so."""
+    monkeypatch.setattr(
+        "avow.cli.anchors.open_anchor", lambda text, store: NotebookAnchor(Notebook())
+    )
+    (place / "source").write_bytes(b"more")
+    for command in (("check", "data"), ("put", "data", "source", "/files/a")):
+        assert run(["store", *command, *KEY_OPTION, *ANCHOR_OPTION]) == ExitCode.ROLLED_BACK
+        said = capsys.readouterr().err
+        assert "never had an anchor" in said
+        assert re.search(r"--accept-rollback 2`, an option of `avow run` and `avow b", said)
 
 
 CHANGES = (

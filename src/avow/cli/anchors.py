@@ -17,7 +17,10 @@ from avow.sealing.anchor import (
     Anchor,
     AnchoredStore,
     CounterAnchor,
+    Note,
     Root,
+    Step,
+    check_fresh,
     open_fresh,
     read_note,
 )
@@ -171,7 +174,8 @@ def anchored_change(text: str | None, store: IdentifiedStore) -> Iterator[None]:
         yield
         return
     with closing(anchor):
-        fresh = open_fresh(store, anchor)
+        with _elsewhere():
+            fresh = open_fresh(store, anchor)
         yield
         try:
             fresh.close()
@@ -180,6 +184,34 @@ def anchored_change(text: str | None, store: IdentifiedStore) -> Iterator[None]:
                 f"expected the anchor to take the change, which is in the store by now, got: "
                 f"{error}; until the anchor is moved on, the change can be taken back unnoticed"
             ) from error
+
+
+def check_newest(text: str, store: IdentifiedStore) -> None:
+    """Whether `store`, which may be open for reading only, is what the anchor `text` remembers.
+
+    Raises `RolledBackError`, and as `open_anchor` and `Anchor` do.
+    """
+    if text == NONE:
+        return
+    with _elsewhere():
+        if store.root.anchor == 0:
+            # It has no key to ask with, nor may one be made here.
+            check_fresh(store.root, Note(b"", Step(0, b"", b"")), None, text.partition("#")[0])
+        anchor = open_anchor(text, store)
+        assert anchor is not None
+        with closing(anchor):
+            check_fresh(store.root, read_note(store), anchor.read(), anchor.name)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """What refusals name is an option of the commands that go on from a store, not of these."""
+    try:
+        yield
+    except RolledBackError as error:
+        if "--accept-rollback" not in str(error):
+            raise
+        raise RolledBackError(f"{error}, an option of `avow run` and `avow broker`") from error
 
 
 def _parse_witness(text: str) -> tuple[Any, bytes]:

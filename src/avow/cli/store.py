@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import click
 
-from avow.cli.anchors import NONE, anchored_change, check_anchor, open_anchor
+from avow.cli.anchors import NONE, anchored_change, check_anchor, check_newest
 from avow.cli.command_error import (
     CommandError,
     configuration_errors,
@@ -36,7 +36,6 @@ from avow.cli.store_export import (
     walk,
 )
 from avow.cli.store_keys import key_file, new_owner_key, owner_key
-from avow.sealing.anchor import check_fresh, read_note
 from avow.sealing.library import KEY_ID_BYTES, KEYS_MAX
 from avow.sealing.store import CONTAINER, Root, Stat, Store
 
@@ -431,7 +430,7 @@ def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
                     click.echo(f"damaged: {readable(str(damage))}")
         _print_root(opened.root, as_json, damages=damages)
         if not damages:
-            _check_newest(opened, anchor_text)
+            check_newest(anchor_text, opened)
     if damages:
         raise CommandError(
             f"expected every block to be the one that was committed, got {damages} that are not; "
@@ -439,13 +438,6 @@ def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
             ExitCode.DAMAGED,
         )
     return ExitCode.OK
-
-
-def _check_newest(opened: Store, anchor_text: str) -> None:
-    anchor = open_anchor(anchor_text, opened)
-    if anchor is not None:
-        with closing(anchor):
-            check_fresh(opened.root, read_note(opened), anchor.read(), anchor.name)
 
 
 @store.command()
