@@ -9,7 +9,7 @@
 //! Run it by `avow run --attest --grant evidence prove.wasm -- TEXT`. It is made without a standard
 //! library for WASI, so that all that it imports can be seen here:
 //!
-//!     zig build-exe prove.zig -target wasm32-freestanding -O ReleaseSmall -fno-entry -rdynamic
+//!     python -m ziglang build-exe prove.zig -target wasm32-freestanding -O ReleaseSmall -fno-entry -rdynamic
 
 const Errno = u32;
 const SUCCESS: Errno = 0;

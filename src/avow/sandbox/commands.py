@@ -153,6 +153,12 @@ def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
             f"expected imports of the types that WASI preview 1 gives them, got others ({reason}); "
             f"build the module again"
         )
+    # What the vault says of a call of WASI (vault/src/wasi/functions.zig).
+    if "has to export its memory" in reason:
+        return ModuleError(
+            "expected a module that exports its memory as `memory`, got one that calls WASI "
+            "without that; build it as a command for WASI preview 1"
+        )
     return ModuleError(
         f"expected a module that can be started, got {reason}; build it again with fewer tables, "
         f"memories or exports"

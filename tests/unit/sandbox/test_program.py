@@ -201,6 +201,15 @@ def test_objects_that_are_collected_are_memory_too(when: str) -> None:
         run(module(OBJECTS + when), Limits(memory_max_bytes=1 << 20))
 
 
+def test_a_program_without_a_memory_is_told_what_it_lacks() -> None:
+    text = """(import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+      (func (export "_start") (drop (call $yield)))"""
+    with pytest.raises(
+        ModuleError, match="exports its memory as `memory`, got one that calls WASI"
+    ):
+        run(module(text))
+
+
 def test_tables() -> None:
     """What they take is the host's memory as well: of an element 8 bytes."""
     grow = "(if (i32.ne (table.grow $t (ref.null func) (i32.const {})) (i32.const {})) {})"
