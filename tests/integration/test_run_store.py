@@ -327,6 +327,11 @@ def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
     assert avow_run(folder, "returns.wasm", *OPENED).returncode == 107
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_an_interval_that_nobody_can_wait_for(folder: Path, seconds: str) -> None:
+    assert avow_run(folder, "returns.wasm", "--anchor-interval", seconds).returncode == 2
+
+
 def test_signals_move_the_anchor_on(folder: Path) -> None:
     """What was committed when the signal came is what the witness knows afterwards."""
     with witness(folder) as anchor:

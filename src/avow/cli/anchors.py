@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 NONE: Final = "none"
+INTERVAL_S_MAX: Final = 86_400
 NEW_STORE_HELP: Final = (
     "Once: begin a new store where there is none although an anchor is named. Without it the start "
     "is refused: the store may have been taken away."
@@ -72,7 +74,8 @@ def anchor_options(command: Command) -> Command:
         click.option(
             "--anchor-interval",
             "anchor_interval_s",
-            type=click.FloatRange(0),
+            type=click.FloatRange(0, INTERVAL_S_MAX),
+            callback=_a_number,
             default=INTERVAL_S,
             show_default=True,
             metavar="SECONDS",
@@ -90,6 +93,13 @@ def anchor_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _a_number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """What is not a number is neither too small nor too large, and nobody can wait for it."""
+    if math.isnan(value):
+        raise click.BadParameter(f"expected seconds, got {value}", context, parameter)
+    return value
 
 
 def check_begin(text: str, folder: Path, *, made: bool, new_store: bool) -> None:
