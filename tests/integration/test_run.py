@@ -260,7 +260,9 @@ from avow.errors import RolledBackError
 
 class Keeper:
     def commit(self): ...
-    def keep(self): print("kept", flush=True)
+    def keep(self):
+        print("kept", flush=True)
+        raise RolledBackError("older still")
 
 threading.Thread(target=end_at_once, args=(RolledBackError("older"), Keeper())).start()
 threading.Event().wait()

@@ -82,8 +82,9 @@ def end_at_once(error: AvowError, keeper: Keeper) -> NoReturn:
     """
     if threading.current_thread() is threading.main_thread():
         native_signals()
-    _reported(keeper.keep)
     code = _reported(lambda: _raise(error))
+    # What cannot be kept any more for the same reason was said already.
+    _reported(keeper.keep, said=type(error))
     _flush()
     os._exit(code)
 
@@ -125,13 +126,15 @@ def _raising() -> Iterator[None]:
     native_signals()
 
 
-def _reported(call: Callable[[], object]) -> int:
-    """The exit code of what `call` raises, after saying it on standard error; 0 for nothing."""
+def _reported(call: Callable[[], object], said: type[AvowError] | None = None) -> int:
+    """The exit code of what `call` raises, after saying it on standard error, unless it is an error
+    of a kind that was `said`; 0 for nothing."""
     try:
         with operation_errors(), storage_errors():
             call()
     except CommandError as error:
-        click.echo(f"avow: {error.sentence}", err=True)
+        if said is None or not isinstance(error.__cause__, said):
+            click.echo(f"avow: {error.sentence}", err=True)
         return error.code
     return ExitCode.OK
 
