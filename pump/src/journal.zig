@@ -133,7 +133,9 @@ pub const Journal = struct {
             .vault = vault,
             .stored_bytes = vault.journal_bytes,
             .compaction_min_bytes = compaction_min_bytes,
-            .compact_above_bytes = @max(compaction_min_bytes, 2 * vault.journal_bytes),
+            // How much of it is alive is not known. Were it allowed to grow by a share of what it is, a
+            // broker that is restarted often would never compact it.
+            .compact_above_bytes = compaction_min_bytes,
         };
     }
 

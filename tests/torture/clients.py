@@ -29,6 +29,7 @@ from avow.testing.mqtt import (
 
 VERSION = 4
 INFLIGHT_MAX = 40
+SUBSCRIBED_AGAIN_EVERY = 10
 
 
 class ViolationError(AssertionError):
@@ -260,6 +261,9 @@ class Subscriber(Client):
         if packet.qos == 1:
             self.ledger.delivered[number] += 1
             self.send(Puback(packet.packet_id))
+            if number % SUBSCRIBED_AGAIN_EVERY == 0:
+                # What is retained comes once more, long after its first delivery was over.
+                self.send(Subscribe(1, [Filter("last", 1)]))
             return
         if packet.packet_id not in self._received:
             self._received.add(packet.packet_id)

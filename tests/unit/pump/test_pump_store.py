@@ -277,6 +277,21 @@ def test_compaction_leaves_one_small_journal(start: Callable[..., Broker]) -> No
     assert Client(again, "client").present
 
 
+def test_journal_does_not_grow_from_restart_to_restart(start: Callable[..., Broker]) -> None:
+    """Each life of a broker may add less than what it would compact by itself."""
+    disk = SimulatedDisk()
+    for _ in range(8):
+        broker = start(disk, compaction_min_bytes=SMALL)
+        client = Client(broker, "client")
+        for number in range(1, 41):
+            client.send(Publish("a", bytes(1000), 1, number, retain=True))
+            assert isinstance(client.receive(), Puback)
+        size_bytes = broker.store.stat(PATH).size_bytes
+        broker.close()
+        disk = SimulatedDisk(bytes(disk.image))
+    assert size_bytes < 2 * SMALL
+
+
 class AskingDisk(SimulatedDisk):
     """Notes with each sync what was known outside when it began."""
 
