@@ -110,6 +110,7 @@ def test_a_broker(machine: Machine) -> None:
     shutil.copyfile(machine.folder / "old", machine.container)
     refused = avow("broker", "--tee", "tpm", *options)
     assert refused.returncode == ExitCode.ROLLED_BACK, refused.stderr
+    assert b"the TPM's counter 0x01800042" in refused.stderr
     machine.container.write_bytes(newest)
     machine.boot_something_else()
     refused = avow("broker", "--tee", "tpm", *options)
