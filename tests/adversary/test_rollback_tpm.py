@@ -197,6 +197,23 @@ def test_a_rollback_that_the_bus_wants_to_hide(bus: Bus) -> None:
         open_fresh(put_back, CounterAnchor(bus.counter(), "the counter"))
 
 
+def test_an_increment_whose_answer_is_taken_away(bus: Bus) -> None:
+    """It happened: the same process goes on, and takes it for no other copy's."""
+    store = FakeStore(Disk())
+    anchor = CounterAnchor(bus.counter(), "the counter")
+    fresh = begin_fresh(store, anchor)
+    before = store.root.anchor
+    # TPM_RC_FAILURE, which has no HMAC.
+    bus.interposer.change = on(NV_INCREMENT, lambda answer: struct.pack(">HII", 0x8001, 10, 0x101))
+    with pytest.raises(UnavailableError):
+        fresh.advance()
+    bus.interposer.change = lambda command, answer: answer
+    fresh.advance()
+    found = bus.counter().read()
+    assert found is not None
+    assert found[0] == store.root.anchor == before + 1
+
+
 def test_an_unsealed_secret_that_is_changed(bus: Bus) -> None:
     blob, _ = seal(bus.device, SECRET, RUNS)
     bus.interposer.change = on(
