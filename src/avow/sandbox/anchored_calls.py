@@ -8,6 +8,7 @@ program has told the world of.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 from wasmtime import _ffi as wasmtime_ffi
@@ -21,18 +22,23 @@ _SUCCESS: Final = 0
 _IO: Final = 29
 
 
-def anchored(native: Callable[..., int], keep_up: Callable[[], object]) -> Callable[..., int]:
+def anchored(
+    native: Callable[..., int],
+    keep_up: Callable[[], object],
+    fence: AbstractContextManager[object, bool],
+) -> Callable[..., int]:
     """A host function as `native` (wasmtime_func_unchecked_callback_t), which calls `keep_up` after
-    each success; an `AvowError` of that is the program's errno `io`."""
+    each success; an `AvowError` of that is the program's errno `io`, and so is all else that it
+    raises, which `fence` has to keep."""
 
     def call(environment: Any, caller: Any, values: Any, count: int) -> int:
         trap = native(environment, caller, values, count)
         if not trap and values[0].i32 == _SUCCESS:
-            try:
+            values[0].i32 = _IO
+            # Whoever keeps the anchor meets the same AvowError, and says it.
+            with fence, suppress(AvowError):
                 keep_up()
-            except AvowError:
-                # Whoever keeps the anchor meets the same error, and says it.
-                values[0].i32 = _IO
+                values[0].i32 = _SUCCESS
         return trap
 
     function: Callable[..., int] = wasmtime_ffi.wasmtime_func_unchecked_callback_t(call)

@@ -124,11 +124,13 @@ def _memory_of(store: Store, instance: Instance) -> Memory | None:
 
 
 def report_damage(wasi: Wasi) -> None:
-    """Raises `DamagedError` when the program met a damaged file, whatever it made of that.
+    """Raises `DamagedError` when the program met a damaged file, whatever it made of that, and what
+    a function of avow's raised that it called.
 
     A full disk is the program's own affair, as everywhere. One that failed is reported by the last
     commit, which then fails too.
     """
+    wasi.check_callbacks()
     try:
         wasi.check_store()
     except StorageError:

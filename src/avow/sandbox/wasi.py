@@ -6,6 +6,7 @@ The native side is vault/src/wasi; `_Setup` and `HOST_FUNCTIONS` mirror `Setup` 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -26,6 +27,7 @@ from wasmtime import _ffi as wasmtime_ffi
 from avow import artefacts
 from avow.errors import DamagedError, MalformedError, StorageError, UnavailableError
 from avow.sandbox.anchored_calls import COMMITTING, anchored
+from avow.sandbox.callback_fence import CallbackFence
 from avow.sandbox.grants import KINDS, parse_grants
 from avow.sandbox.memory_folders import MemoryFolders
 from avow.sandbox.traps import printable
@@ -248,6 +250,7 @@ class Wasi:
         self._ending_lock = threading.RLock()
         self._last = (0, 0)
         self._kept: list[Any] = []
+        self._fence = CallbackFence()
         self._store = store
         self._memory_folders = MemoryFolders()
         self._connect = connect
@@ -313,7 +316,7 @@ class Wasi:
             encoded = name.encode()
             callback: Any = wasmtime_ffi.wasmtime_func_unchecked_callback_t(function.callback)
             if self._keep_up is not None and name in COMMITTING:
-                callback = anchored(callback, self._keep_up)
+                callback = anchored(callback, self._keep_up, self._fence)
                 self._kept.append(callback)
             kinds = [_VALUES[letter]() for letter in function.parameters.decode()]
             signature = FuncType(kinds, [ValType.i32()] if function.has_result else [])
@@ -360,6 +363,10 @@ class Wasi:
             if self._handle is not None:
                 self._library.avow_wasi_interrupt(self._handle)
 
+    def check_callbacks(self) -> None:
+        """Raises what a Python function raised while the program ran, which then got EIO."""
+        self._fence.check()
+
     def check_store(self) -> None:
         """Raises DamagedError or StorageError if it made a call of the program fail."""
         failure = self._library.avow_wasi_store_failure(self._open_handle())
@@ -376,7 +383,7 @@ class Wasi:
 
     def replace(self, name: str, function: Callable[..., Any]) -> None:
         """Put another host function into the table (`HOST_FUNCTIONS`): for tests."""
-        callback = HOST_FUNCTIONS[name](function)
+        callback = HOST_FUNCTIONS[name](self._fence.around(function))
         # All of them, since `native` may have given an earlier one away.
         self._kept.append(callback)
         table = self._library.avow_wasi_host(self._open_handle()).contents
@@ -517,7 +524,9 @@ class Wasi:
 
     def _denied(self, _: int, text: int, length: int) -> None:
         grant = ctypes.string_at(text, length).decode("utf-8", "backslashreplace")
-        self._on_denied(printable(grant))
+        # To tell it is no affair of the program's: standard error may be gone.
+        with contextlib.suppress(OSError):
+            self._on_denied(printable(grant))
 
     def _signalled(self, _: int) -> int:
         return int(self._on_signal())

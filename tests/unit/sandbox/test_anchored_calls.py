@@ -82,3 +82,15 @@ def test_an_anchor_that_does_not_take_it(failure: Exception) -> None:
         fd = guest.open("a", CREAT)
         assert guest.errno("fd_sync", fd) is Errno.IO
         assert len(asked) == 1
+
+
+def test_what_nobody_foresaw_is_no_success() -> None:
+    """An exception does not fly through wasmtime; whoever ran the program meets it."""
+
+    def keep_up() -> None:
+        raise ZeroDivisionError
+
+    with sealed_guest(keep_up=keep_up) as guest:
+        assert guest.errno("fd_sync", guest.open("a", CREAT)) is Errno.IO
+        with pytest.raises(ZeroDivisionError):
+            guest.wasi.check_callbacks()

@@ -568,6 +568,27 @@ def test_a_name_that_can_be_none_does_not_resolve() -> None:
         assert caught.value.errno == Errno.HOSTUNREACH
 
 
+def test_an_opening_that_fails_in_a_way_nobody_foresaw() -> None:
+    def connect(host: str, port: int) -> int:
+        raise ZeroDivisionError
+
+    with bare_guest(endpoints=["x:1"], connect=connect) as guest:
+        with pytest.raises(FailedError) as caught:
+            guest.open("tcp/x:1")
+        assert caught.value.errno == Errno.IO
+        with pytest.raises(ZeroDivisionError):
+            guest.wasi.check_callbacks()
+
+
+def test_nobody_has_to_hear_of_a_refusal() -> None:
+    def denied(grant: str) -> None:
+        raise BrokenPipeError
+
+    with bare_guest(on_denied=denied) as guest:
+        assert guest.errno("clock_time_get", 0, 0, OUT) == Errno.NOTCAPABLE
+        guest.wasi.check_callbacks()
+
+
 def test_an_address_of_a_family_that_is_not_here_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
