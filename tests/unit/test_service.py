@@ -29,7 +29,7 @@ from avow.broker.prepared import prepare
 from avow.broker.pump import CoreTrapError, Transport
 from avow.broker.service import Control, Controls, Service, needs_restart
 from avow.broker.users import add_user, new_user
-from avow.errors import AvowError, MalformedError, UnavailableError
+from avow.errors import AvowError, MalformedError, StorageError, UnavailableError
 from avow.sandbox.engine import LoadedCore
 
 PATIENCE_S = 20.0
@@ -335,6 +335,23 @@ def test_pump_that_ends_by_itself_ends_the_broker() -> None:
         made.pump.batches.put(None)
         made.ended()
     assert isinstance(made.failure, UnavailableError)
+
+
+def test_failure_of_the_pump_is_told_although_a_stop_came_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that fails while the broker is told to stop has an exit code of its own."""
+    with running() as made:
+        made.line("listening")
+
+        def refuse(blob: bytes) -> None:
+            made.pump.batches.put(StorageError("the disk is full"))
+            raise UnavailableError("the pump takes nothing more")
+
+        monkeypatch.setattr(made.pump, "command", refuse)
+        made.controls.put(Control.STOP)
+        made.ended()
+    assert isinstance(made.failure, StorageError)
 
 
 def test_failed_commands_are_logged() -> None:

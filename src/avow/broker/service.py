@@ -467,7 +467,9 @@ class Service:
         for acceptor in self._acceptors:
             acceptor.stop()
         self._acceptors.clear()
-        self._pump.command(drain_command())
+        with contextlib.suppress(UnavailableError):
+            # Where it has ended already, why is among the controls.
+            self._pump.command(drain_command())
         while True:
             try:
                 control = self._controls.get(timeout=timeout_s)

@@ -280,7 +280,7 @@ def test_compaction_leaves_one_small_journal(start: Callable[..., Broker]) -> No
 def test_journal_does_not_grow_from_restart_to_restart(start: Callable[..., Broker]) -> None:
     """Each life of a broker may add less than what it would compact by itself."""
     disk = SimulatedDisk()
-    for _ in range(8):
+    for _ in range(4):
         broker = start(disk, compaction_min_bytes=SMALL)
         client = Client(broker, "client")
         for number in range(1, 41):
