@@ -189,8 +189,8 @@ class Sockets:
                 found = self._resolve(name)
             except (OSError, ValueError):
                 return Failed("name-unresolvable")
-        for each in found:
-            self._names.setdefault(each, set()).add(name)
+            for each in found:
+                self._names.setdefault(each, set()).add(name)
         answers: Iterator[Variant] = map(_ip_address, dict.fromkeys(found))
         return self._handles.own("resolve-address-stream", answers)
 

@@ -261,6 +261,29 @@ def test_other_types_are_refused(store: Store, right: str, wrong: str) -> None:
         run(store, "(i32.const 0)", text)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(call $same (global.get $d) (i32.const 999))",
+        "(call $same (global.get $d) (i32.const -1))",
+        "(call $same (call $after (i64.const 1)) (global.get $d))",
+        "(call $drop (call $after (i64.const 1))) (i32.const 0)",
+        "(call $drop (global.get $d)) (call $drop (global.get $d)) (i32.const 0)",
+        "(call $drop (global.get $d)) (call $same (global.get $d) (global.get $e))",
+        "(call $poll (i32.const 0) (i32.const 1) (i32.const 80)) (i32.const 0)",
+        "(call $poll (i32.const 0) (i32.const -1) (i32.const 80)) (i32.const 0)",
+        "(call $poll (i32.const 0) (i32.const 0) (i32.const 80)) (i32.const 0)",
+        "(call $write (global.get $d) (i32.const 0) (i32.const -1) (i64.const 0) (i32.const 80))"
+        " (i32.const 0)",
+        "(call $read (global.get $d) (i64.const 1) (i64.const 0) (i32.const -4)) (i32.const 0)",
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_handles_and_lengths_that_are_forged(store: Store, body: str) -> None:
+    with pytest.raises(TrapError):
+        run(store, body)
+
+
 EXITS = """(component
   (import "wasi:cli/exit@0.2.1" (instance $exit (export "exit" (func (param "status" (result))))))
   (import "wasi:clocks/monotonic-clock@0.2.1" (instance $clock

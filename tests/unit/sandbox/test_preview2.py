@@ -277,6 +277,9 @@ def test_handles_are_numbered_anew(program: Program, monkeypatch: pytest.MonkeyP
     assert sorted(kept) == [before, before + 1, before + 2]
     with pytest.raises(LimitError, match="drop what it does not need"):
         program.stream("output-stream.subscribe", out)
+    # A free number is taken, never one that is in use.
+    program.preview2.drop(before + 1)
+    assert program.stream("output-stream.subscribe", out).rep == before + 1
 
 
 def test_writes_that_return_when_they_are_durable(program: Program) -> None:
