@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -54,6 +55,7 @@ _SHELL_LIBRARIES = (
 
 def zig(arguments: Sequence[str | Path], *, cwd: Path = ROOT) -> None:
     """Runs the compiler. Raises UnavailableError with what it said when it fails."""
+    _need("ziglang", "ziglang")
     environment = {
         **os.environ,
         "ZIG_GLOBAL_CACHE_DIR": str(FOLDER / "zig-cache" / "global"),
@@ -61,6 +63,14 @@ def zig(arguments: Sequence[str | Path], *, cwd: Path = ROOT) -> None:
     }
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
     _run(command, environment, cwd)
+
+
+def _need(module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UnavailableError(
+            f"the package {package} is wanted and not there: `pip install {package}`, in the "
+            f"version that pyproject.toml names"
+        )
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
@@ -162,13 +172,13 @@ def journal() -> Path:
 
 
 # What `wasi:cli` says of a command, as far as it is needed to be one.
-_RUN_WIT = """\
+RUN_WIT = """\
 package wasi:cli@0.2.0;
 interface run {
     run: func() -> result;
 }
 """
-_WORLD_WIT = """\
+WORLD_WIT = """\
 package avow:telemetry;
 world telemetry {
     export wasi:cli/run@0.2.0;
@@ -183,14 +193,15 @@ def telemetry() -> Path:
     def make(result: Path) -> None:
         wit = FOLDER / "telemetry-wit"
         (wit / "deps" / "cli").mkdir(parents=True, exist_ok=True)
-        (wit / "world.wit").write_text(_WORLD_WIT)
-        (wit / "deps" / "cli" / "run.wit").write_text(_RUN_WIT)
+        (wit / "world.wit").write_text(WORLD_WIT)
+        (wit / "deps" / "cli" / "run.wit").write_text(RUN_WIT)
+        _need("componentize_py", "componentize-py")
         tool = "from componentize_py import script; script()"
         command = [sys.executable, "-c", tool, "-q", "-d", str(wit), "-w", "telemetry"]
         command += ["componentize", "-p", str(source.parent), source.stem, "-o", str(result)]
         _run(command, dict(os.environ), ROOT)
 
-    return made("telemetry.wasm", [_WORLD_WIT, _RUN_WIT, source.read_bytes()], make)
+    return made("telemetry.wasm", [WORLD_WIT, RUN_WIT, source.read_bytes()], make)
 
 
 PROGRAMS: Mapping[str, Callable[[], Path]] = {

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from avow.sandbox.app_file import AppFile, LimitsTable, ProvisioningTable
 from avow.sandbox.grants import KINDS, configuration_digest, parse_grants
 from avow.sandbox.limits import Limits
+from examples.sandbox import programs
 from tests.unit.test_docs import DOCS, ROOT, run_page
 
 GRANTS = (DOCS / "reference/grants.md").read_text()
@@ -25,6 +26,12 @@ def test_the_how_to_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     folder.mkdir()
     printed = run_page((DOCS / "how-to/run.md").read_text(), folder)
     assert any("configuration  sha256:" in each for each in printed)
+
+
+def test_the_shown_wit_is_that_of_the_example() -> None:
+    page = (DOCS / "how-to/programs.md").read_text()
+    for each in (programs.WORLD_WIT, programs.RUN_WIT):
+        assert f"```text\n{each}```" in page
 
 
 def test_all_grants_and_keys_are_described() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from avow.errors import MalformedError, UnavailableError
+from examples.sandbox import programs
 from examples.sandbox.registry import Package, fetch, member
 
 
@@ -59,3 +61,9 @@ def test_a_file_of_an_archive() -> None:
     assert member(buffer.getvalue(), "a/b.c") == b"int"
     with pytest.raises(MalformedError, match=r"hold the file a/c\.c"):
         member(buffer.getvalue(), "a/c.c")
+
+
+def test_a_compiler_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="`pip install ziglang`"):
+        programs.zig(["version"])
