@@ -59,6 +59,7 @@ STORE_ID = bytes(range(16))
 KEY = store_key(bytes(range(32)), STORE_ID)
 NAME = StoreName(public_bytes(KEY), STORE_ID)
 WITNESS = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+PUBLIC = public_bytes(WITNESS)
 COMMAND = (sys.executable, "-m", "avow", "witness")
 D1, D2 = b"\x01" * 32, b"\x02" * 32
 
@@ -429,6 +430,31 @@ def test_more_stores_than_connections(memory: WitnessMemory) -> None:
 
     events = serve(memory, ServiceLimits(connections_max=2), visit)
     assert {event.what for event in events} == {"new store", "connection refused"}
+
+
+def test_who_is_busy_is_not_let_go(memory: WitnessMemory) -> None:
+    """In the middle of a request, of which nobody can be robbed; nor does the number grow."""
+
+    async def visit(visitor: Visitor) -> None:
+        first = visitor.anchor()
+        await asyncio.to_thread(first.advance, step(1), FakeRoot(2, D1, 1))
+        reader, writer, challenge = await visitor.greeted()
+        content = [
+            sign_request(Request(Kind.READ, n, bytes(32), NAME), KEY, challenge, PUBLIC)
+            for n in (1, 2)
+        ]
+        # The first of the two is let go for this one, which has begun another request by then.
+        writer.write(content[0] + content[1][:1])
+        await reader.readexactly(ANSWER_BYTES)
+        late, one, other = await visitor.greeted()
+        one.write(sign_request(Request(Kind.READ, 1, bytes(32), NAME), KEY, other, PUBLIC))
+        await late.readexactly(ANSWER_BYTES)
+        assert await ended(late)
+        writer.write(content[1][1:])
+        await reader.readexactly(ANSWER_BYTES)
+        first.close()
+
+    serve(memory, ServiceLimits(connections_max=1), visit)
 
 
 def test_a_stranger_cannot_stay(memory: WitnessMemory) -> None:

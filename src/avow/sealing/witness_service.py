@@ -346,8 +346,9 @@ class WitnessService:
             return
         self._strangers.discard(task)
         self._stores.add(task)
-        if len(self._stores) > self._limits.connections_max and self._idle:
-            longest = next(iter(self._idle))
+        if len(self._stores) > self._limits.connections_max:
+            # Where all are busy it is this one, after its answer.
+            longest = next(iter(self._idle), task)
             self._forget(longest)
             longest.cancel()
 
