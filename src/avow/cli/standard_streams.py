@@ -37,6 +37,14 @@ def open_standard_streams() -> None:
     sys.stderr = _writer(sys.stderr, _ERROR)
 
 
+def drop_output() -> None:
+    """Nobody reads standard output any more, as after `| head`, or it cannot be written.
+
+    Python flushes once more at its end and must find somewhere to write to.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _writer(given: TextIO | None, number: int) -> io.TextIOWrapper:
     buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
     errors = "backslashreplace" if number == _ERROR else "strict"
@@ -90,8 +98,7 @@ class _Output(io.FileIO):
         except OSError as error:
             if self.fileno() == _ERROR:
                 return memoryview(data).nbytes
-            # What is still in a buffer is written once more at the end of Python.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            drop_output()
             raise CommandError(
                 f"expected to write to standard output, got: {error.strerror}; what was printed "
                 f"is not complete",

@@ -26,7 +26,7 @@ from avow.cli.command_error import (
 from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import sigterm_interrupts
 from avow.cli.progress import Progress, progress
-from avow.cli.standard_streams import InputFile
+from avow.cli.standard_streams import InputFile, drop_output
 from avow.cli.store_export import (
     PIECE_BYTES,
     export_directory,
@@ -59,6 +59,13 @@ _anchor = click.option(
     metavar="ANCHOR",
     help="The anchor of a store that has one: asked before the change, and moved on after it. With "
     "none it is left as it is, and the change can be taken back unnoticed until the next start.",
+)
+_new_key_option = click.option(
+    "--new-key",
+    "new_sources",
+    multiple=True,
+    metavar="file:PATH",
+    help="The same with a new random key, written to a file that did not exist, mode 0600.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
 Decorated = Callable[..., Any]
@@ -134,9 +141,7 @@ def _reporting() -> Iterator[None]:
         with operation_errors(), storage_errors(), sigterm_interrupts():
             yield
     except BrokenPipeError:
-        # Whoever reads our output has enough, as `head` has. Python flushes once more at its end
-        # and must find somewhere to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
 
 
 @contextmanager
@@ -202,13 +207,7 @@ def _print_root(root: Root, as_json: bool, **more: Any) -> None:
     metavar="SOURCE",
     help="A key that opens the store from now on. May be repeated, up to eight.",
 )
-@click.option(
-    "--new-key",
-    "new_sources",
-    multiple=True,
-    metavar="file:PATH",
-    help="The same with a new random key, written to a file that did not exist, mode 0600.",
-)
+@_new_key_option
 def init(directory: Path, sources: tuple[str, ...], new_sources: tuple[str, ...]) -> int:
     """Make a new, empty store in the folder STORE.
 
@@ -450,13 +449,7 @@ def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
     metavar="SOURCE",
     help="A key that opens the store afterwards; default: that of --key. May be repeated.",
 )
-@click.option(
-    "--new-key",
-    "new_sources",
-    multiple=True,
-    metavar="file:PATH",
-    help="The same with a new random key, written to a file that did not exist, mode 0600.",
-)
+@_new_key_option
 @_anchor
 def rotate(
     directory: Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import UTC, datetime
 
@@ -13,6 +12,7 @@ from avow.cli.command_error import CommandError, configuration_errors, operation
 from avow.cli.connection_options import ConnectArguments, connection_options
 from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import sigterm_interrupts
+from avow.cli.standard_streams import drop_output
 from avow.client.message_format import CONVERSIONS, Render, as_json, compile_format, raw, verbose
 from avow.client.subscribing import Subscriber, SubscribeRequest
 
@@ -130,9 +130,7 @@ def sub(
         # To stop it is how one ends a subscription.
         return ExitCode.OK
     except BrokenPipeError:
-        # Whoever reads our output has enough, as `head` has. Python flushes once more at its end
-        # and must find somewhere to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return ExitCode.OK
     return ExitCode.OK
 
