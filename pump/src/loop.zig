@@ -16,6 +16,8 @@ const Ring = @import("ring.zig").Ring;
 const Allocator = std.mem.Allocator;
 
 const EVENTS_MAX = 512;
+/// So often the kernel is asked in one turn while it reports that many.
+const WAITS_MAX = 128;
 const NEVER: u64 = std.math.maxInt(u64);
 const WAKER_TAG: u64 = NEVER;
 /// How long a stopping pump waits for peers to take their last bytes before it closes the sockets.
@@ -194,14 +196,7 @@ pub const Pump = struct {
 
     fn turn(self: *Pump) Error!?Status {
         self.counters.turns += 1;
-        const events = sys.wait(self.poller, &self.poll_events, self.timeoutMs()) catch |err| switch (err) {
-            error.Interrupted => return .interrupted,
-            error.Unavailable => return error.Unavailable,
-        };
-        self.readClock();
-        for (events) |event| {
-            if (event.data.u64 != WAKER_TAG) try self.note(event);
-        }
+        if (!try self.hear()) return .interrupted;
         if (self.phase == .running and self.stop_requested.load(.acquire)) self.beginStop();
         if (self.now_ms >= self.sweep_at_ms) try closing.sweep(self);
         try self.journal.tick(self.now_ms);
@@ -218,6 +213,25 @@ pub const Pump = struct {
         if (self.phase != .running) try self.continueStop();
         if (self.events_bytes != 0) return .events;
         return if (self.phase == .stopped) .stopped else null;
+    }
+
+    /// Waits, and notes everything that the kernel has to report: after a long write to the disk the
+    /// core would take whoever is not heard in time for dead. False: interrupted.
+    fn hear(self: *Pump) Error!bool {
+        var timeout_ms = self.timeoutMs();
+        for (0..WAITS_MAX) |_| {
+            const events = sys.wait(self.poller, &self.poll_events, timeout_ms) catch |err| switch (err) {
+                error.Interrupted => return false,
+                error.Unavailable => return error.Unavailable,
+            };
+            self.readClock();
+            for (events) |event| {
+                if (event.data.u64 != WAKER_TAG) try self.note(event);
+            }
+            if (events.len < EVENTS_MAX) break;
+            timeout_ms = 0;
+        }
+        return true;
     }
 
     fn timeoutMs(self: *Pump) i32 {

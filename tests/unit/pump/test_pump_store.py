@@ -32,6 +32,8 @@ from avow.testing.mqtt import (
     Connect,
     Filter,
     Packet,
+    Pingreq,
+    Pingresp,
     Puback,
     Publish,
     StreamDecoder,
@@ -107,22 +109,23 @@ class Broker:
 
 
 class Client:
-    """A client of MQTT 3.1.1 whose session stays."""
+    """A client of MQTT 3.1.1. Its session stays, unless it has a keep alive."""
 
-    def __init__(self, broker: Broker, name: str) -> None:
+    def __init__(self, broker: Broker, name: str, *, keep_alive_s: int = 0) -> None:
         self._socket, theirs = socket.socketpair()
         broker.sockets.append(self._socket)
         self._socket.settimeout(WAIT_S)
         self._decoder = StreamDecoder(4)
         self._packets: list[Packet] = []
         broker.pump.add(theirs.detach(), transport=Transport.MQTT, allow_anonymous=True)
-        self._socket.sendall(Connect(name, 4, clean_start=False).encode())
+        connect = Connect(name, 4, clean_start=keep_alive_s != 0, keep_alive_s=keep_alive_s)
+        self._socket.sendall(connect.encode())
         connack = self.receive()
         assert isinstance(connack, Connack)
         assert connack.code == 0
         self.present = connack.session_present
 
-    def send(self, packet: Publish | Subscribe | Puback) -> None:
+    def send(self, packet: Publish | Subscribe | Puback | Pingreq) -> None:
         self._socket.sendall(packet.encode(4))
 
     def send_all(self, data: bytes) -> None:
@@ -180,6 +183,25 @@ def test_acknowledgement_waits_for_the_disk(start: Callable[..., Broker]) -> Non
     disk.allowed.set()
     # Its own message comes back to it, and the acknowledgement.
     assert {type(client.receive()) for _ in range(2)} == {Puback, Publish}
+
+
+def test_clients_that_spoke_while_the_disk_was_slow_are_not_taken_for_dead(
+    start: Callable[..., Broker],
+) -> None:
+    """More of them than the kernel reports at once."""
+    disk = WaitingDisk()
+    broker = start(disk)
+    slow = subscribed(broker)
+    clients = [Client(broker, f"c{number}", keep_alive_s=2) for number in range(700)]
+    disk.hold = True
+    slow.send(Publish("a", b"x", 1, 7))
+    assert disk.entered.wait(WAIT_S)
+    for client in clients:
+        client.send(Pingreq())
+    # Nothing happens until one and a half times their keep alive is over.
+    assert not disk.allowed.wait(3.1)
+    disk.allowed.set()
+    assert all(isinstance(client.receive(), Pingresp) for client in clients)
 
 
 @pytest.mark.parametrize("durability", [Durability.INTERVAL, Durability.NONE])
