@@ -18,8 +18,6 @@ const FILESTAT_BYTES = 64;
 const FDSTAT_BYTES = 24;
 const DIRENT_BYTES = 24;
 
-const Names = std.os.wasi;
-
 pub fn fd_close(self: *Wasi, _: Memory, fd: u32) Error!void {
     self.drop(try self.find(fd));
 }
@@ -77,7 +75,7 @@ pub fn fd_prestat_dir_name(self: *Wasi, memory: Memory, fd: u32, path: u32, path
     @memcpy(try memory.slice(path, descriptor.guest_name.len), descriptor.guest_name);
 }
 
-fn filetype(kind: stored.Kind) Filetype {
+pub fn sealedFiletype(kind: stored.Kind) Filetype {
     return switch (kind) {
         .free => .UNKNOWN,
         .file => .REGULAR_FILE,
@@ -86,15 +84,11 @@ fn filetype(kind: stored.Kind) Filetype {
     };
 }
 
-pub fn sealedFiletype(kind: stored.Kind) Filetype {
-    return filetype(kind);
-}
-
 pub fn putSealedStat(into: []u8, found: stored.Stat) void {
     putStat(into, .{
         .device = SEALED_DEVICE,
         .inode = found.inode,
-        .filetype = filetype(found.kind),
+        .filetype = sealedFiletype(found.kind),
         .links = found.links,
         .size = found.size,
         .accessed_ns = found.accessed_ns,
@@ -226,7 +220,7 @@ fn readSealed(self: *Wasi, descriptor: *Descriptor, cookie: u64, writer: *Writer
     if (!dots(writer, cookie, own.inode, parent)) return;
     var at = cookie -| DOTS;
     while (store.entry(descriptor.inode, at) catch |err| return self.failed(err)) |found| {
-        if (!writer.put(found.next + DOTS, found.inode, filetype(found.kind), found.name)) return;
+        if (!writer.put(found.next + DOTS, found.inode, sealedFiletype(found.kind), found.name)) return;
         at = found.next;
     }
 }
