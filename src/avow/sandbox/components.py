@@ -207,6 +207,7 @@ def _wasi(surroundings: Surroundings) -> WasiConfig:
         *(each for pair in variables for each in pair),
         *(each.guest for each in grants.sealed),
         *(each.guest for each in grants.plain),
+        *grants.provisioned,
     ):
         try:
             text.encode()

@@ -12,6 +12,7 @@ import enum
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -198,9 +199,11 @@ class Sockets:
         """Say so, each once, and of no more than `_DENIED_MAX`."""
         if what not in self._denied and len(self._denied) < _DENIED_MAX:
             self._denied.add(what)
-            self._on_denied(
-                f"the program was refused {what}; a grant `{grant}` for it would allow it"
-            )
+            # To tell it is no affair of the program's: standard error may be gone.
+            with suppress(OSError):
+                self._on_denied(
+                    f"the program was refused {what}; a grant `{grant}` for it would allow it"
+                )
 
     def _connect(self, given: Socket, _network: int, remote: Variant) -> Failed | None:
         if given.state is not State.NEW:

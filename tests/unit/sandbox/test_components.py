@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 from wasmtime import wat2wasm
 
-from avow.errors import ImportsError, LimitError, MalformedError, ModuleError, TrapError
+from avow.errors import (
+    DamagedError,
+    ImportsError,
+    LimitError,
+    MalformedError,
+    ModuleError,
+    TrapError,
+)
 from avow.sandbox.grants import parse_grants
 from avow.sandbox.program import Surroundings, load
+from avow.sandbox.wasi import Wasi
 from avow.sealing.store import Store
 
 KEY = bytes(range(32))
@@ -340,3 +348,15 @@ def test_one_that_is_too_large_to_start() -> None:
 def test_arguments_that_are_not_utf_8() -> None:
     with pytest.raises(MalformedError, match="UTF-8"):
         exits("", "", "\udcff")
+
+
+def test_what_was_damaged_is_told_whatever_the_program_made_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(wasi: Wasi) -> None:
+        raise DamagedError("block 1")
+
+    monkeypatch.setattr(Wasi, "check_store", damaged)
+    for body in ("(i32.const 0)", "(unreachable)"):
+        with pytest.raises(DamagedError, match="block 1"):
+            run(store, body)

@@ -58,7 +58,7 @@ class Program:
             endpoints=() if directories else [_endpoint(*each) for each in ENDPOINTS],
             listeners=list(listening.values()),
             connect=self.connect,
-            on_denied=self.denied.append,
+            on_denied=lambda text: self.denied.append(text),
         )
         self.preview2 = Preview2(
             WasiCalls(self.wasi),
@@ -66,7 +66,7 @@ class Program:
             endpoints=ENDPOINTS,
             listeners=[(host, port) for host, port in zip(listening, self.ports, strict=True)],
             resolve=self.resolve,
-            on_denied=self.denied.append,
+            on_denied=lambda text: self.denied.append(text),
         )
         self.functions = self.preview2.functions()
         self.network = self.call("instance-network", "instance-network").rep
@@ -213,6 +213,16 @@ def test_names_that_were_not_granted(program: Program) -> None:
     assert len(program.denied) == 5
     assert "'other'" in program.denied[0]
     assert "\x1b" not in program.denied[-1]
+
+
+def test_nobody_hears_of_it(program: Program) -> None:
+    class Gone(list[str]):
+        def append(self, text: str) -> None:
+            raise BrokenPipeError(text)
+
+    program.denied = Gone()
+    answer = program.call("ip-name-lookup", "resolve-addresses", program.network, "other")
+    assert answer == Failed("access-denied")
 
 
 def test_in_the_wrong_order(program: Program) -> None:
