@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from avow.cli.exit_codes import ExitCode
 from avow.errors import (
+    AvowError,
     DamagedError,
     DeniedError,
     InUseError,
@@ -234,7 +236,7 @@ def test_memory_is_on_the_disk_before_it_is_told(tmp_path: Path) -> None:
     memory = WitnessMemory(tmp_path / "witness.db")
     (level,) = memory._database.execute("PRAGMA synchronous").fetchone()
     (mode,) = memory._database.execute("PRAGMA journal_mode").fetchone()
-    assert (level, mode) == (2, "wal")
+    assert (level, mode) == (2, "truncate")
     memory.keep(NAME, Record(State(1, 1, D1, D1)))
     assert not memory._database.in_transaction
     memory.close()
@@ -257,6 +259,36 @@ def test_memory_that_is_damaged(tmp_path: Path) -> None:
     memory.close()
     with pytest.raises(StorageError):
         WitnessMemory(tmp_path / "no folder" / "witness.db")
+
+
+def test_damage_never_turns_it_back(tmp_path: Path) -> None:
+    """Whichever bit of its files flips after a kill: what it told a store, it does not take back.
+    A state that nobody ever had is none that a host could put a store back to."""
+    memory, _ = open_state(tmp_path)
+    states = [State(n, n, bytes([n]) * 32, bytes([n + 100]) * 32) for n in range(1, 9)]
+    for state in states:
+        memory.keep(NAME, Record(state))
+    held = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    memory.close()
+    found = 0
+    for name in sorted(held):
+        for at in range(3, len(held[name]), 61):
+            folder = tmp_path / "damaged"
+            folder.mkdir()
+            for each, content in held.items():
+                (folder / each).write_bytes(content)
+            changed = bytearray(held[name])
+            changed[at] ^= 1 << at % 8
+            (folder / name).write_bytes(changed)
+            (folder / "witness.key").chmod(0o600)
+            with contextlib.suppress(AvowError):
+                damaged, _ = open_state(folder)
+                with contextlib.closing(damaged):
+                    record = damaged.load(NAME.key)
+                    assert record is None or record.state not in states[:-1], (name, at)
+                    found += record is not None and record.state == states[-1]
+            shutil.rmtree(folder)
+    assert found > 10
 
 
 def test_a_witness_that_lost_half(tmp_path: Path) -> None:

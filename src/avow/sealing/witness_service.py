@@ -71,9 +71,11 @@ class WitnessMemory:
             with self._failures():
                 # Nobody else may change it meanwhile.
                 self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._database.execute("PRAGMA journal_mode = WAL")
+                # Not WAL: behind the first damage in it SQLite takes it for its end, and what came
+                # after, told to stores long ago, would be forgotten without a word.
+                self._database.execute("PRAGMA journal_mode = TRUNCATE")
                 self._database.execute("PRAGMA synchronous = FULL")
-                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute("BEGIN EXCLUSIVE")
                 if begun and self._database.execute(_TABLES).fetchone() is None:
                     raise _lost(path)
                 self._database.execute(_SCHEMA)
