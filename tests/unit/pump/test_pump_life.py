@@ -40,7 +40,7 @@ def test_digest_is_that_of_the_compiled_bytes(toy_core: bytes) -> None:
 
 def test_refuses_what_is_no_module() -> None:
     with pytest.raises(MalformedError, match="valid WebAssembly"):
-        engine.load(b"\0asm but not really")
+        engine.load(b"\0asm\x01\0\0\0\xff")
 
 
 def test_refuses_imports() -> None:
