@@ -301,6 +301,27 @@ def test_any_one_operation_may_fail(
     assert failures == fails_at > 5
 
 
+def test_a_write_that_fails_in_its_middle_breaks_the_store() -> None:
+    """Half of it is in memory, so nothing more may be committed."""
+    disk = FailingDisk()
+    # More blocks of pointers than the smallest cache holds.
+    span, count = 85 * 4096, 600
+    with Store.create_on(disk, [KEY]) as store:
+        store.make_file("/files/a")
+        for number in range(count):
+            store.write("/files/a", b"old", number * span)
+    store = Store.open_on(disk, KEY, cache_bytes=0)
+    assert store.read("/files/a", 0, 3) == b"old"
+    disk.fails_at = disk.operations
+    with pytest.raises(StorageError, match="failed"):
+        # The second block lies below pointers that have to be read.
+        store.write("/files/a", bytes(range(256)) * 32, span - 4096)
+    for refused in (store.commit, lambda: store.read("/files/a", 0, 3)):
+        with pytest.raises(StorageError, match="nothing more"):
+            refused()
+    store.abandon()
+
+
 def test_work_goes_on_after_every_crash(commits: list[Committed]) -> None:
     """The store that a crash left is one that takes the next commit, and a crash in that one."""
     rng = random.Random(SEED)

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from avow.errors import AvowError, DamagedError
+from avow.errors import AvowError, DamagedError, MalformedError
 from avow.sealing.library import Damage as NativeDamage
 from avow.sealing.store import Store
 from avow.testing.simulated_disk import SimulatedDisk
@@ -141,6 +141,8 @@ def record_in(image: bytes, number: int, offset: int, raw: bytes) -> bytes:
         (1, b"\x00"),
         (1, b"\x05"),
         (2, b"\x01"),
+        (4, struct.pack("<I", 0)),
+        (4, struct.pack("<I", 2)),
         (8, struct.pack("<Q", 4097)),
         (8, struct.pack("<Q", 1 << 63)),
         (40, struct.pack("<Q", 0)),
@@ -180,6 +182,18 @@ def test_a_loop_of_directories_is_damage() -> None:
         with pytest.raises(DamagedError):
             store.rename("/cache", "/files/d/cache")
         assert any("/" in str(damage) for damage in store.check())
+
+
+def test_no_directory_goes_below_itself() -> None:
+    """Nobody would find it any more."""
+    with Store.open_on(SimulatedDisk(STORE), KEY) as store:
+        store.make_directory("/files/d/e")
+        for below in ("/files/d/f", "/files/d/e/f", "/files/d/e"):
+            with pytest.raises(MalformedError, match="not possible"):
+                store.rename("/files/d", below)
+        store.rename("/files/d/e", "/files/e")
+        store.rename("/files/d", "/files/e/d")
+        assert list(store.check()) == []
 
 
 def test_directories_that_are_found_on_many_ways_come_to_an_end() -> None:
