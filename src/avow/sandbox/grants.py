@@ -215,7 +215,11 @@ def _wrong(kind: str, got: str) -> MalformedError:
 
 def _sealed(text: str) -> SealedFolder:
     read_only = text.endswith(_READ_ONLY)
-    guest, equals, inner = text.removesuffix(_READ_ONLY).partition("=")
+    rest = text.removesuffix(_READ_ONLY)
+    if rest[-3:].lower() in (_READ_ONLY, ":rw"):
+        # Otherwise it would be a part of the name, and `:RO` a folder that can be written to.
+        raise _wrong("sealed", text)
+    guest, equals, inner = rest.partition("=")
     path = _guest_path(guest)
     if not equals:
         return SealedFolder(path, path.strip("/"), read_only)
@@ -229,7 +233,13 @@ def _guest_path(text: str) -> str:
         raise MalformedError(
             f"expected an absolute path without `.`, `..` and empty names, got `{text}`; correct it"
         )
-    if any(len(name.encode()) > _NAME_BYTES_MAX for name in names):
+    try:
+        sizes_bytes = [len(name.encode()) for name in names]
+    except UnicodeEncodeError as error:
+        raise MalformedError(
+            f"expected a path in UTF-8, got {text.encode('utf-8', 'surrogateescape')!r}; correct it"
+        ) from error
+    if any(size_bytes > _NAME_BYTES_MAX for size_bytes in sizes_bytes):
         raise MalformedError(
             f"expected names of at most {_NAME_BYTES_MAX} bytes, got a longer one; shorten it"
         )

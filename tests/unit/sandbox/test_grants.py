@@ -60,6 +60,7 @@ def test_a_grant(text: str, grants: Grants) -> None:
         *("", "sealed", "sealed:", "sealed:data", "sealed:/a/../b", "sealed:/a//b", "sealed:/a/"),
         *("sealed:/a=../cache", "sealed:/a=b/../../cache", "sealed:/a=.", "sealed:/a\0b"),
         *("sealed:/a=b//c", "sealed:/" + "n" * 256),
+        *("sealed:/a:RO", "sealed:/a:rw", "sealed:/a=b:Ro", "sealed:/a:ro:ro", "sealed:/\udcff"),
         *("plain:/a", "plain:/a=", "plain:a=/b", "plain:/../a=/b"),
         *("env:", "env:=x", "env", "clock:", "clock:cpu", "clock"),
         *("tcp:host", "tcp:host:", "tcp::80", "tcp:host:0", "tcp:host:65536", "tcp:host:8o"),
