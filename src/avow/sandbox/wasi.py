@@ -540,9 +540,11 @@ def refusal(grant: str) -> str:
             parse_grants([grant], folder=Path())
     except MalformedError:
         return f"the program was refused {shlex.quote(grant)}, which no grant can allow"
+    # What is granted is a folder, and what lies in `/` may have been meant as a file.
+    file = " (`--grant sealed:/` if it is a file)" if grant.startswith("sealed:") else ""
     return (
-        f"the program was refused something that `--grant {shlex.quote(grant)}` would allow; grant "
-        f"it if the program should have it"
+        f"the program was refused something that `--grant {shlex.quote(grant)}` would allow{file}; "
+        f"grant it if the program should have it"
     )
 
 
