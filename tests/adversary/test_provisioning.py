@@ -6,6 +6,7 @@ the code that runs, by the next one; without all of them it succeeds.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import queue
@@ -15,8 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from avow.channel.attested_identity import make_identity
@@ -24,7 +28,7 @@ from avow.channel.exchange import ClientExchange, ClientSettings
 from avow.channel.judge import Judge
 from avow.channel.messages import Answer as AnswerFrame
 from avow.channel.messages import FrameType, encode, frame_bytes
-from avow.channel.provisioning import HANDSHAKES_MAX, node_context
+from avow.channel.provisioning import HANDSHAKES_MAX, node_context, self_signed
 from avow.channel.provisioning_messages import FrameType as Kind
 from avow.channel.provisioning_messages import NotTaken, Secrets, Taken, decode
 from avow.channel.provisioning_messages import encode as encode_secrets
@@ -176,6 +180,67 @@ def test_strangers_cause_no_quote() -> None:
         assert node.attestation.counters.requests == 0
         assert provision(node.port) is None
         assert node.attestation.counters.requests == 1
+
+
+def version_20(certificate: bytes) -> bytes:
+    """OpenSSL does not mind; whoever asks for its key later does."""
+    return certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x14")
+
+
+def february_30(certificate: bytes) -> bytes:
+    """The same with a date that is none (UTCTime, 13 characters)."""
+    at = certificate.index(b"\x17\x0d") + 2
+    return certificate[:at] + b"260230000000Z" + certificate[at + 13 :]
+
+
+def odd_context(
+    method: int, folder: Path, change: Callable[[bytes], bytes]
+) -> Callable[[datetime], SSL.Context]:
+    """Makes contexts that show a certificate that OpenSSL takes, and that is none."""
+    made = self_signed(ec.generate_private_key(ec.SECP256R1()), "odd", datetime.now(UTC))
+    whole = made.certificate.public_bytes(Encoding.DER)
+    body = base64.encodebytes(change(whole)).decode()
+    pem = f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
+    (folder / "odd.pem").write_text(pem)
+    assert change(whole) != whole
+    (folder / "odd.key").write_bytes(OwnerKey(made.key).pem())
+
+    def context(_: datetime) -> SSL.Context:
+        context = SSL.Context(method)
+        context.set_verify(SSL.VERIFY_NONE)
+        context.use_certificate_file(str(folder / "odd.pem"))
+        context.use_privatekey_file(str(folder / "odd.key"))
+        return context
+
+    return context
+
+
+@pytest.mark.parametrize("change", [version_20, february_30])
+def test_a_certificate_that_nobody_can_read_does_not_end_the_listener(
+    change: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may show any here, as only its key counts: one connection made a node deaf."""
+    context = odd_context(SSL.TLS_CLIENT_METHOD, tmp_path, change)
+    with provisioning_node(OWNER) as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(OwnerKey, "context", lambda _, now: context(now))
+            stranger = Intruder(node, STRANGER)
+        with stranger.sock, pytest.raises(AvowError):
+            stranger.read(1)
+        assert "a certificate of X.509 version 3" in node.refusal()[1]
+        assert provision(node.port) is None
+
+
+@pytest.mark.parametrize("change", [version_20, february_30])
+def test_an_owner_that_is_shown_such_a_certificate_reads_a_sentence(
+    change: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = odd_context(SSL.TLS_SERVER_METHOD, tmp_path, change)
+    monkeypatch.setattr(f"{__name__}.node_context", context)
+    with listening() as (port, got, conduct):
+        conduct(takes)
+        assert "a certificate of X.509 version 3" in str(provision(port))
+        assert got.get(timeout=PATIENCE_S) == b""
 
 
 def test_idle_strangers_do_not_keep_the_owner_out() -> None:

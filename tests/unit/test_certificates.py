@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from avow.channel.certificates import (
     load_revocation_lists,
 )
 from avow.channel.identity import IdentitySource, identity_of
+from avow.channel.tls import ServerTls, server_context
+from avow.client.openssl_context import client_context
+from avow.client.options import ClientTls
 from avow.errors import DeniedError, MalformedError, UnavailableError, UntrustedError
 from avow.testing.pki import DAY, Authority
 
@@ -106,6 +111,59 @@ def test_files_that_are_something_else(
         with pytest.raises(MalformedError, match="expected") as caught:
             load()
         assert str(path) in str(caught.value)
+
+
+def changed(pem: bytes, label: str, old: bytes, new: bytes) -> bytes:
+    """PEM with other bytes in its DER, of the same length."""
+    armour = f"-----BEGIN {label}-----\n", f"-----END {label}-----\n"
+    body = pem.decode().split(armour[0])[1].split(armour[1])[0]
+    content = base64.b64decode(body)
+    assert old in content
+    assert len(old) == len(new)
+    encoded = base64.encodebytes(content.replace(old, new)).decode()
+    return f"{armour[0]}{encoded}{armour[1]}".encode()
+
+
+# In DER: the version of a certificate and of a list, the OID of P-256, an uncompressed point, and a
+# name that is no UTF-8 any more.
+CHANGES = {
+    "version": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x14"),
+    "curve": (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030177")),
+    "point": (b"\x03\x42\x00\x04", b"\x03\x42\x00\x05"),
+    "name": (b"\x0c\x09localhost", b"\x0c\x09localhos\xff"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_one_reader_takes_and_the_next_does_not(
+    tmp_path: Path, authority: Authority, change: str
+) -> None:
+    """It was no sentence but the end of the broker, by a reload too."""
+    certificate, key = authority.issue_server().write(tmp_path, "server")
+    own = certificate.read_bytes().split(b"-----END CERTIFICATE-----\n")[0]
+    certificate.write_bytes(
+        changed(own + b"-----END CERTIFICATE-----\n", "CERTIFICATE", *CHANGES[change])
+    )
+    with pytest.raises(MalformedError, match=r"server\.pem"):
+        server_context(ServerTls(certificate, key), NOW)
+
+
+def test_authorities_and_lists_of_another_version(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.issue_server().write(tmp_path, "server")
+    bundle, crl = tmp_path / "bundle.pem", tmp_path / "list.pem"
+    bundle.write_bytes(changed(authority.pem(), "CERTIFICATE", *CHANGES["version"]))
+    tls = ServerTls(certificate, key, bundle)
+    with pytest.raises(MalformedError, match=r"bundle\.pem"):
+        server_context(tls, NOW)
+    with pytest.raises(MalformedError, match=r"bundle\.pem"):
+        client_context(ClientTls(cafile=bundle), NOW)
+    content = base64.b64decode(b"".join(authority.revocation_list().splitlines()[1:-1]))
+    at = content.index(b"\x02\x01\x01")
+    encoded = base64.encodebytes(content[: at + 2] + b"\x73" + content[at + 3 :])
+    crl.write_bytes(b"-----BEGIN X509 CRL-----\n" + encoded + b"-----END X509 CRL-----\n")
+    authority.write(bundle)
+    with pytest.raises(MalformedError, match=r"list\.pem"):
+        server_context(dataclasses.replace(tls, crl=crl), NOW)
 
 
 def test_missing_file_folder_and_unreadable_file(

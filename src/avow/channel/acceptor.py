@@ -30,8 +30,9 @@ from avow.channel.exchange import DEADLINE_S
 from avow.channel.identity import IdentitySource, identity_of
 from avow.channel.opening import AttestedPeer, DoorAttestation, Opened, Opening, Wants
 from avow.channel.psk import key_identity
+from avow.channel.session import peer_certificate
 from avow.channel.tls import reason_of, session_reused
-from avow.errors import AvowError, DeniedError, UnavailableError
+from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
 from avow.evidence.envelope import Evidence
 
 # Connections taken from one listener before the others get a look.
@@ -288,14 +289,14 @@ class Acceptor:
         if key_name is None and session_reused(handshake.tls):
             self._refuse(handshake, "a resumed session")
             return
-        certificate = handshake.tls.get_peer_certificate(as_cryptography=True)
         source = handshake.door.identity_source
         try:
+            certificate = peer_certificate(handshake.tls)
             if key_name is not None:
                 handshake.identity = None if source == "none" else key_name
             elif certificate is not None:
                 handshake.identity = identity_of(certificate, source)
-        except DeniedError as error:
+        except (DeniedError, MalformedError) as error:
             self._refuse(handshake, str(error))
             return
         if handshake.attestation is None:

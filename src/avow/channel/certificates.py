@@ -81,7 +81,14 @@ def load_key(
             f"expected an RSA, EC or Ed25519 private key, got another kind in {path}; "
             f"make a key of one of these kinds"
         )
-    if _public_bytes(key) != certificate.public_key().public_bytes(
+    try:
+        certified = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise MalformedError(
+            f"expected a certificate of an RSA, EC or Ed25519 key, got one of another kind or a "
+            f"damaged one in {certificate_path}; issue it again"
+        ) from error
+    if _public_bytes(key) != certified.public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     ):
         raise MalformedError(
@@ -107,7 +114,7 @@ def load_revocation_lists(
     for piece in pieces:
         try:
             crl = x509.load_pem_x509_crl(piece + marker + b"\n")
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise MalformedError(
                 f"expected a PEM revocation list, got a damaged one in {path}; fetch it again"
             ) from error
@@ -124,7 +131,7 @@ def _load_certificates(path: Path, what: str, read: Read) -> list[x509.Certifica
     content = read(path, what)
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedError(
             f"expected PEM certificates, got something else in {path}; "
             f"correct the path or write the {what} as PEM"

@@ -25,7 +25,7 @@ def identity_of(certificate: x509.Certificate, source: IdentitySource) -> str | 
         return None
     try:
         names = _common_names(certificate) if source == "cn" else _alternative_names(certificate)
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise DeniedError(
             "expected well-formed names in the client certificate, got damaged ones; issue it again"
         ) from error

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL
 
 from avow.channel.checks import NOT_RESUMED, TLS_1_3
 from avow.channel.tls import session_reused
-from avow.errors import UntrustedError
+from avow.errors import MalformedError, UntrustedError
 
 # How many certificates are not parsed again.
 CERTIFICATES_KEPT: Final = 256
@@ -66,12 +68,13 @@ def facts_of(
 ) -> TlsFacts:
     """The facts of a connection whose handshake has finished; `end` is the one that we are.
 
-    `external_psk` is as of `check_handshake`, which is made here. Raises `UntrustedError`.
+    `external_psk` is as of `check_handshake`, which is made here. Raises `UntrustedError`, and
+    `MalformedError` as `peer_certificate`.
     """
     check_handshake(connection, external_psk=external_psk)
     own, peer = b"", None
     if not external_psk:
-        peer = connection.get_peer_certificate(as_cryptography=True)
+        peer = peer_certificate(connection)
         # OpenSSL tells a client which certificate it has, not whether it was asked for it. A server
         # that asks names its authorities.
         if end == "server" or connection.get_client_ca_list():
@@ -83,6 +86,27 @@ def facts_of(
         # An exchange asks for the same few values more than once.
         export=functools.lru_cache(maxsize=8)(connection.export_keying_material),
     )
+
+
+def peer_certificate(connection: SSL.Connection) -> x509.Certificate | None:
+    """The certificate that the peer has shown, if any.
+
+    OpenSSL takes certificates that cannot be read here, and where nobody verifies them, anybody can
+    make one. Raises `MalformedError` for these.
+    """
+    with _readable():
+        return connection.get_peer_certificate(as_cryptography=True)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        raise MalformedError(
+            "expected a certificate of X.509 version 3 with a key of a known kind from the peer, "
+            "got another; let the peer make a new one"
+        ) from error
 
 
 def _hash_of(cipher_suite: str) -> HashName:
@@ -119,5 +143,6 @@ def _spki(certificate: x509.Certificate | None) -> bytes:
 @functools.lru_cache(maxsize=CERTIFICATES_KEPT)
 def _spki_of(certificate: bytes) -> bytes:
     """Of a certificate in DER. A listener has one, and clients meet the same servers again."""
-    key = x509.load_der_x509_certificate(certificate).public_key()
+    with _readable():
+        key = x509.load_der_x509_certificate(certificate).public_key()
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

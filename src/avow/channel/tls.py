@@ -9,6 +9,8 @@ OpenSSL accepts none unless a server asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -102,16 +104,13 @@ def _use_certificate(
 ) -> None:
     chain = load_chain(path, now, read=read)
     key = load_key(key_path, chain[0], path, read=read)
-    try:
+    with openssl_accepts(
+        "a certificate", path, "use an RSA key of at least 2048 bits or an EC key"
+    ):
         context.use_certificate(chain[0])
         for intermediate in chain[1:]:
             context.add_extra_chain_cert(intermediate)
         context.use_privatekey(key)
-    except SSL.Error as error:
-        raise MalformedError(
-            f"expected a certificate that OpenSSL accepts, got {reason_of(error)!r} for "
-            f"{path}; use an RSA key of at least 2048 bits or an EC key"
-        ) from error
 
 
 def _ask_for_client_certificates(
@@ -120,12 +119,16 @@ def _ask_for_client_certificates(
     store = context.get_cert_store()
     if store is None:
         raise MalformedError("expected an X.509 store in the TLS context, got none; report this")
-    for authority in load_authorities(client_ca, now, read=read):
-        store.add_cert(crypto.X509.from_cryptography(authority))
-        context.add_client_ca(authority)
+    authorities = load_authorities(client_ca, now, read=read)
+    with openssl_accepts("authorities", client_ca, "fetch them again"):
+        for authority in authorities:
+            store.add_cert(crypto.X509.from_cryptography(authority))
+            context.add_client_ca(authority)
     if tls.crl is not None:
-        for crl in load_revocation_lists(tls.crl, now, read=read):
-            store.add_crl(crl)
+        lists = load_revocation_lists(tls.crl, now, read=read)
+        with openssl_accepts("revocation lists", tls.crl, "fetch them again"):
+            for crl in lists:
+                store.add_crl(crl)
         # Every certificate of the chain is looked up: a revoked intermediate counts, and an
         # authority without a CRL in the file makes its clients' handshakes fail.
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
@@ -134,12 +137,24 @@ def _ask_for_client_certificates(
     context.set_verify_depth(_CHAIN_DEPTH_MAX)
 
 
+@contextmanager
+def openssl_accepts(what: str, path: Path, advice: str) -> Iterator[None]:
+    """Around what is given to OpenSSL out of `path`. Raises `MalformedError` where it will not have
+    it: it reads more strictly here, and less strictly there, than who has read it before."""
+    try:
+        yield
+    except (SSL.Error, crypto.Error) as error:
+        raise MalformedError(
+            f"expected {what} that OpenSSL accepts, got {reason_of(error)!r} for {path}; {advice}"
+        ) from error
+
+
 def session_reused(connection: SSL.Connection) -> bool:
     """True when the finished handshake resumed an older session."""
     return bool(Binding().lib.SSL_session_reused(connection._ssl))
 
 
-def reason_of(error: SSL.Error) -> str:
+def reason_of(error: SSL.Error | crypto.Error) -> str:
     """OpenSSL's own words for an error, or a plain one when it gave none."""
     if isinstance(error, SSL.ZeroReturnError):
         return "the peer closed the connection"

@@ -19,7 +19,7 @@ from avow.channel.certificates import load_chain, load_key
 from avow.channel.checks import SERVER
 from avow.channel.named_files import read_named_file
 from avow.channel.psk import load_pre_shared_keys, offer_key
-from avow.channel.tls import reason_of
+from avow.channel.tls import openssl_accepts
 from avow.client.options import ClientTls
 from avow.errors import MalformedError, UnavailableError, UntrustedError
 
@@ -132,12 +132,14 @@ def _trust(context: SSL.Context, cafile: Path | None) -> None:
     if store is None:
         raise UnavailableError("expected an X.509 store in the TLS context, got none; report this")
     try:
-        for authority in x509.load_pem_x509_certificates(content):
-            store.add_cert(crypto.X509.from_cryptography(authority))
-    except ValueError as error:
+        authorities = x509.load_pem_x509_certificates(content)
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedError(
             f"expected PEM certificates, got something else in {cafile}; correct --cafile"
         ) from error
+    with openssl_accepts("authorities", cafile, "correct --cafile"):
+        for authority in authorities:
+            store.add_cert(crypto.X509.from_cryptography(authority))
 
 
 def _use_certificate(
@@ -146,13 +148,10 @@ def _use_certificate(
     chain = load_chain(certificate, now)
     # As with the `ssl` module, one file may hold both.
     private_key = load_key(key if key is not None else certificate, chain[0], certificate)
-    try:
+    with openssl_accepts(
+        "a certificate", certificate, "use an RSA key of at least 2048 bits or an EC key"
+    ):
         context.use_certificate(chain[0])
         for intermediate in chain[1:]:
             context.add_extra_chain_cert(intermediate)
         context.use_privatekey(private_key)
-    except SSL.Error as error:
-        raise MalformedError(
-            f"expected a certificate that OpenSSL accepts, got {reason_of(error)!r} for "
-            f"{certificate}; use an RSA key of at least 2048 bits or an EC key"
-        ) from error
