@@ -30,6 +30,7 @@ from avow.tee.tpm.report import Report, decode_report
 from avow.tee.tpm.structures import parse_public
 from avow.tee.tpm.templates import AK_RSA, EK_ECC, EK_RSA, EndorsementKey
 from avow.tee.tpm.verifier import TpmVerifier
+from avow.testing.shared_tpm import SharedTpm
 from avow.testing.swtpm import SoftwareTpm
 from avow.testing.tpm_maker import (
     Enrolled,
@@ -313,6 +314,7 @@ def test_another_program_keeps_using_the_register(
 
     attester.measure(WORKLOAD)
     monkeypatch.setattr(attester.device, "read_pcrs", disturbed)
+    monkeypatch.setattr("avow.tee.tpm.attester.give_way", lambda attempt: None)
     _, report_data = request()
     with pytest.raises(UnavailableError, match="PCR 23"):
         attester.quote(report_data)
@@ -372,6 +374,30 @@ def test_a_tpm_that_hangs_is_given_up() -> None:
         # Nobody knows what state it is in: an answer now could be that of the earlier command.
         with pytest.raises(UnavailableError, match="no answer within"):
             attester.quote(report_data)
+
+
+def test_several_programs_quote_at_once() -> None:
+    """Each has to find its own measurement in the one PCR 23."""
+    quoted: list[Report] = []
+    with SoftwareTpm() as tpm, SharedTpm(tpm) as shared:
+
+        def go_on(workload: Workload) -> None:
+            attester = TpmAttester(TpmSettings(tcti=shared.tcti, timeout_s=30))
+            attester.measure(workload)
+            _, report_data = request()
+            quoted.extend(decode_report(attester.quote(report_data)) for _ in range(8))
+            attester.close()
+
+        runs = [replace(WORKLOAD, module=bytes([number]) * 32) for number in range(1, 4)]
+        threads = [threading.Thread(target=go_on, args=(workload,)) for workload in runs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(quoted) == 8 * len(runs)
+    assert {event_log.measured(report.log)["module"] for report in quoted} == {
+        each.module for each in runs
+    }
 
 
 def test_a_tpm_that_makes_an_rsa_key_has_more_time() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import random
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +30,9 @@ DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 DEFAULT_PCRS: Final = (*range(10), *range(11, 16), event_log.PCR)
 
 # PCRs can change between reading and quoting them.
-_ATTEMPTS: Final = 8
+ATTEMPTS: Final = 32
+_WAIT_S: Final = 0.01
+_WAIT_MAX_S: Final = 0.2
 _DEADLINE_S: Final = 5.0
 
 
@@ -110,6 +114,12 @@ class Measuring:
             self._device.extend_pcr(event_log.PCR, event.extended)
 
 
+def give_way(attempt: int) -> None:
+    """Waits for a random while, longer after more attempts: another program uses PCR 23 too, and
+    two that try again at once disturb each other for ever."""
+    threading.Event().wait(random.uniform(0, min(_WAIT_MAX_S, _WAIT_S * 2**attempt)))
+
+
 class QuotingKey:
     """An attestation key that is loaded. It quotes report data and nothing else."""
 
@@ -125,12 +135,16 @@ class QuotingKey:
     def quote(self, report_data: ReportData) -> SignedQuote:
         """A quote over the SHA-256 of `report_data`, with the values of the PCRs that it covers."""
         data = sha256(report_data.content).digest()
-        for _ in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                give_way(attempt)
             pcrs = self._device.read_pcrs(self._pcrs)
             if not self._measuring.holds(pcrs):
                 # Several attested programs may share a TPM; each puts right what it quotes.
                 self._measuring.again()
-                continue
+                pcrs = self._device.read_pcrs(self._pcrs)
+                if not self._measuring.holds(pcrs):
+                    continue
             quote, signature = self._device.quote(self._key, self._pcrs, data)
             signed = SignedQuote(quote, signature, pcrs, self._measuring.log)
             try:
@@ -143,7 +157,7 @@ class QuotingKey:
                 ) from error
             return signed
         raise UnavailableError(
-            f"expected PCRs that stay the same while they are quoted, got others in {_ATTEMPTS} "
+            f"expected PCRs that stay the same while they are quoted, got others in {ATTEMPTS} "
             f"attempts; quote fewer, or see what else uses PCR {event_log.PCR}"
         )
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-import random
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from typing import Any, Final
 from avow.errors import DeniedError, MalformedError, UnavailableError
 from avow.evidence.claims import Workload
 from avow.tee.tpm import event_log
-from avow.tee.tpm.attester import Measuring
+from avow.tee.tpm.attester import ATTEMPTS, Measuring, give_way
 from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.sessions import (
     StorageKey,
@@ -48,10 +46,7 @@ _CC_POLICY_PCR: Final = 0x0000017F
 _RC_POLICY_FAIL: Final = 0x09D
 _RC_PCR_CHANGED: Final = 0x128
 _FORMAT_1: Final = 0x80
-_ATTEMPTS: Final = 32
 _REFUSALS: Final = 3
-_WAIT_S: Final = 0.01
-_WAIT_MAX_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +187,7 @@ def _while_measured(
     """
     wanted = measured_pcr(workload)
     refusals = 0
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         if not _is_measured(device, wanted):
             Measuring(device).measure(workload)
         try:
@@ -205,9 +200,9 @@ def _while_measured(
             refusals += code == _RC_POLICY_FAIL and _is_measured(device, wanted)
             if refusals == _REFUSALS:
                 raise _denied(blob) from error
-        threading.Event().wait(random.uniform(0, min(_WAIT_MAX_S, _WAIT_S * 2**attempt)))
+        give_way(attempt)
     raise UnavailableError(
-        f"expected PCR {event_log.PCR} to stay as it was measured, got others in {_ATTEMPTS} "
+        f"expected PCR {event_log.PCR} to stay as it was measured, got others in {ATTEMPTS} "
         f"attempts; see what else uses it"
     )
 
