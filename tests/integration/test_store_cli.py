@@ -596,3 +596,22 @@ def test_who_reads_no_further_is_no_error(place: Path) -> None:
         cat.stdout.close()
         assert cat.stderr.read() == b""
     assert cat.returncode == ExitCode.OK
+
+
+@pytest.mark.parametrize("what", ["check", "compact"])
+def test_ctrl_c_does_not_wait_for_a_long_call(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Python's own handler would run after the call, which may take minutes."""
+    handlers = []
+    call = getattr(Store, what)
+
+    def noted(store: Store, *arguments: bool, **named: bool) -> object:
+        handlers.append([signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)])
+        return call(store, *arguments, **named)
+
+    monkeypatch.setattr(Store, what, noted)
+    before = signal.getsignal(signal.SIGINT)
+    assert run(["store", what, "data", *KEY_OPTION]) == ExitCode.OK
+    assert handlers == [[signal.SIG_DFL, signal.SIG_DFL]]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -28,6 +28,25 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """In here Ctrl-C and SIGTERM end the process, as they end a native one.
+
+    Handlers of Python's wait for a call into native code, however long that is. For calls that
+    may be cut off at any moment.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextmanager
 def signals_told(numbers: Collection[int], tell: Callable[[int], None]) -> Iterator[None]:
     """In here each of these signals calls `tell` with its number, from a thread of its own.
 

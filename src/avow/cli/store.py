@@ -24,7 +24,7 @@ from avow.cli.command_error import (
     storage_errors,
 )
 from avow.cli.exit_codes import ExitCode
-from avow.cli.interrupts import sigterm_interrupts
+from avow.cli.interrupts import signals_end_at_once, sigterm_interrupts
 from avow.cli.progress import Progress, progress
 from avow.cli.standard_streams import InputFile, drop_output
 from avow.cli.store_export import (
@@ -418,15 +418,15 @@ def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
     """
     with configuration_errors():
         check_anchor(anchor_text)
-    damages = 0
     with _reading(directory, source) as opened:
-        with progress("checking"):
-            for damage in opened.check():
-                damages += 1
-                if as_json:
-                    _print_json(path=damage.path, what=damage.what)
-                else:
-                    click.echo(f"damaged: {readable(str(damage))}")
+        with progress("checking"), signals_end_at_once():
+            found = list(opened.check())
+        for damage in found:
+            if as_json:
+                _print_json(path=damage.path, what=damage.what)
+            else:
+                click.echo(f"damaged: {readable(str(damage))}")
+        damages = len(found)
         _print_root(opened.root, as_json, damages=damages)
         if not damages:
             check_newest(anchor_text, opened)
@@ -488,7 +488,8 @@ def compact(directory: Path, source: str, rewrite: bool, anchor_text: str | None
     """Give the space of what was removed back to the disk."""
     with _changing(directory, source, anchor_text) as opened:
         before = opened.root.slots
-        with progress("compacting"):
+        # A store survives that, as it survives a crash.
+        with progress("compacting"), signals_end_at_once():
             opened.compact(rewrite=rewrite)
             root = opened.commit()
     click.echo(f"compacted: {before} blocks before, {root.slots} now")
