@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -294,6 +295,11 @@ def test_roots_that_change_after_they_were_measured_are_refused(tmp_path: Path) 
     path = tmp_path / "tpm/root.pem"
     path.write_bytes(before := Authority().pem())
     assert len(measured_endorsements(tmp_path, [before]).tpm_roots) == 1
+    # A file that nobody takes for a root, with a certificate of another version, does no harm.
+    content = b"".join(before.splitlines()[1:-1])
+    odd = base64.b64decode(content).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x14")
+    pem = b"-----BEGIN CERTIFICATE-----\n%b-----END CERTIFICATE-----\n" % base64.encodebytes(odd)
+    assert len(measured_endorsements(tmp_path, [pem, before]).tpm_roots) == 1
     path.write_bytes(Authority().pem())
     with pytest.raises(UnavailableError, match="to stay while they are read"):
         measured_endorsements(tmp_path, [before])

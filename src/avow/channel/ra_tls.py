@@ -108,7 +108,12 @@ def evidence_in(certificate: x509.Certificate) -> bytes:
     """The evidence as the certificate has it, not verified. Raises `UntrustedError` without any."""
     try:
         extension = certificate.extensions.get_extension_for_oid(CMW_EXTENSION).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+        ValueError,
+    ) as error:
         raise UntrustedError.at(
             checks.PRESENT,
             expected="a certificate with the extension id-pe-cmw",

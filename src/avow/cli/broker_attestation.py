@@ -171,7 +171,7 @@ def _certificates(anchors: Sequence[bytes]) -> Iterator[x509.Certificate]:
     for content in anchors:
         try:
             yield from x509.load_pem_x509_certificates(content)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             # No certificates: then no root can have come from it.
             continue
 
