@@ -233,8 +233,11 @@ class WitnessAnchor:
     def _ask(self, kind: Kind, expected: bytes = NOTHING, state: State | None = None) -> Answer:
         deadline_s = time.monotonic() + self._timeout_s
         kept = self._connection is not None
+        # A kept connection may be dead without a word, as behind a router that forgot it: half of
+        # the time is left for another one.
+        first_s = deadline_s - self._timeout_s / 2 if kept else deadline_s
         try:
-            return self._exchange(kind, expected, state, deadline_s)
+            return self._exchange(kind, expected, state, first_s)
         except OSError as error:
             self.close()
             failure = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class WireLink:
         self._challenge = challenge
         self._number = 0
         self._waiting = wire.greeting(encode_greeting(challenge))
+        self._patient = False
         self.closed = False
 
     def send(self, content: bytes, timeout_s: float) -> None:
@@ -63,6 +65,9 @@ class WireLink:
         fault = self._wire.faults.pop(0) if self._wire.faults else ""
         if fault == "lost request":
             raise BrokenPipeError(32, "Broken pipe")
+        if fault == "nothing comes":
+            self._waiting, self._patient = b"", True
+            return
         self._number += 1
         answer = self._wire.witness.respond(content, self._challenge, self._number).content
         if fault == "lost answer":
@@ -72,6 +77,8 @@ class WireLink:
     def receive(self, count: int, timeout_s: float) -> bytes:
         assert not self.closed
         if len(self._waiting) < count:
+            if self._patient:
+                threading.Event().wait(timeout_s)
             raise TimeoutError(110, "timed out")
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return taken
@@ -126,6 +133,18 @@ def test_a_kept_connection_that_ended(wire: Wire, fault: str) -> None:
     store = anchor(wire)
     store.advance(step(1), root(2, 1))
     wire.faults = [fault]
+    store.advance(step(2), root(3, 2))
+    assert wire.connections == 2
+    assert remembered(wire) == known(2, 3)
+
+
+def test_a_kept_connection_that_is_dead(wire: Wire) -> None:
+    """Nobody says that it ended: there is time left for another one."""
+    store = WitnessAnchor(
+        PLACE, public_bytes(WITNESS), KEY, STORE_ID, connect=wire.connect, timeout_s=0.4
+    )
+    store.advance(step(1), root(2, 1))
+    wire.faults = ["nothing comes"]
     store.advance(step(2), root(3, 2))
     assert wire.connections == 2
     assert remembered(wire) == known(2, 3)
