@@ -318,6 +318,7 @@ def test_thread_that_dies_ends_the_broker(
         ("--store-key file:k", "expected --store DIR with --store-key"),
         ("--new-store", "expected --store DIR with --new-store"),
         ("--accept-rollback 4", "expected --store DIR with --accept-rollback"),
+        ("--store= --store-key file:k", "got an empty text; is a variable not set?"),
     ],
 )
 def test_options_of_a_store_name_the_one_that_is_missing(

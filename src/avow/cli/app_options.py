@@ -12,6 +12,7 @@ import click
 
 from avow.cli.anchors import NONE as NO_ANCHOR
 from avow.cli.anchors import check_anchor
+from avow.cli.folder import Folder
 from avow.cli.store_keys import check_source
 from avow.errors import MalformedError, ModuleError, UnavailableError
 from avow.sandbox.grants import ALL_OF_THE_STORE, KINDS, Grants, configuration_digest, parse_grants
@@ -43,7 +44,7 @@ _OPTIONS: Final = (
     click.option(
         "--store",
         "store_folder",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=Folder(),
         metavar="DIR",
         help="The sealed store. Without a sealed grant the program sees all its /files, as /.",
     ),

@@ -32,6 +32,7 @@ from avow.cli.broker_attestation import (
 from avow.cli.broker_store import check_store, open_state
 from avow.cli.command_error import CommandError, configuration_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
+from avow.cli.folder import Folder
 from avow.cli.interrupts import signals_told, thread_failures
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
@@ -110,7 +111,7 @@ OPEN_UP = (
 )
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     metavar="DIR",
     help="Keep sessions, queued and retained messages in this sealed store; see --store-key.",
 )

@@ -24,6 +24,7 @@ from avow.cli.command_error import (
     storage_errors,
 )
 from avow.cli.exit_codes import ExitCode
+from avow.cli.folder import Folder
 from avow.cli.interrupts import signals_end_at_once, sigterm_interrupts
 from avow.cli.progress import Progress, progress
 from avow.cli.standard_streams import InputFile, drop_output
@@ -43,9 +44,7 @@ _NS_PER_S: Final = 1_000_000_000
 _STANDARD_STREAM: Final = "-"
 _STANDARD_OUTPUT: Final = 1
 
-_directory = click.argument(
-    "directory", type=click.Path(path_type=Path, file_okay=False), metavar="STORE"
-)
+_directory = click.argument("directory", type=Folder(), metavar="STORE")
 _key = click.option(
     "--key",
     "source",

@@ -11,6 +11,7 @@ import click
 
 from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
+from avow.cli.folder import Folder
 from avow.sealing.witness import public_key_text
 from avow.sealing.witness_client import Endpoint, parse_endpoint
 from avow.sealing.witness_service import (
@@ -37,7 +38,7 @@ _LISTEN: Final = "127.0.0.1:7420"
 )
 @click.option(
     "--state",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     required=True,
     metavar="DIR",
     help="The folder of its key and of what it remembers; made at the first start. Never restore "
