@@ -166,7 +166,7 @@ def test_a_blocked_program_is_stopped_at_its_time(folder: Path) -> None:
         assert process.wait(TIMEOUT_S) == 103
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_program_that_computes(folder: Path, number: signal.Signals) -> None:
     with started(folder, "loop.wasm") as process:
         assert process.stdout is not None

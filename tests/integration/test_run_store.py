@@ -108,13 +108,16 @@ def test_what_was_written_is_kept_however_the_program_ends(
     assert kept(folder) == b"0123456789"
 
 
-@pytest.mark.parametrize("name", ["loops", "waits"])
-def test_a_signal_keeps_it_too(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("loops", signal.SIGTERM), ("waits", signal.SIGTERM), ("loops", signal.SIGQUIT)],
+)
+def test_a_signal_keeps_it_too(folder: Path, name: str, number: signal.Signals) -> None:
     with started(folder, f"{name}.wasm", *OPENED) as process:
         assert process.stdout is not None
         assert process.stdout.read(1) == b"8"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(TIMEOUT_S) == -signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(TIMEOUT_S) == -number
     assert kept(folder) == b"0123456789"
 
 
