@@ -585,14 +585,14 @@ def test_a_store_has_eight_keys(place: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_who_reads_no_further_is_no_error(place: Path) -> None:
-    put(place, "/files/a", LARGE)
+    # Little enough to stay in Python's buffer, which is flushed once more at the end.
+    put(place, "/files/a", b"a line\n")
     arguments = ["store", "cat", "data", "/files/a", *KEY_OPTION]
     with subprocess.Popen(
         [sys.executable, "-m", "avow", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as cat:
         assert cat.stdout is not None
         assert cat.stderr is not None
-        assert cat.stdout.read(4) == LARGE[:4]
         cat.stdout.close()
         assert cat.stderr.read() == b""
     assert cat.returncode == ExitCode.OK
