@@ -175,9 +175,7 @@ def test_what_a_program_can_start_with(tmp_path: Path) -> None:
         usable(keys={"store": bytes(32)})
     with pytest.raises(UnavailableError, match=r"`store` to \[keys\]"):
         usable(keys={"other": KEY})
-    with pytest.raises(
-        UnavailableError, match=r"grant provisioned:/a, got none; add \[files\]"
-    ):
+    with pytest.raises(UnavailableError, match=r"grant provisioned:/a, got none; add \[files\]"):
         usable("provisioned:/a")
     with pytest.raises(MalformedError, match="zero byte in the provisioned TOKEN"):
         usable("env:TOKEN", TOKEN=b"a\0b")
