@@ -13,6 +13,7 @@ from avow.cli.exit_codes import ExitCode
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+_OUTPUT: Final = 1
 _ERROR: Final = 2
 
 
@@ -33,8 +34,8 @@ def open_standard_streams() -> None:
             os.set_inheritable(number, True)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(InputFile(0, "standard input")))
-    sys.stdout = _writer(sys.stdout, 1)
-    sys.stderr = _writer(sys.stderr, _ERROR)
+    sys.stdout = _text(OutputFile(_OUTPUT), sys.stdout, "strict")
+    sys.stderr = _text(io.BufferedWriter(_Error()), sys.stderr, "backslashreplace")
 
 
 def drop_output() -> None:
@@ -45,14 +46,12 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _writer(given: TextIO | None, number: int) -> io.TextIOWrapper:
-    buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
-    errors = "backslashreplace" if number == _ERROR else "strict"
+def _text(buffer: io.BufferedWriter, given: TextIO | None, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         buffer,
         encoding=getattr(given, "encoding", None),
         errors=getattr(given, "errors", None) or errors,
-        line_buffering=number == _ERROR or os.isatty(number),
+        line_buffering=buffer.fileno() == _ERROR or os.isatty(buffer.fileno()),
     )
 
 
@@ -82,12 +81,49 @@ class InputFile(io.FileIO):
         )
 
 
-class _Output(io.FileIO):
-    """Standard output or error. Raises `CommandError` where output cannot be written.
+class OutputFile(io.BufferedWriter):
+    """A descriptor that is written to. Raises `CommandError` where that cannot be.
 
-    What cannot be written to standard error is dropped: nobody could be told, and the exit code has
-    to be that of what happened. A pipe that nobody reads is the caller's to judge.
+    A pipe that nobody reads is the caller's to judge. Not the file below is extended but the
+    buffer: a Ctrl-C between the two would leave in the buffer what the file has already.
     """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(io.FileIO(descriptor, "w", closefd=False))
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """As `io.BufferedWriter` has it."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def flush(self) -> None:
+        """As `io.BufferedWriter` has it."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CommandError:
+        drop_output()
+        return CommandError(
+            f"expected to write to standard output, got: {error.strerror}; what was printed is "
+            f"not complete",
+            ExitCode.FAILED,
+        )
+
+
+class _Error(io.FileIO):
+    """Standard error. What cannot be written to it is dropped: nobody could be told, and the exit
+    code has to be that of what happened."""
+
+    def __init__(self) -> None:
+        super().__init__(_ERROR, "w", closefd=False)
 
     def write(self, data: ReadableBuffer, /) -> int:
         """As `io.FileIO` has it."""
@@ -95,12 +131,5 @@ class _Output(io.FileIO):
             return super().write(data)
         except BrokenPipeError:
             raise
-        except OSError as error:
-            if self.fileno() == _ERROR:
-                return memoryview(data).nbytes
-            drop_output()
-            raise CommandError(
-                f"expected to write to standard output, got: {error.strerror}; what was printed "
-                f"is not complete",
-                ExitCode.FAILED,
-            ) from error
+        except OSError:
+            return memoryview(data).nbytes

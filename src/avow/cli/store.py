@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Final
@@ -340,7 +340,7 @@ def put(directory: Path, file: str, path: str, source: str, anchor_text: str | N
     return ExitCode.OK
 
 
-def _replace(opened: Store, path: str, stream: BufferedReader[InputFile], shown: Progress) -> None:
+def _replace(opened: Store, path: str, stream: BufferedIOBase, shown: Progress) -> None:
     parent = path.rpartition("/")[0]
     if parent and not opened.exists(parent):
         opened.make_directory(parent, parents=True)
