@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -127,13 +128,17 @@ def open_container(directory: Path, *, read_only: bool) -> int:
     path = directory / CONTAINER
     flags = os.O_RDONLY if read_only else os.O_RDWR
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise UnavailableError(
             f"there is no sealed store in {directory}: name another folder, or create one there"
         ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be opened ({error.strerror}): check it") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError(f"{path} has to be a file, and is something else: put the store back")
     _lock(fd, path)
     return fd
 

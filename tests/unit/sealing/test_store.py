@@ -717,6 +717,15 @@ def test_the_container_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "s" / CONTAINER).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_pipe_in_place_of_the_container_is_not_waited_for(
+    tmp_path: Path, read_only: bool
+) -> None:
+    os.mkfifo(tmp_path / CONTAINER)
+    with pytest.raises(StorageError, match="has to be a file"):
+        Store.open(tmp_path, KEY, read_only=read_only)
+
+
 def test_the_folders_of_a_new_store_are_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
