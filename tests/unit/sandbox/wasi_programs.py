@@ -1,59 +1,32 @@
-"""Real programs for WASI: tests/programs/*.zig, compiled once and kept below build/programs."""
+"""Real programs for WASI: tests/programs/*.zig, compiled once and kept below build/sandbox."""
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from wasmtime import Func, Linker, Module, Store, Trap
 
 from avow.sandbox.wasi import Wasi
+from examples.sandbox.programs import ROOT, made, zig
 from tests.unit.sandbox.wasi_guest import engine
 
-ROOT = Path(__file__).resolve().parents[3]
-KEPT = ROOT / "build" / "programs"
-COMMAND = ("build-exe", "-target", "wasm32-wasi", "-lc", "-O", "ReleaseSmall")
+# As the other programs are compiled, so that one C library, half a minute's work, is for all.
+FLAGS = ("-target", "wasm32-wasi", "-lc", "-O", "ReleaseFast", "-fstrip")
 
 
 @functools.cache
 def program(name: str) -> Module:
     """The compiled program of that name."""
     source = ROOT / "tests" / "programs" / f"{name}.zig"
-    digest = hashlib.sha256(" ".join(COMMAND).encode() + source.read_bytes()).hexdigest()
-    compiled = KEPT / f"{name}-{digest[:16]}.wasm"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with (KEPT / "lock").open("w") as lock:
-        # Tests in several processes compile it once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not compiled.is_file():
-            _compile(source, compiled)
-    return Module.from_file(engine(), os.fspath(compiled))
-
-
-def _compile(source: Path, compiled: Path) -> None:
-    cache = KEPT / "zig-cache"
-    environment = {
-        **os.environ,
-        "ZIG_GLOBAL_CACHE_DIR": str(cache / "global"),
-        "ZIG_LOCAL_CACHE_DIR": str(cache / "local"),
-    }
-    command = [sys.executable, "-m", "ziglang", COMMAND[0], str(source), *COMMAND[1:]]
-    fresh = compiled.with_suffix(".new")
-    done = subprocess.run(
-        [*command, f"-femit-bin={fresh}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    flags = ("build-exe", source.relative_to(ROOT).as_posix(), *FLAGS)
+    compiled = made(
+        f"{name}.wasm",
+        [*flags, source.read_bytes()],
+        lambda result: zig([*flags, f"-femit-bin={result}"]),
     )
-    assert done.returncode == 0, done.stderr
-    fresh.rename(compiled)
+    return Module.from_file(engine(), os.fspath(compiled))
 
 
 class Ended(NamedTuple):
