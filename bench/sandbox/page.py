@@ -76,9 +76,7 @@ _FILES = """
 ## One file from its beginning to its end
 
 256 MiB, in MB/s. The file is written, deleted, and written again: `first` and `write`; `durable` is
-the second time up to the return of `fsync`. In `first` the store has to grow. Before each round the
-machine gets the memory that the kernel will need: a virtual machine that has been idle has given it
-back, and without this `first` measures how fast the hypervisor returns it, for every column.
+the second time up to the return of `fsync`. In `first` the store has to grow.
 
 | | native | plain WASI | sealed |
 |---|---|---|---|

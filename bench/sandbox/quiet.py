@@ -1,15 +1,11 @@
-"""A quiet machine: whether others wanted the processors, and memory that is at hand.
+"""Whether anything else wanted the processors during a measurement.
 
 Linux counts the time in which something was ready to run and had to wait (PSI, "some" of
 /proc/pressure/cpu). A measured program never waits for itself when there are two processors.
-
-A virtual machine gives free memory back to its hypervisor after a moment. To get it again can take
-ten times as long as the copy into it that is measured.
 """
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +16,6 @@ from bench.report import DISTURBED
 _PRESSURE = Path("/proc/pressure/cpu")
 
 T = TypeVar("T")
-
-
-def have_memory_at_hand(size_bytes: int) -> None:
-    """Has the system get so much memory now; for the next moment it is free and at hand."""
-    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        for at in range(0, size_bytes, mmap.PAGESIZE):
-            memory[at] = 1
 
 
 def _waited_s() -> float:

@@ -28,7 +28,7 @@ from bench.run import RESULTS, machine
 from bench.sandbox import kernels
 from bench.sandbox.cipher import cipher_mb_s
 from bench.sandbox.compiling import OPTIMISED, SOURCES, compiled
-from bench.sandbox.quiet import have_memory_at_hand, quietest
+from bench.sandbox.quiet import quietest
 from bench.sandbox.ways import (
     NATIVE,
     PLAIN,
@@ -54,8 +54,6 @@ SQLITE_MAX: Mapping[str, tuple[float, float]] = {
 }
 # Megabytes a second; or the share of AES-256-GCM alone, if that is less.
 FILES_MIN: Mapping[str, float] = {"first": 400.0, "write": 400.0, "read": 600.0}
-# The file is written twice, and what was deleted stays in the kernel's memory for a while.
-FILES_MEMORY = 3
 CIPHER_SHARE_MIN = 0.7
 FILES_PARTS = ("first", "write", "durable", "read")
 # The one switch that differs from the example's: SQLite's own default, as published and everywhere.
@@ -138,29 +136,19 @@ class Suite:
                     self._compared(scenario, title, part, SEALED, NATIVE, over_native)
 
     def _in_turns(
-        self,
-        scenario: str,
-        programs: Mapping[str, Path],
-        arguments: Sequence[str],
-        *,
-        memory_bytes: int = 0,
+        self, scenario: str, programs: Mapping[str, Path], arguments: Sequence[str]
     ) -> None:
         for number in range(self.size.rounds):
             for kind, made in ((NATIVE, Native), (PLAIN, PlainWasi), (SEALED, Sealed)):
                 way = made(self.folder / "run")
-                program = programs[way.target]
-                printed, waited = self._quietest(way, program, arguments, memory_bytes)
+                printed, waited = self._quietest(way, programs[way.target], arguments)
                 values = {part: 1000 * taken for part, taken in seconds(printed).items()}
                 self._sample(scenario, kind, number, {**values, "waited": waited})
 
-    def _quietest(
-        self, way: Way, program: Path, arguments: Sequence[str], memory_bytes: int = 0
-    ) -> tuple[str, float]:
+    def _quietest(self, way: Way, program: Path, arguments: Sequence[str]) -> tuple[str, float]:
         """What it prints in an empty folder, and the share of the time that others disturbed."""
 
         def once() -> str:
-            if memory_bytes:
-                have_memory_at_hand(memory_bytes)
             with self._empty_folder():
                 return run(way, program, arguments)
 
@@ -180,8 +168,7 @@ class Suite:
             scenario = f"files_{call}"
             with self._broken_is_noted(scenario):
                 arguments = ["/large", str(self.size.file_mib), str(call)]
-                memory_bytes = FILES_MEMORY * (self.size.file_mib << 20)
-                self._in_turns(scenario, programs, arguments, memory_bytes=memory_bytes)
+                self._in_turns(scenario, programs, arguments)
                 for sample in self._samples(scenario):
                     for part in FILES_PARTS:
                         sample.values[f"{part}_mb_s"] = total / (sample.values[part] / 1000)

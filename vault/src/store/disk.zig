@@ -4,6 +4,11 @@ const std = @import("std");
 const linux = std.os.linux;
 const Error = @import("errors.zig").Error;
 
+/// The kernel takes memory for a file in pieces as large as the call. In a virtual machine large free
+/// pieces may have gone back to the hypervisor, and a first write of larger calls is ten times as slow
+/// (`files` of the sandbox's bench, native, in calls of 65,536 and 262,144 bytes).
+const WRITE_BYTES = 64 << 10;
+
 /// Functions of C. Results below 0 are −errno. Reads and writes may be short.
 pub const Disk = extern struct {
     context: ?*anyopaque,
@@ -82,8 +87,9 @@ fn fileRead(context: ?*anyopaque, offset: u64, into: [*]u8, count: usize) callco
 }
 
 fn fileWrite(context: ?*anyopaque, offset: u64, from: [*]const u8, count: usize) callconv(.c) i64 {
+    const part = @min(count, WRITE_BYTES);
     while (true) {
-        const result: isize = @bitCast(linux.pwrite(descriptor(context), from, count, @intCast(offset)));
+        const result: isize = @bitCast(linux.pwrite(descriptor(context), from, part, @intCast(offset)));
         if (result != -@as(isize, @backingInt(linux.E.INTR))) return result;
     }
 }
