@@ -30,8 +30,8 @@ python -m bench sandbox --json result.json
 python -m bench.sandbox.page result.json
 ```
 
-Measured on {cpu} ({cores} cores), Linux {kernel}, Python {python}; medians of {rounds} rounds, in
-turns. How it is measured is in `bench/README.md`.
+Measured on {cpu} ({cores} cores), Linux {kernel}, Python {python}; medians, in turns.
+How it is measured is in `bench/README.md`.
 """
 
 _KERNELS = """
@@ -127,10 +127,12 @@ def _measurement(row: Mapping[str, Any]) -> str:
 def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One result of several: each measurement as the last one has it that has it at all."""
     rows: list[dict[str, Any]] = []
+    rounds: dict[str, int] = {}
     for result in results:
         new = {_measurement(row) for row in result["rows"]}
         rows = [row for row in rows if _measurement(row) not in new] + list(result["rows"])
-    return {**results[0], "rows": rows}
+        rounds |= dict.fromkeys(new, int(result["settings"]["rounds"]))
+    return {**results[0], "rows": rows, "rounds": rounds}
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -148,7 +150,8 @@ def page(result: Mapping[str, Any]) -> str:
     ]
     cipher = next(row["ceiling"] for row in rows if row["scenario"].startswith("files_"))
     return (
-        _HEAD.format(**result["machine"], rounds=result["settings"]["rounds"])
+        _HEAD.format(**result["machine"])
+        + f"\nRounds: {', '.join(f'{name} {n}' for name, n in sorted(result['rounds'].items()))}.\n"
         + (_LOADED if any(row["notes"] for row in rows) else "")
         + _KERNELS.format(rows="\n".join(_kernels(rows)), mean=mean)
         + _SQLITE.format(rows="\n".join(sqlite))

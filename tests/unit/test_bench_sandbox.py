@@ -104,22 +104,27 @@ def test_a_page_is_made_of_a_result() -> None:
         rows.append(_result_row(scenario, title, PLAIN, peer_value=500.0, ratio=0.06))
         rows.append(_result_row(scenario, title, NATIVE))
     machine = {"cpu": "one", "cores": 2, "kernel": "6", "python": "3"}
-    made = page({"machine": machine, "settings": {"rounds": 5}, "rows": rows})
+    result = {"machine": machine, "rounds": {"file": 3, "kernel": 5}, "rows": rows}
+    made = page(result)
+    assert "Rounds: file 3, kernel 5." in made
     assert "| gemm, large | 20.00 | 30.00 | 1.50 |" in made
     assert "The geometric mean is 1.50;" in made
     assert "| 9 rows, insert | 20.00 | 500 | 30.00 | 0.06 | 1.50 |" in made
     assert "| read | 20.00 | 500 | 30.00 |" in made
     assert "other work" not in made
     rows[0]["notes"] = ["disturbed"]
-    assert "other work" in page({"machine": machine, "settings": {"rounds": 5}, "rows": rows})
+    assert "other work" in page(result)
 
 
 def test_a_later_result_replaces_what_it_measured() -> None:
     old = [_result_row("kernel_gemm", "old", NATIVE), _result_row("kernels", "old", NATIVE)]
     kept = _result_row("files_8", "kept", NATIVE)
     new = [_result_row("kernel_lu", "new", NATIVE), _result_row("kernels", "new", NATIVE)]
-    made = joined([{"rows": [*old, kept], "machine": 1}, {"rows": new, "machine": 2}])
-    assert made == {"rows": [kept, *new], "machine": 1}
+    first = {"rows": [*old, kept], "settings": {"rounds": 3}, "machine": 1}
+    made = joined([first, {"rows": new, "settings": {"rounds": 5}, "machine": 2}])
+    assert made["rows"] == [kept, *new]
+    assert made["machine"] == 1
+    assert made["rounds"] == {"file": 3, "kernel": 5}
 
 
 def test_a_broken_run_is_a_failure_and_no_figure(tmp_path: Path) -> None:
