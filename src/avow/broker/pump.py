@@ -14,7 +14,6 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.bindings._rust import _openssl
@@ -25,6 +24,7 @@ from avow.broker.journal import FRESH_NAME, NAME, PATH, Journal, restore
 from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.sandbox.engine import LoadedCore
 from avow.sealing import library as vault
+from avow.sealing.callback_fence import CallbackFence
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
@@ -237,7 +237,7 @@ class Pump:
             restore(journal, engine)
         setup = _describe(engine)
         self._commit: Any = None
-        self._commit_failure: BaseException | None = None
+        self._commit_fence = CallbackFence()
         if journal is not None:
             _describe_journal(setup, journal)
             if journal.commit is not None:
@@ -336,8 +336,7 @@ class Pump:
                 if status == _STATUS_STOPPED:
                     return None
                 if status == _STATUS_STORAGE_FAILED and self._journal is not None:
-                    if self._commit_failure is not None:
-                        raise self._commit_failure
+                    self._commit_fence.check()
                     code = self._library.avow_pump_storage_code(handle)
                     raise self._journal.store.error(code, "the journal")
                 if status != _STATUS_INTERRUPTED:
@@ -392,14 +391,10 @@ class Pump:
     def _commit_elsewhere(self, commit: Callable[[], object], store: int, now_ns: int) -> int:
         """Called by the pump, in whose frames no exception may be. Whatever happens, what it does
         not say to be durable is not."""
-        with _Kept(self):
+        with self._commit_fence:
             commit()
             return 0
         return -1
-
-    def _keep_commit_failure(self, error: BaseException) -> None:
-        if self._commit_failure is None:
-            self._commit_failure = error
 
     def _open_handle(self) -> int:
         if self._handle is None:
@@ -413,26 +408,6 @@ class Pump:
 
     def _journal_bytes(self, handle: int) -> int:
         return int(self._library.avow_pump_journal(handle, ctypes.create_string_buffer(1), 0))
-
-
-class _Kept:
-    """Keeps an exception that would have to cross native code, and ends it here."""
-
-    def __init__(self, pump: Pump) -> None:
-        self._pump = pump
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> bool:
-        if error is not None:
-            self._pump._keep_commit_failure(error)
-        return True
 
 
 def _refused(code: int) -> AvowError:

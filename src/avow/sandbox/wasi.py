@@ -27,10 +27,10 @@ from wasmtime import _ffi as wasmtime_ffi
 from avow import artefacts
 from avow.errors import DamagedError, MalformedError, StorageError, UnavailableError
 from avow.sandbox.anchored_calls import COMMITTING, anchored
-from avow.sandbox.callback_fence import CallbackFence
 from avow.sandbox.grants import KINDS, parse_grants
 from avow.sandbox.memory_folders import MemoryFolders
 from avow.sandbox.traps import printable
+from avow.sealing.callback_fence import CallbackFence
 
 if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings

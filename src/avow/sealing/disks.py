@@ -9,10 +9,10 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Protocol
 
 from avow.errors import InUseError, StorageError, UnavailableError
+from avow.sealing.callback_fence import CallbackFence
 from avow.sealing.library import NativeDisk, ReadCallback, ResizeCallback, SyncCallback
 
 CONTAINER: Final = "store.avow"
@@ -44,13 +44,13 @@ class Disk(Protocol):
 class Callbacks:
     """A disk of Python as the native store sees it.
 
-    An exception other than OSError fails the call too, and is kept in ``raised`` for whoever called
+    An exception other than OSError fails the call too, and is kept in ``fence`` for whoever called
     the store: it must not get lost between two languages.
     """
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self.raised: BaseException | None = None
+        self.fence: Final = CallbackFence()
         self.native = NativeDisk(
             None,
             ReadCallback(self._read),
@@ -91,32 +91,12 @@ class Callbacks:
 
     def _outcome(self, call: Callable[[], int]) -> int:
         outcome = -errno.EIO
-        with _Kept(self):
+        with self.fence:
             try:
                 outcome = call()
             except OSError as error:
                 outcome = -abs(error.errno or errno.EIO)
         return outcome
-
-
-class _Kept:
-    """Keeps an exception that would have to cross native code, and ends it here."""
-
-    def __init__(self, callbacks: Callbacks) -> None:
-        self._callbacks = callbacks
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> bool:
-        if error is not None and self._callbacks.raised is None:
-            self._callbacks.raised = error
-        return True
 
 
 def open_container(directory: Path, *, read_only: bool) -> int:

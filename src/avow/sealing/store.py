@@ -594,8 +594,8 @@ def _disk(fd: int | None, callbacks: Callbacks | None) -> tuple[Any, int]:
 
 def _raise_kept(callbacks: Callbacks | None) -> None:
     """An exception that the disk raised, and that native code could not pass on."""
-    if callbacks is not None and callbacks.raised is not None:
-        raised, callbacks.raised = callbacks.raised, None
+    if callbacks is not None and callbacks.fence.raised is not None:
+        raised, callbacks.fence.raised = callbacks.fence.raised, None
         raise raised
 
 
