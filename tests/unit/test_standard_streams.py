@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import signal
+import termios
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -13,48 +15,54 @@ import pytest
 
 from avow.cli.standard_streams import OutputFile
 
-# More than a pipe holds.
-PIPE_BYTES = 4 << 20
-# write(2) as /proc/PID/task/TID/syscall shows the call that a thread waits in: x86-64 and AArch64.
-WRITE = {"x86_64": 1, "aarch64": 64}[os.uname().machine]
+# Less than OutputFile keeps back, so that it is written by `flush`; more than is left in the pipe.
+LINE = b"a line of many bytes\n" * 350
+ROOM_BYTES = 4096
 
 
 class StoppedError(Exception):
     """What the signal raises, as Ctrl-C raises KeyboardInterrupt."""
 
 
+def waiting_bytes(reader: int) -> int:
+    """How much is in a pipe."""
+    number = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, number)
+    return number[0]
+
+
 def test_what_is_written_when_a_signal_comes_is_not_written_again() -> None:
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    filled = os.write(writer, bytes(PIPE_BYTES))
-    os.set_blocking(writer, True)
-    main = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
-    waits = f"{WRITE} {writer:#x} "
+    capacity = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    filled = os.write(writer, bytes(capacity - ROOM_BYTES))
+    received = bytearray()
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise StoppedError
 
     def signal_then_read() -> None:
-        while not main.read_text().startswith(waits):
-            pass
-        # This thread gets it, so the write goes on, and Python sees the signal when it returns.
-        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
-        left = filled
-        while left:
-            left -= len(os.read(reader, left))
+        # Closed whatever happens here: a write that nobody reads would wait for ever.
+        with open(reader, "rb", buffering=0) as pipe:
+            # A part of the line is in the pipe and the rest has no room: the write has begun and
+            # cannot have ended.
+            while waiting_bytes(reader) == filled:
+                pass
+            # This thread gets it, so the write goes on, and Python sees it when that returns.
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            while part := pipe.read(capacity):
+                received.extend(part)
 
     before = signal.signal(signal.SIGUSR1, stop)
-    other = threading.Thread(target=signal_then_read, daemon=True)
+    other = threading.Thread(target=signal_then_read)
     try:
         output = OutputFile(writer)
-        output.write(b"a line\n")
+        output.write(LINE)
         other.start()
         with pytest.raises(StoppedError):
             output.flush()
         output.flush()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    other.join()
-    os.close(writer)
-    assert os.read(reader, PIPE_BYTES) == b"a line\n"
-    os.close(reader)
+        os.close(writer)
+        other.join()
+    assert received[filled:] == LINE

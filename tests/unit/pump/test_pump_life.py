@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import signal
 import socket
 import struct
@@ -32,6 +31,8 @@ from .conftest import (
     receive_exactly,
     tcp_pair,
 )
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_digest_is_that_of_the_compiled_bytes(toy_core: bytes) -> None:
@@ -218,15 +219,34 @@ def test_closed_pump_refuses_everything_in_words(running: RunningPump) -> None:
     running.pump.stop()
 
 
-def test_close_frees_every_descriptor(toy_core: bytes) -> None:
-    core = engine.load(toy_core)
-    before = len(os.listdir("/proc/self/fd"))
-    running = RunningPump(core)
-    clients = [running.connect() for _ in range(10)]
-    for client in clients:
-        client.close()
-    running.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+def test_close_frees_every_descriptor(toy_core: bytes, tmp_path: Path) -> None:
+    """In a process of its own: what earlier tests left is closed at any time."""
+    (tmp_path / "toy.wasm").write_bytes(toy_core)
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from avow.sandbox import engine
+        from tests.unit.pump.conftest import RunningPump
+        core = engine.load(Path(sys.argv[1]).read_bytes())
+        before = sorted(os.listdir("/proc/self/fd"))
+        running = RunningPump(core)
+        clients = [running.connect() for _ in range(10)]
+        print(len(os.listdir("/proc/self/fd")) - len(before))
+        for client in clients:
+            client.close()
+        running.close()
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "toy.wasm")],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) >= 20
 
 
 def test_connections_that_never_reached_the_core_are_closed(toy_core: bytes) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,10 +51,16 @@ class Pipes:
         self.given = (self.ends[0][0], self.ends[1][1], self.ends[2][1])
         self.stdin, self.stdout, self.stderr = self.ends[0][1], self.ends[1][0], self.ends[2][0]
 
+        self._open = {fd for ends in self.ends for fd in ends}
+
+    def end(self, fd: int) -> None:
+        """Closes one end, once: its number may be somebody else's from then on."""
+        self._open.remove(fd)
+        os.close(fd)
+
     def close(self) -> None:
-        for fd in {fd for ends in self.ends for fd in ends}:
-            with suppress(OSError):
-                os.close(fd)
+        for fd in list(self._open):
+            self.end(fd)
 
 
 @pytest.fixture
@@ -86,7 +92,7 @@ def test_standard_streams(pipes: Pipes) -> None:
         assert guest.write(STDERR, b"error") == 5
         assert os.read(pipes.stdout, 100) == b"output"
         assert os.read(pipes.stderr, 100) == b"error"
-        os.close(pipes.stdin)
+        pipes.end(pipes.stdin)
         assert guest.read(IN, 10) == b""
 
 
@@ -166,7 +172,7 @@ def test_short_pieces_go_out_in_one_call(pipes: Pipes) -> None:
 
 def test_nobody_reads(pipes: Pipes) -> None:
     with bare_guest(stdio=pipes.given) as guest:
-        os.close(pipes.stdout)
+        pipes.end(pipes.stdout)
         assert guest.errno("fd_write", STDOUT, *guest.vectors(10), OUT) == Errno.PIPE
 
 
@@ -195,7 +201,7 @@ def test_waiting_streams_are_polled(pipes: Pipes) -> None:
             assert guest.poll(wait_fd(1, IN)) == [(1, 0, 1, 1, 0)]
         guest.read(IN, 1)
         assert guest.poll(wait_fd(1, IN), wait_clock(2, 1, 1000)) == [(2, 0, 0, 0, 0)]
-        os.close(pipes.stdin)
+        pipes.end(pipes.stdin)
         assert guest.poll(wait_fd(1, IN)) == [(1, 0, 1, 0, 1)]
         for_ever = wait_clock(9, 1, (1 << 64) - 1)
         assert guest.poll(wait_fd(1, IN), for_ever) == [(1, 0, 1, 0, 1)]
