@@ -16,15 +16,14 @@ TPM_READY := $(VENV)/.ready-tpm
 TPM_BUILD := $(shell pkg-config --exists tss2-esys tss2-mu tss2-rc tss2-tctildr 2>/dev/null && command -v cc >/dev/null && \
 	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' && echo yes)
 
-# What a few tests need and pip cannot install. Without it those tests are left out, and `make test`
-# says so. .ci/run installs it, so nothing is left out there.
+# What a few tests need and pip cannot install. Without it those tests are left out, and the end of
+# the run counts them (tests/conftest.py). .ci/run installs it, so nothing is left out there.
 VECTORS := $(or $(AVOW_VECTORS),../shared/vectors)
 ABSENT := $(if $(shell command -v mosquitto_pub),,mosquitto) $(if $(shell command -v openssl),,openssl)
 ABSENT += $(if $(and $(TPM_BUILD),$(shell command -v swtpm)),,tpm) $(if $(wildcard $(VECTORS)/README.md),,vectors)
 ABSENT := $(strip $(ABSENT))
 ifneq ($(ABSENT),)
 LEFT_OUT := -m "not ($(subst $() $(), or ,$(ABSENT)))"
-SAY_LEFT_OUT := @echo 'left out for want of what they need: tests marked $(ABSENT) (see the markers in pyproject.toml)'
 endif
 
 FUZZ_S ?= 60
@@ -41,7 +40,6 @@ demo: build ## an attested broker, real clients, three refusals, for less than a
 
 test: lint ## every check and test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(LEFT_OUT)
-	$(SAY_LEFT_OUT)
 
 absent: ## which tests would be left out here, by their marker
 	@echo $(ABSENT)
