@@ -393,3 +393,34 @@ def test_versions_that_are_to_be_installed_are_the_pinned_ones() -> None:
     for page in PAGES:
         named = re.findall(r"\b[\w-]+==\d[\w.]*", (DOCS / page).read_text())
         assert set(named) <= pinned, page
+
+
+# `avow` on package indexes is a project of somebody else.
+INSTALLS_ANOTHER = re.compile(
+    r"(?:pipx?3?|uvx?|pip\s+tool|poetry|pipenv)\s+(?:\w+\s+)*(?:-\S+\s+)*[`'\"]?avow(?![\w.-]|/)"
+)
+
+
+def test_nothing_installs_somebody_elses_project() -> None:
+    for line in (
+        "pip install 'avow[tpm]'",
+        "python -m pip install --upgrade avow",
+        "pip install avow",
+        "uv tool install avow",
+        "pipx run avow",
+        "uvx avow",
+    ):
+        assert INSTALLS_ANOTHER.search(line), line
+    assert not INSTALLS_ANOTHER.search("pip install . && avow broker")
+    assert not INSTALLS_ANOTHER.search("pip install '.[tpm]'; pip install ./avow-1.0.whl")
+    here = Path(__file__)
+    rooms = ("docs", "src", "examples", "bench", "tests", "findings", ".ci")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file()]
+    wrong = []
+    for path in files:
+        if path != here and path.suffix not in (".pyc", ".so", ".wasm"):
+            text = path.read_bytes().decode(errors="replace")
+            found = (str(path.relative_to(ROOT)), *INSTALLS_ANOTHER.findall(text))
+            wrong += [found] if found[1:] else []
+    assert wrong == []

@@ -19,6 +19,11 @@ _AZURE_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 _TSM: Final = "sys/kernel/config/tsm/report"
 _TSM_SINCE: Final = (6, 7)
 _TEXT_BYTES_MAX: Final = 65536
+# From the checkout: a package index has a project of somebody else by avow's name.
+INSTALL_BINDING: Final = (
+    "install libtss2 and a C compiler (on Debian: apt-get install libtss2-dev gcc pkg-config "
+    "python3-dev), then in avow's checkout `pip install '.[tpm]'`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +197,7 @@ def _tpm(machine: Machine) -> Found:
         return Found(
             "tpm",
             False,
-            "the package tpm2-pytss is absent: `apt-get install libtss2-dev`, then "
-            "`pip install 'avow[tpm]'`",
+            f"the package tpm2-pytss is absent; {INSTALL_BINDING}",
         )
     tcti = machine.environment.get("AVOW_TPM_TCTI", "")
     if tcti:

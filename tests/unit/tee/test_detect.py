@@ -133,7 +133,7 @@ def test_a_package_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = _found(machine, "tpm")
     assert not found.present
-    assert "pip install" in found.reason
+    assert "pip install '.[tpm]'" in found.reason
 
 
 def test_auto_finds_nothing() -> None:

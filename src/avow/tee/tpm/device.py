@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from avow.errors import UnavailableError
+from avow.tee.detection import INSTALL_BINDING
 from avow.tee.tpm.credential import Credential
 from avow.tee.tpm.structures import name_of, parse_public
 from avow.tee.tpm.templates import EndorsementKey
@@ -330,8 +331,6 @@ def _library() -> Any:
         import tpm2_pytss
     except ImportError as error:
         raise UnavailableError(
-            f"expected tpm2-pytss for the TPM, got none ({error}); install libtss2 and then "
-            f"`pip install 'avow[tpm]'` (on Debian: apt-get install libtss2-dev gcc pkg-config "
-            f"python3-dev)"
+            f"expected tpm2-pytss for the TPM, got none ({error}); {INSTALL_BINDING}"
         ) from error
     return tpm2_pytss
