@@ -1,4 +1,7 @@
-"""Where the real evidence is: AVOW_VECTORS, or a folder beside the checkout. Never copied here."""
+"""Where the real evidence is: AVOW_VECTORS and AVOW_CASES, or folders beside the checkout.
+
+Never copied here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,21 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificates
 
-_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "vectors"
+_BESIDE = Path(__file__).resolve().parents[3] / "shared"
 
 
 def vector(name: str) -> bytes:
     """A file's content, by its path in the folder."""
-    return (Path(os.environ.get("AVOW_VECTORS", _BESIDE)) / name).read_bytes()
+    return (Path(os.environ.get("AVOW_VECTORS", _BESIDE / "vectors")) / name).read_bytes()
+
+
+def case(name: str) -> bytes:
+    """A file's content of the cases from the field, by its path in their folder.
+
+    They lie beside the vectors, where AVOW_CASES does not say otherwise.
+    """
+    vectors = Path(os.environ.get("AVOW_VECTORS", _BESIDE / "vectors"))
+    return (Path(os.environ.get("AVOW_CASES", vectors.parent / "cases")) / name).read_bytes()
 
 
 def certificates(name: str) -> list[bytes]:

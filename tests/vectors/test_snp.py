@@ -9,9 +9,10 @@ import pytest
 from avow.errors import AvowError, UntrustedError
 from avow.evidence.vocabulary import is_value_of, kind_of
 from avow.tee.snp import verifier as snp
-from avow.tee.snp.report import SnpEvidence
+from avow.tee.snp.certificates import parse_certificate
+from avow.tee.snp.report import SigningKey, SnpEvidence, Tcb
 from avow.tee.snp.verifier import SnpVerifier
-from tests.vectors.evidence_files import certificates, flips, vector
+from tests.vectors.evidence_files import case, certificates, flips, vector
 
 pytestmark = pytest.mark.vectors
 
@@ -46,6 +47,8 @@ def test_a_report_signed_by_a_vcek(vcek: SnpEvidence) -> None:
     assert claims["snp.tcb.snp"] == 8
     assert claims["snp.tcb.microcode"] == 0x73
     assert claims["collateral.crl_checked"] is False
+    # SMT and ECC; firmware of that time knows no alias check.
+    assert claims["snp.platform.alias_check_complete"] is False
     for name, value in claims.items():
         kind = kind_of(name)
         assert kind is not None, name
@@ -84,6 +87,15 @@ def test_a_broken_vcek(vcek: SnpEvidence) -> None:
         SnpVerifier().prove(SnpEvidence(vcek.report, chain), NOW)
     assert caught.value.finding is not None
     assert caught.value.finding.check is snp.CHAIN
+
+
+def test_a_vcek_of_turin() -> None:
+    """It has structVersion 1, no 3.4, and a hardware id of 8 bytes."""
+    leaf = parse_certificate(case("turin-vcek-no-spl4/vcek_turin_virtee.der"), "VCEK")
+    signer = snp._signer(leaf, SigningKey.VCEK, snp.TURIN)
+    assert signer.tcb == Tcb(bootloader=0, tee=0, snp=0, microcode=9, fmc=0)
+    assert signer.chip_id[8:] == bytes(56)
+    assert any(signer.chip_id[:8])
 
 
 def test_the_chain_of_the_other_kind_of_key(vcek: SnpEvidence, vlek: SnpEvidence) -> None:

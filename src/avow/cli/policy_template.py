@@ -17,7 +17,8 @@ from avow.evidence.vocabulary import ClaimValue, kind_of
 CLOCKS_DIFFER_S: Final = 300
 COLLATERAL_AGE_MAX_S: Final = 30 * 86400
 
-Form = Literal["value", "min", "fixed"]
+# "held": all of a list, left out where the evidence has none.
+Form = Literal["value", "min", "fixed", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,13 @@ _SNP: Final = (
     Line("snp.tcb.tee", "", "min"),
     Line("snp.tcb.snp", "", "min"),
     Line("snp.tcb.microcode", "", "min"),
+    Line("snp.launch_tcb.bootloader", "The same for the firmware that launched the guest.", "min"),
+    Line("snp.launch_tcb.tee", "", "min"),
+    Line("snp.launch_tcb.snp", "", "min"),
+    Line("snp.launch_tcb.microcode", "", "min"),
+    _fixed("snp.platform.alias_check_complete", "true", "BadRAM (AMD-SB-3015) is closed."),
+    Line("snp.mitigations.launch", "The mitigations that the firmware has verified.", "held"),
+    Line("snp.mitigations.current", "", "held"),
     *_COLLATERAL,
 )
 _TDX: Final = (
@@ -180,6 +188,8 @@ def _rule(name: str, claims: Mapping[str, ClaimValue], gaps: list[str]) -> Itera
     yield "[[any]]"
     yield f'platform = "{name.partition("/")[0]}"'
     for line in TEMPLATES[name]:
+        if line.form == "held" and not claims.get(line.claim):
+            continue
         if line.comment:
             yield f"# {line.comment}"
         yield f"{line.claim} = {_value(line, claims, gaps)}"
@@ -195,7 +205,8 @@ def _value(line: Line, claims: Mapping[str, ClaimValue], gaps: list[str]) -> str
         of_bytes = "" if kind is None or kind.size is None else f", {2 * kind.size} hex digits"
         gap = f'"FILL IN{of_bytes}"'
         return f"{{ min = {gap} }}" if line.form == "min" else gap
-    return f"{{ min = {_toml(value)} }}" if line.form == "min" else _toml(value)
+    key = {"min": "min", "held": "all_of"}.get(line.form)
+    return f"{{ {key} = {_toml(value)} }}" if key else _toml(value)
 
 
 def _toml(value: ClaimValue) -> str:

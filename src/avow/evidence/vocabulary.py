@@ -36,6 +36,16 @@ _SNP = ("snp", "azure")
 _TDX = ("tdx", "azure")
 _TPM = ("tpm", "azure")
 
+
+def _tcb(name: str, meaning: str) -> tuple[ClaimKind, ...]:
+    levels = {"bootloader": "boot loader", "tee": "TEE", "snp": "SNP firmware",
+              "microcode": "microcode", "fmc": "FMC (Turin and later; else 0)"}  # fmt: skip
+    return tuple(
+        _kind(f"snp.{name}.{level}", int, f"{meaning}: {words}.", *_SNP)
+        for level, words in levels.items()
+    )
+
+
 KINDS: tuple[ClaimKind, ...] = (
     _kind("platform", str, "The platform whose hardware signed."),
     _kind("role", str, "server, client, document, certificate or program."),
@@ -89,11 +99,25 @@ KINDS: tuple[ClaimKind, ...] = (
     _kind("snp.csp_id", str, "Whose cloud the VLEK is for; empty for a VCEK.", *_SNP),
     _kind("snp.signer", str, "vcek or vlek.", *_SNP),
     _kind("snp.product", str, "milan, genoa or turin.", *_SNP),
-    _kind("snp.tcb.bootloader", int, "Reported TCB: boot loader.", *_SNP),
-    _kind("snp.tcb.tee", int, "Reported TCB: TEE.", *_SNP),
-    _kind("snp.tcb.snp", int, "Reported TCB: SNP firmware.", *_SNP),
-    _kind("snp.tcb.microcode", int, "Reported TCB: microcode.", *_SNP),
-    _kind("snp.tcb.fmc", int, "Reported TCB: FMC (Turin and later; else 0).", *_SNP),
+    *_tcb("tcb", "Reported TCB, which the signer's key is for"),
+    *_tcb("launch_tcb", "TCB under which the guest was launched, measured and encrypted"),
+    *_tcb("committed_tcb", "TCB below which the host cannot roll back"),
+    *_tcb("current_tcb", "TCB that runs"),
+    _kind("snp.platform_info", int, "PLATFORM_INFO, 64 bits, also those without a name.", *_SNP),
+    _kind("snp.platform.smt", bool, "Simultaneous multithreading is on.", *_SNP),
+    _kind("snp.platform.tsme", bool, "All memory is encrypted (TSME).", *_SNP),
+    _kind("snp.platform.ecc", bool, "The memory has error-correcting codes.", *_SNP),
+    _kind("snp.platform.rapl_disabled", bool, "Power cannot be measured (RAPL is off).", *_SNP),
+    _kind("snp.platform.ciphertext_hiding", bool, "The host cannot read the guest's ciphertext.",
+          *_SNP),
+    _kind("snp.platform.alias_check_complete", bool,
+          "The firmware has found no aliased memory since the last reset (AMD-SB-3015).", *_SNP),
+    _kind("snp.platform.iommu_write_safe", bool, "AMD's IOMMU_WRITE_SAFE (Turin).", *_SNP),
+    _kind("snp.platform.tio", bool, "Trusted I/O (SEV-TIO) is on.", *_SNP),
+    _kind("snp.mitigations.launch", tuple,
+          "Bits of LAUNCH_MIT_VECTOR that are set, such as `0`; reports of version 5 only.", *_SNP),
+    _kind("snp.mitigations.current", tuple,
+          "Bits of CURRENT_MIT_VECTOR that are set; reports of version 5 only.", *_SNP),
     _kind("tpm.pcr.{n}", bytes, "PCR 0 to 23 of the SHA-256 bank, as quoted.", *_TPM, size=32),
     _kind("tpm.ak", bytes, "SHA-256 of the attestation key's SubjectPublicKeyInfo.",
           *_TPM, size=32),

@@ -76,7 +76,14 @@ _SNP: Final = (
         "snp.tcb.tee",
         "snp.tcb.snp",
         "snp.tcb.microcode",
+        # The reported TCB says nothing about a guest that was launched before a live update.
+        "snp.launch_tcb.bootloader",
+        "snp.launch_tcb.tee",
+        "snp.launch_tcb.snp",
+        "snp.launch_tcb.microcode",
     ),
+    # AMD-SB-3015 (CVE-2024-21944): memory that answers at two addresses.
+    *_each(How.NAMED, "snp.platform.alias_check_complete"),
     *_COLLATERAL,
 )
 _BOOT: Final = _each(How.NAMED, *(f"tpm.pcr.{n}" for n in range(8)))

@@ -41,6 +41,8 @@ CHIP_ID: Final = hashlib.sha512(b"a chip of the tests").digest()
 TCB: Final = Tcb(bootloader=4, tee=1, snp=24, microcode=219)
 # SMT allowed, and the bit that has to be one.
 POLICY: Final = 0x30000
+# Simultaneous multithreading, TSME, ECC, alias check complete: what a machine of AWS says.
+PLATFORM_INFO: Final = 0x27
 CPUS: Final = {"milan": (0x19, 0x01, 0x01), "genoa": (0x19, 0x11, 0x01), "turin": (0x1A, 0x02, 0)}
 
 _ALGORITHM: Final = bytes.fromhex(
@@ -164,18 +166,24 @@ class AmdPki:
         csp_id: str | None = None,
         title: str | None = None,
     ) -> dict[str, tuple[bool, bytes]]:
-        """AMD's extensions (57230, section 3.1)."""
+        """AMD's extensions (57230, chapter 3).
+
+        With structVersion 1, as AMD makes them for Turin, the product has no stepping, 3.9 is the
+        FMC's level and there is no 3.4.
+        """
+        turin = self.product.turin_order
+        named = title or (self.product.titles[0] if turin else f"{self.product.titles[0]}-B0")
         values: dict[str, bytes] = {
-            "1": asn1.encode_der(0),
-            "2": asn1.encode_der(asn1.IA5String(title or f"{self.product.titles[0]}-B0")),
+            "1": asn1.encode_der(int(turin)),
+            "2": asn1.encode_der(asn1.IA5String(named)),
+            **({"3.9": asn1.encode_der(tcb.fmc)} if turin else {}),
             "3.1": asn1.encode_der(tcb.bootloader),
             "3.2": asn1.encode_der(tcb.tee),
             "3.3": asn1.encode_der(tcb.snp),
-            **{f"3.{number}": asn1.encode_der(0) for number in (4, 5, 6, 7)},
+            **({} if turin else {"3.4": asn1.encode_der(0)}),
+            **{f"3.{number}": asn1.encode_der(0) for number in (5, 6, 7)},
             "3.8": asn1.encode_der(tcb.microcode),
         }
-        if self.product.turin_order:
-            values["3.9"] = asn1.encode_der(tcb.fmc)
         if chip_id is not None:
             values["4"] = chip_id
         if csp_id is not None:
@@ -225,12 +233,17 @@ class SnpSigner:
 
     def report(self, report_data: bytes, **fields: Any) -> bytes:
         """A report (1,184 bytes). `fields` are those of `report_bytes`."""
-        chip_id = CHIP_ID[:8].ljust(64, b"\0") if self.pki.product.turin_order else CHIP_ID
+        turin = self.pki.product.turin_order
+        chip_id = CHIP_ID[:8].ljust(64, b"\0") if turin else CHIP_ID
+        tcb = TCB.encoded(turin=turin)
         defaults: dict[str, Any] = {
             "report_data": report_data,
             "flags": self.kind << 2,
             "cpuid": bytes(CPUS[self.pki.product.name]),
-            "reported_tcb": TCB.encoded(turin=self.pki.product.turin_order),
+            "reported_tcb": tcb,
+            "launch_tcb": tcb,
+            "committed_tcb": tcb,
+            "current_tcb": tcb,
             "chip_id": chip_id if self.kind is SigningKey.VCEK else bytes(64),
         }
         return self.sign(report_bytes(**(defaults | fields)))
@@ -257,8 +270,8 @@ def report_bytes(
     image_id: bytes = bytes(16),
     vmpl: int = 0,
     algorithm: int = 1,
-    current_tcb: bytes = bytes(8),
-    platform_info: int = 1,
+    current_tcb: bytes = TCB.encoded(turin=False),
+    platform_info: int = PLATFORM_INFO,
     flags: int = 0,
     reserved: int = 0,
     measurement: bytes = bytes(range(48)),
@@ -270,9 +283,9 @@ def report_bytes(
     reported_tcb: bytes = TCB.encoded(turin=False),
     cpuid: bytes = bytes(CPUS["milan"]),
     chip_id: bytes = CHIP_ID,
-    committed_tcb: bytes = bytes(8),
+    committed_tcb: bytes = TCB.encoded(turin=False),
     versions: bytes = bytes(8),
-    launch_tcb: bytes = bytes(8),
+    launch_tcb: bytes = TCB.encoded(turin=False),
     end: bytes = b"",
 ) -> bytes:
     """A report without its signature (672 bytes); every field can be set, reserved ones too."""

@@ -88,6 +88,11 @@ SNP = {
     "snp.tcb.tee": at_least(1),
     "snp.tcb.snp": at_least(22),
     "snp.tcb.microcode": at_least(213),
+    "snp.launch_tcb.bootloader": at_least(4),
+    "snp.launch_tcb.tee": at_least(1),
+    "snp.launch_tcb.snp": at_least(22),
+    "snp.launch_tcb.microcode": at_least(213),
+    "snp.platform.alias_check_complete": exact(True, False),
     **COLLATERAL,
 }
 BOOT = {f"tpm.pcr.{n}": of_bytes("tpm.pcr.0", n + 1) for n in range(8)}

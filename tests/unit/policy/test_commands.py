@@ -364,3 +364,16 @@ def test_reports_say_everything_and_nothing_that_a_terminal_obeys() -> None:
     unjudged = json.loads(claims_json(verified))
     assert unjudged["judged"] is False
     assert "accepted" not in claims_text(verified) + claims_json(verified)
+
+
+def test_mitigations_are_demanded_where_the_evidence_has_them() -> None:
+    """Reports of SEV-SNP before version 5 do not say them; new firmware may add to them."""
+    changes: dict[str, ClaimValue | None] = {"snp.mitigations.launch": ("0", "2")}
+    verified = evidence_for("snp", changes)
+    made = draft(REFERENCES, ["snp"], verified.claims).text
+    assert 'snp.mitigations.launch = { all_of = ["0", "2"] }\n' in made
+    assert "mitigations" not in draft(REFERENCES, ["snp"], evidence_for("snp").claims).text
+    policy = parse_policy(made, name="made")
+    for value, accepted in ((("0", "2", "5"), True), (("0",), False), ((), False)):
+        changed = evidence_for("snp", {"snp.mitigations.launch": value})
+        assert policy.appraise(changed).accepted is accepted

@@ -22,7 +22,7 @@ from avow.evidence import cbor
 from avow.evidence.vocabulary import is_value_of, kind_of
 from avow.tee import der
 from avow.tee.snp import verifier as snp
-from avow.tee.snp.certificates import parse_certificate, parse_crl
+from avow.tee.snp.certificates import AMD_ARC, parse_certificate, parse_crl
 from avow.tee.snp.report import SnpEvidence, Tcb, decode_evidence, decode_tcb, parse_report
 from avow.tee.snp.verifier import GENOA, TURIN, SnpVerifier
 from avow.testing.amd_pki import (
@@ -73,7 +73,7 @@ def refused(
     assert caught.value.finding.check is check
 
 
-@pytest.mark.parametrize("version", [2, 3, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_every_version_is_proven(chip: SnpSigner, version: int) -> None:
     evidence = chip.evidence(DATA, version=version, vmpl=2, guest_svn=7)
     proven = chip.pki.verifier().authenticate(evidence.encoded(), NOW)
@@ -103,7 +103,7 @@ def test_other_generations() -> None:
     for product, title, cpuid in (
         (GENOA, "Genoa-B1", (0x19, 0x11, 1)),
         (GENOA, "Siena-B0", (0x19, 0xA0, 1)),
-        (TURIN, "Turin-B0", (0x1A, 0x02, 1)),
+        (TURIN, "Turin", (0x1A, 0x02, 1)),
     ):
         pki = AmdPki(product)
         tcb = Tcb(3, 1, 20, 70, fmc=2 if product is TURIN else 0)
@@ -462,7 +462,6 @@ def test_no_byte_can_be_changed(chip: SnpSigner) -> None:
 
 
 RESERVED: tuple[dict[str, Any], ...] = (
-    {"version": 4},
     {"version": 1},
     {"version": 6},
     {"algorithm": 2},
@@ -476,6 +475,7 @@ RESERVED: tuple[dict[str, Any], ...] = (
     {"versions": b"\0\0\0\1\0\0\0\0"},
     {"versions": b"\0\0\0\0\0\0\0\1"},
     {"end": b"\1"},
+    {"version": 4, "end": b"\1"},
     {"version": 5, "end": bytes(16) + b"\1"},
     {"version": 5, "end": bytes(167) + b"\1"},
     {"reported_tcb": b"\4\1\1\0\0\0\x18\xdb"},
@@ -496,8 +496,79 @@ def test_a_cpuid_in_version_2(chip: SnpSigner) -> None:
 
 
 def test_the_mitigation_vectors_of_version_5(chip: SnpSigner) -> None:
-    report = parse_report(chip.report(DATA, version=5, end=struct.pack("<QQ", 5, 9)))
-    assert (report.launch_mitigations, report.current_mitigations) == (5, 9)
+    verifier = chip.pki.verifier()
+    end = struct.pack("<QQ", 5, 1 << 63)
+    claims = verifier.prove(chip.evidence(DATA, version=5, end=end), NOW).claims
+    assert claims["snp.mitigations.launch"] == ("0", "2")
+    assert claims["snp.mitigations.current"] == ("63",)
+    for version in (2, 3, 4):
+        claims = verifier.prove(chip.evidence(DATA, version=version), NOW).claims
+        assert not [name for name in claims if name.startswith("snp.mitigations")]
+
+
+@pytest.mark.parametrize("turin", [False, True])
+def test_every_tcb_is_a_claim(pki: AmdPki, turin: bool) -> None:
+    """After a live update the guest runs on other firmware than it was launched under."""
+    signer = (AmdPki(TURIN) if turin else pki).chip()
+    fmc = 7 if turin else 0
+    tcbs = {
+        "launch_tcb": Tcb(1, 0, 8, 115, fmc),
+        "committed_tcb": Tcb(4, 1, 24, 219, fmc),
+        "current_tcb": Tcb(5, 2, 25, 220, fmc),
+    }
+    encoded = {name: tcb.encoded(turin=turin) for name, tcb in tcbs.items()}
+    claims = signer.pki.verifier().prove(signer.evidence(DATA, **encoded), NOW).claims
+    for name, tcb in {**tcbs, "tcb": TCB}.items():
+        for level, number in dataclasses.asdict(tcb).items():
+            assert claims[f"snp.{name}.{level}"] == number
+
+
+@pytest.mark.parametrize("field", ["launch_tcb", "committed_tcb", "current_tcb"])
+def test_no_tcb_has_reserved_bytes(chip: SnpSigner, field: str) -> None:
+    evidence = chip.evidence(DATA, **{field: b"\4\1\1\0\0\0\x18\xdb"})
+    refused(chip.pki.verifier(), evidence, snp.FORM, error=MalformedError)
+
+
+@pytest.mark.parametrize(
+    ("bit", "name"),
+    [
+        (0, "smt"),
+        (1, "tsme"),
+        (2, "ecc"),
+        (3, "rapl_disabled"),
+        (4, "ciphertext_hiding"),
+        (5, "alias_check_complete"),
+        (6, "iommu_write_safe"),
+        (7, "tio"),
+    ],
+)
+def test_bits_of_platform_info_are_claims(chip: SnpSigner, bit: int, name: str) -> None:
+    claims = chip.pki.verifier().prove(chip.evidence(DATA, platform_info=1 << bit), NOW).claims
+    assert claims["snp.platform_info"] == 1 << bit
+    flags = {key: value for key, value in claims.items() if key.startswith("snp.platform.")}
+    assert [key for key, value in flags.items() if value] == [f"snp.platform.{name}"]
+    assert len(flags) == 8
+
+
+def test_the_extensions_of_structure_1() -> None:
+    """AMD 57230, chapter 3: Turin's certificates have the FMC's level, and no 3.4."""
+    pki = AmdPki(TURIN)
+    plain = pki.vek_extensions(chip_id=CHIP_ID[:8])
+    assert f"{AMD_ARC}.3.4" not in plain
+    for oid, value in (("1", 0), ("1", 2), ("3.4", 1), ("3.5", 1), ("3.9", None)):
+        changed = {**plain, f"{AMD_ARC}.{oid}": (False, asn1.encode_der(value or 0))}
+        if value is None:
+            del changed[f"{AMD_ARC}.{oid}"]
+        signer = pki.chip(extensions=changed)
+        refused(pki.verifier(), signer.evidence(DATA), snp.FORM, error=MalformedError)
+
+
+@pytest.mark.parametrize("oid", ["1", "3.4", "3.1"])
+def test_the_extensions_of_structure_0(pki: AmdPki, oid: str) -> None:
+    extensions = pki.vek_extensions(chip_id=CHIP_ID)
+    del extensions[f"{AMD_ARC}.{oid}"]
+    signer = pki.chip(extensions=extensions)
+    refused(pki.verifier(), signer.evidence(DATA), snp.FORM, error=MalformedError)
 
 
 def test_the_signature_has_one_form(chip: SnpSigner) -> None:

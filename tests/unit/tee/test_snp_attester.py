@@ -18,9 +18,16 @@ from avow.errors import MalformedError, UnavailableError
 from avow.evidence.claims import Claims, Role, Workload
 from avow.evidence.report_data import ReportData, batch
 from avow.tee.configfs_tsm import REPORTS, TsmReports
-from avow.tee.snp.attester import DeviceSource, SnpAttester, TsmSource, parse_certificate_table
-from avow.tee.snp.report import decode_evidence
-from avow.testing.amd_pki import NOW, AmdPki, SnpSigner, public_key
+from avow.tee.snp.attester import (
+    DeviceSource,
+    SnpAttester,
+    TsmSource,
+    find_chain,
+    parse_certificate_table,
+)
+from avow.tee.snp.report import decode_evidence, parse_report
+from avow.tee.snp.verifier import TURIN
+from avow.testing.amd_pki import CHIP_ID, NOW, AmdPki, SnpSigner, public_key
 from avow.testing.tsm_directory import TsmDirectory
 
 # GHCB (AMD 56421), section 4.1.8.1.
@@ -150,6 +157,23 @@ def test_certificates_that_are_missing(pki: AmdPki, report_data: ReportData, mis
     source = tsm(answering(chip, b""))
     with pytest.raises(UnavailableError, match=r"https://kdsintf\.amd\.com"):
         SnpAttester(source, certificates=files).quote(report_data)
+
+
+def test_the_address_at_amd(pki: AmdPki, report_data: ReportData) -> None:
+    """AMD 57230, chapter 4: Turin's hardware id has 8 bytes, and its TCB a level of the FMC."""
+    turin = AmdPki(TURIN).chip()
+    for signer, fields, words in (
+        (pki.chip(), {}, f"/vcek/v1/Milan/{CHIP_ID.hex()}?blSPL=04&teeSPL=01&snpSPL=24&ucodeSPL="),
+        (turin, {}, f"/vcek/v1/Turin/{CHIP_ID[:8].hex()}?fmcSPL=00&blSPL=04&teeSPL=01&snpSPL=24&"),
+        (turin, {}, "https://kdsintf.amd.com/vcek/v1/Turin/cert_chain"),
+        (pki.chip(), {"version": 2}, "(PRODUCT is Milan or Genoa)"),
+        (pki.chip(), {"chip_id": bytes(64)}, "ask its operator for the VCEK"),
+        (pki.cloud(), {}, "ask the operator of the cloud for the VLEK"),
+    ):
+        report = parse_report(signer.report(report_data.content, **fields))
+        with pytest.raises(UnavailableError) as caught:
+            find_chain(report, ())
+        assert words in str(caught.value)
 
 
 def test_a_driver_that_answers_otherwise(pki: AmdPki, report_data: ReportData) -> None:

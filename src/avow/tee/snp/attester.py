@@ -30,7 +30,15 @@ from avow.evidence.claims import Workload
 from avow.evidence.report_data import ReportData
 from avow.tee.configfs_tsm import TsmReports
 from avow.tee.snp.certificates import Certificate, parse_certificate
-from avow.tee.snp.report import REPORT_BYTES, Report, SnpEvidence, parse_report
+from avow.tee.snp.report import (
+    REPORT_BYTES,
+    Report,
+    SigningKey,
+    SnpEvidence,
+    decode_tcb,
+    parse_report,
+)
+from avow.tee.snp.verifier import GENOA, MILAN, TURIN, TURIN_HWID_BYTES
 
 DEVICE: Final = Path("/dev/sev-guest")
 TSM_PROVIDER: Final = "sev_guest"
@@ -57,6 +65,7 @@ _REPORT_RSP: Final = struct.Struct("<I I 24x")
 _CERTS_BYTES: Final = 0x4000
 _MESSAGE_VERSION: Final = 1
 _CHAIN_MAX: Final = 3
+_KDS: Final = "https://kdsintf.amd.com"
 
 # As `fcntl.ioctl`: file descriptor, request, argument that is changed in place.
 Ioctl = Callable[[int, int, bytearray], int]
@@ -229,11 +238,38 @@ def find_chain(report: Report, candidates: Sequence[bytes]) -> tuple[bytes, byte
     if len(chain) != _CHAIN_MAX:
         found = ", ".join(sorted(entry[1].common_name for entry in pool)) or "none"
         raise UnavailableError(
-            f"expected the certificates {report.signing_key.name}, ASK or ASVK and ARK for chip "
-            f"{report.chip_id.hex()} at the reported TCB {report.reported_tcb.hex()}, got {found}; "
-            f"fetch them from https://kdsintf.amd.com/ and give their files"
+            f"expected the certificates {report.signing_key.name}, ASK or ASVK and ARK for this "
+            f"report, got {found}; {_where_amd_has_them(report)}"
         )
     return chain[0][0], chain[1][0], chain[2][0]
+
+
+def _where_amd_has_them(report: Report) -> str:
+    """The addresses of AMD's service (57230, chapter 4) for the signer of a report."""
+    product = next(
+        (each for each in (MILAN, GENOA, TURIN) if report.cpu is not None and each.has(report.cpu)),
+        None,
+    )
+    # A report of version 2 does not say its processor; there is none of Turin.
+    name = "PRODUCT" if product is None else product.titles[0]
+    which = " (PRODUCT is Milan or Genoa)" if product is None else ""
+    kind = report.signing_key.name.lower()
+    chain = f"{_KDS}/{kind}/v1/{name}/cert_chain"
+    if report.signing_key is not SigningKey.VCEK:
+        return f"ask the operator of the cloud for the VLEK, fetch {chain}{which}, and give both"
+    if not any(report.chip_id):
+        return (
+            f"the host masks the chip's id, so ask its operator for the VCEK, fetch "
+            f"{chain}{which}, and give both"
+        )
+    turin = product is TURIN
+    tcb = decode_tcb(report.reported_tcb, turin=turin)
+    hwid = report.chip_id[: TURIN_HWID_BYTES if turin else None].hex()
+    fmc = f"fmcSPL={tcb.fmc:02}&" if turin else ""
+    return (
+        f"fetch {_KDS}/vcek/v1/{name}/{hwid}?{fmc}blSPL={tcb.bootloader:02}&teeSPL={tcb.tee:02}"
+        f"&snpSPL={tcb.snp:02}&ucodeSPL={tcb.microcode:02} and {chain}{which}, and give both files"
+    )
 
 
 def _has_signed(certificate: Certificate, report: Report) -> bool:

@@ -1,10 +1,11 @@
 """The ATTESTATION_REPORT of AMD SEV-SNP, and how avow carries it with its certificates.
 
 SEV Secure Nested Paging Firmware ABI Specification (AMD 56860), revision 1.58: "ATTESTATION_REPORT
-Structure" for the report (versions 2, 3 and 5), section 2.2 for TCB_VERSION, section 4.3 for the
-guest policy, and chapter 10 for the format of an ECDSA P-384 signature. All numbers are
-little-endian. Version 3 says which processor it was (CPUID family, model, stepping), version 5 adds
-the mitigation vectors; what has no name in a version has to be zero.
+Structure" for the report (versions 2 to 5), section 2.2 for TCB_VERSION, section 4.3 for the guest
+policy, and chapter 10 for the format of an ECDSA P-384 signature. All numbers are little-endian.
+Version 3 says which processor it was (CPUID family, model, stepping), version 5 adds the mitigation
+vectors; what has no name in a version has to be zero. AMD has not published what version 4 changes
+(firmware 1.55.31 writes it); its layout is that of version 3.
 
 avow's payload is deterministic CBOR: { "report": bytes, "chain": [VCEK or VLEK, ASK or ASVK, ARK],
 "crl": bytes }, certificates and CRL in DER, `crl` optional.
@@ -23,7 +24,7 @@ from avow.evidence import cbor
 REPORT_BYTES: Final = 0x4A0
 # What the signature is over.
 SIGNED_BYTES: Final = 0x2A0
-VERSIONS: Final = (2, 3, 5)
+VERSIONS: Final = (2, 3, 4, 5)
 REPORT_DATA_OFFSET: Final = 0x50
 CHIP_ID_BYTES: Final = 64
 
@@ -49,6 +50,18 @@ _POLICY_SMT, _POLICY_ONE, _POLICY_MIGRATE_MA, _POLICY_DEBUG = 16, 17, 18, 19
 # The highest bit of the guest policy that has a name: PAGE_SWAP_DISABLE.
 _POLICY_BITS: Final = 26
 _FLAG_BITS: Final = 5
+_VECTOR_BITS: Final = 64
+# PLATFORM_INFO (40h): the bits that have a name.
+PLATFORM_FLAGS: Final = {
+    "smt": 0,
+    "tsme": 1,
+    "ecc": 2,
+    "rapl_disabled": 3,
+    "ciphertext_hiding": 4,
+    "alias_check_complete": 5,
+    "iommu_write_safe": 6,
+    "tio": 7,
+}
 
 
 class SigningKey(enum.IntEnum):
@@ -101,7 +114,8 @@ class Report:
     """A report, with the specification's names. Nothing is verified yet.
 
     The TCBs are 8 bytes whose order depends on the processor: see `decode_tcb`. `cpu` is None in
-    version 2. `signed` are the bytes that the signature (`r`, `s`) is over.
+    version 2, and the mitigation vectors are before version 5. `signed` are the bytes that the
+    signature (`r`, `s`) is over.
     """
 
     version: int
@@ -127,8 +141,8 @@ class Report:
     chip_id: bytes
     committed_tcb: bytes
     launch_tcb: bytes
-    launch_mitigations: int
-    current_mitigations: int
+    launch_mitigations: int | None
+    current_mitigations: int | None
     signed: bytes
     r: int
     s: int
@@ -147,6 +161,16 @@ class Report:
     def smt(self) -> bool:
         """The policy allows simultaneous multithreading."""
         return bool(self.policy >> _POLICY_SMT & 1)
+
+    @property
+    def platform_flags(self) -> dict[str, bool]:
+        """The bits of PLATFORM_INFO that have a name."""
+        return {name: bool(self.platform_info >> bit & 1) for name, bit in PLATFORM_FLAGS.items()}
+
+
+def bit_numbers(vector: int) -> tuple[str, ...]:
+    """The bits of a mitigation vector that are set, by number."""
+    return tuple(str(bit) for bit in range(_VECTOR_BITS) if vector >> bit & 1)
 
 
 def parse_report(content: bytes) -> Report:
@@ -177,7 +201,7 @@ def parse_report(content: bytes) -> Report:
     _check_zero(versions[3] | versions[7], "1EB and 1EF")
     cpu = None if version == 2 else Cpu(*cpuid[:3])
     _check_zero(any(cpuid if cpu is None else cpuid[3:]), "188")
-    vectors = (0, 0)
+    vectors: tuple[int | None, int | None] = (None, None)
     if version >= 5:
         vectors = struct.unpack("<QQ", end[:16])
         end = end[16:]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -46,6 +46,7 @@ from avow.tee.snp.report import (
     SigningKey,
     SnpEvidence,
     Tcb,
+    bit_numbers,
     decode_evidence,
     decode_tcb,
     parse_report,
@@ -105,17 +106,21 @@ _CERTIFICATES: Final = "fetch the certificates for this chip and TCB from AMD ag
 _VMPL_MAX: Final = 3
 _CHAINS_KEPT: Final = 64
 
-_PRODUCT_NAME, _HWID, _CSP_ID = f"{AMD_ARC}.2", f"{AMD_ARC}.4", f"{AMD_ARC}.5"
+_STRUCT_VERSION, _PRODUCT_NAME = f"{AMD_ARC}.1", f"{AMD_ARC}.2"
+_HWID, _CSP_ID = f"{AMD_ARC}.4", f"{AMD_ARC}.5"
 _SPL: Final = {
     "bootloader": f"{AMD_ARC}.3.1",
     "tee": f"{AMD_ARC}.3.2",
     "snp": f"{AMD_ARC}.3.3",
     "microcode": f"{AMD_ARC}.3.8",
 }
-_SPL_RESERVED: Final = tuple(f"{AMD_ARC}.3.{number}" for number in (4, 5, 6, 7))
+# KDS, chapter 3: from structVersion 1 on (Turin) the FMC's level is there and spl_4 is not.
+_SPL_4: Final = f"{AMD_ARC}.3.4"
+_SPL_RESERVED: Final = tuple(f"{AMD_ARC}.3.{number}" for number in (5, 6, 7))
 _SPL_FMC: Final = f"{AMD_ARC}.3.9"
 # Turin's hardware identifiers have 8 bytes; the report fills up with zeros.
-_HWID_BYTES: Final = {False: (CHIP_ID_BYTES,), True: (8, CHIP_ID_BYTES)}
+TURIN_HWID_BYTES: Final = 8
+_HWID_BYTES: Final = {False: (CHIP_ID_BYTES,), True: (TURIN_HWID_BYTES, CHIP_ID_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +181,9 @@ class SnpVerifier:
             _check_validity(chain, now)
             _check_signer(report, chain)
             _check_signature(report, chain.signer)
+            claims |= _claims(report, chain)
         except MalformedError as error:
             raise _malformed(error) from error
-        claims |= _claims(report, chain)
         return Authenticated("snp", report.report_data, "report data", claims)
 
     def _prove_chain(self, encoded: tuple[bytes, bytes, bytes]) -> Chain:
@@ -288,11 +293,6 @@ def _signer(leaf: Certificate, kind: SigningKey, product: Product) -> Signer:
             actual=f"one for {title[:40]!r}",
             advice=_CERTIFICATES,
         )
-    levels = {name: _level(leaf, oid) for name, oid in _SPL.items()}
-    if product.turin_order:
-        levels["fmc"] = _level(leaf, _SPL_FMC)
-    if any(_level(leaf, oid) for oid in _SPL_RESERVED):
-        raise MalformedError("expected zero as reserved patch levels, got others; report this")
     try:
         key = load_der_public_key(leaf.public_key)
     except (ValueError, TypeError) as error:
@@ -304,11 +304,30 @@ def _signer(leaf: Certificate, kind: SigningKey, product: Product) -> Signer:
         raise MalformedError("expected a hardware id in a VCEK and a cloud in a VLEK, got others")
     return Signer(
         kind=kind,
-        tcb=Tcb(**levels),
+        tcb=_certified_tcb(leaf, product),
         chip_id=_hardware_id(leaf, product) if chip else bytes(CHIP_ID_BYTES),
         csp_id="" if chip else _text(leaf, _CSP_ID),
         key=key,
     )
+
+
+def _certified_tcb(leaf: Certificate, product: Product) -> Tcb:
+    """The patch levels that a certificate is for (KDS, chapter 3)."""
+    version = _decoded(leaf, _STRUCT_VERSION, int)
+    if version != int(product.turin_order):
+        raise MalformedError(
+            f"expected structVersion {int(product.turin_order)} in a certificate for "
+            f"{product.titles[0]}, got {version}; use a release of avow that knows it"
+        )
+    levels = {name: _level(leaf, oid) for name, oid in _SPL.items()}
+    reserved = _SPL_RESERVED
+    if product.turin_order:
+        levels["fmc"] = _level(leaf, _SPL_FMC)
+    if not product.turin_order or _SPL_4 in leaf.extensions:
+        reserved = (_SPL_4, *reserved)
+    if any(_level(leaf, oid) for oid in reserved):
+        raise MalformedError("expected zero as reserved patch levels, got others; report this")
+    return Tcb(**levels)
 
 
 def _text(leaf: Certificate, oid: str) -> str:
@@ -415,7 +434,7 @@ def _check_signature(report: Report, signer: Signer) -> None:
 
 def _claims(report: Report, chain: Chain) -> dict[str, ClaimValue]:
     signer = chain.signer
-    return {
+    claims: dict[str, ClaimValue] = {
         "debug": report.debug,
         "snp.measurement": report.measurement,
         "snp.host_data": report.host_data,
@@ -433,12 +452,19 @@ def _claims(report: Report, chain: Chain) -> dict[str, ClaimValue]:
         "snp.csp_id": signer.csp_id,
         "snp.signer": signer.kind.name.lower(),
         "snp.product": chain.product.name,
-        "snp.tcb.bootloader": signer.tcb.bootloader,
-        "snp.tcb.tee": signer.tcb.tee,
-        "snp.tcb.snp": signer.tcb.snp,
-        "snp.tcb.microcode": signer.tcb.microcode,
-        "snp.tcb.fmc": signer.tcb.fmc,
+        "snp.platform_info": report.platform_info,
     }
+    tcbs = {"tcb": report.reported_tcb, "launch_tcb": report.launch_tcb,
+            "committed_tcb": report.committed_tcb, "current_tcb": report.current_tcb}  # fmt: skip
+    for name, content in tcbs.items():
+        tcb = decode_tcb(content, turin=chain.product.turin_order)
+        claims |= {f"snp.{name}.{level}": number for level, number in asdict(tcb).items()}
+    claims |= {f"snp.platform.{name}": flag for name, flag in report.platform_flags.items()}
+    vectors = {"launch": report.launch_mitigations, "current": report.current_mitigations}
+    for name, vector in vectors.items():
+        if vector is not None:
+            claims[f"snp.mitigations.{name}"] = bit_numbers(vector)
+    return claims
 
 
 def _malformed(error: MalformedError) -> MalformedError:
