@@ -15,6 +15,7 @@ const connection_room = @import("connection.zig");
 const delivery = @import("delivery.zig");
 const events = @import("events.zig");
 const Fields = @import("fields.zig").Fields;
+const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
 const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
@@ -55,6 +56,7 @@ export fn init(entropy: u32) u32 {
     std.crypto.secureZero(u8, &seed);
     std.crypto.secureZero(u8, abi.arena[start..][0..32]);
     const random = state.random.random();
+    hash_room.start(random);
     session_room.seed = random.int(u64);
     subscriptions.seed(random.int(u64));
     retained.tree.seed(random.int(u64));

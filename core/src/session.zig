@@ -3,6 +3,7 @@
 const std = @import("std");
 const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
+const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
 const stats = @import("stats.zig");
 const timers = @import("timers.zig");
@@ -181,7 +182,7 @@ pub var seed: u64 = 0;
 var last_serial: u64 = 0;
 
 fn hashOf(client_identifier: []const u8) u32 {
-    return @truncate(bytes_room.hash(seed, client_identifier));
+    return @truncate(hash_room.hash(seed, client_identifier));
 }
 
 pub fn find(client_identifier: []const u8) ?*Session {

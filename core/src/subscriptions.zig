@@ -3,6 +3,7 @@
 const std = @import("std");
 const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
+const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const stats = @import("stats.zig");
@@ -72,12 +73,12 @@ pub var generation: u64 = 1;
 /// `value`: 64 random bits.
 pub fn seed(value: u64) void {
     hash_seed = value;
-    tree.seed(bytes_room.hash(value, "tree"));
+    tree.seed(hash_room.hash(value, "tree"));
 }
 
 fn hashOf(session: *const Session, node: *const Node) u32 {
     const key = [2]u32{ @intFromPtr(session), @intFromPtr(node) };
-    return @truncate(bytes_room.hash(hash_seed, std.mem.asBytes(&key)));
+    return @truncate(hash_room.hash(hash_seed, std.mem.asBytes(&key)));
 }
 
 fn lookup(session: *const Session, node: *const Node, group: ?*const Group) ?*Subscription {
@@ -230,7 +231,7 @@ pub fn match(topic: []const u8) heap.Error!Match {
         cache = try heap.slice(Cached, limits.match_cache_slots);
         @memset(cache, .{});
     }
-    const hash = bytes_room.hash(hash_seed, topic);
+    const hash = hash_room.hash(hash_seed, topic);
     const slot = &cache[@as(u32, @truncate(hash)) & (limits.match_cache_slots - 1)];
     if (slot.generation == generation and slot.acl_generation == acl.generation and bytes_room.equal(slot.topic, topic))
         return .{ .entries = slot.entries, .identifiers = slot.identifiers, .groups = slot.groups };

@@ -2,6 +2,7 @@
 
 const std = @import("std");
 const bytes_room = @import("bytes.zig");
+const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
 
 /// [MQTT-4.7.1-1], [MQTT-4.7.3-1]; UTF-8 has been checked by the parser.
@@ -116,7 +117,7 @@ pub fn Tree(comptime Value: type) type {
         }
 
         fn hashOf(parent_hash: u64, level: []const u8) u64 {
-            return bytes_room.hash(parent_hash, level);
+            return hash_room.hash(parent_hash, level);
         }
 
         /// Reads what a walk down `topic` will need, level after level without waiting for one to
