@@ -4,7 +4,7 @@ const std = @import("std");
 const limits = @import("limits.zig");
 const stats = @import("stats.zig");
 
-pub const layout_version: u32 = 2;
+pub const layout_version: u32 = 3;
 
 pub const Input = extern struct { connection: u32, kind: u16, flags: u16, address: u32, length: u32 };
 pub const Output = extern struct { connection: u32, reserved: u16, flags: u16, address: u32, length: u32 };

@@ -44,6 +44,10 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
         },
         6 => try replace(&state.response_prefix, fields),
         7 => try replace(&state.version_text, fields),
+        8 => {
+            try fields.end();
+            endThoseShownEvidence();
+        },
         else => return error.Malformed,
     }
 }
@@ -85,6 +89,15 @@ fn replace(target: *[]u8, fields: *Fields) Error!void {
     const copy = try heap.copy(text);
     heap.freeSlice(target.*);
     target.* = copy;
+}
+
+/// The configuration that these peers were shown is about to be replaced.
+fn endThoseShownEvidence() void {
+    for (connection_room.all()) |slot| {
+        const connection = slot orelse continue;
+        if (!connection.shown_evidence) continue;
+        connection_room.close(connection, .administrative_action, "the configuration that the evidence named is changing");
+    }
 }
 
 fn drain() void {

@@ -4,7 +4,7 @@
 const std = @import("std");
 
 const MAGIC: u32 = 0x574F5641;
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 const STATS_COUNT_MAX = 1024;
 
 /// wasmtime_func_t.
@@ -127,10 +127,10 @@ pub const Core = struct {
         self.layout = std.mem.bytesToValue(Layout, bytes[0..@sizeOf(Layout)]);
         const layout = self.layout;
         if (layout.magic != MAGIC) return self.broke("the layout table has no magic");
-        if (layout.layout_version != LAYOUT_VERSION) return self.broke("the layout version is not 2");
+        if (layout.layout_version != LAYOUT_VERSION) return self.broke("the layout version is not 3");
         if (layout.layout_bytes < @sizeOf(Layout) or layout.input_record_bytes != @sizeOf(Input) or
             layout.output_record_bytes != @sizeOf(Output) or layout.result_bytes != @sizeOf(Result))
-            return self.broke("a record size of the layout table is not the one of layout version 2");
+            return self.broke("a record size of the layout table is not the one of layout version 3");
         if (layout.input_capacity == 0 or layout.output_capacity == 0 or layout.arena_bytes == 0)
             return self.broke("a table of the layout has no room");
         if (layout.stats_count > STATS_COUNT_MAX) return self.broke("the layout has too many counters");

@@ -322,7 +322,7 @@ def test_malformed_conditions_are_reported_and_the_old_rules_stay(
     [
         b"",
         b"\0\0\0",
-        b"\0\x08\0\0",  # an unknown flag
+        b"\0\x10\0\0",  # an unknown flag
         b"\x02\0\0\0",  # an unknown transport
         b"\0\x04\0\0",  # attested, and nothing follows
         b"\0\x04\0\0\x00" + bytes(32),  # rank 0

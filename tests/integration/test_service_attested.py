@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import subprocess
 import urllib.request
 from dataclasses import dataclass
@@ -12,12 +13,20 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
-from avow.channel.exchange import ClientSettings
+from avow.channel.exchange import ClientExchange, ClientSettings
 from avow.channel.psk import PreSharedKey, offer_key, require_key
 from avow.channel.ra_tls import judge_certificate
+from avow.channel.session import facts_of
 from avow.errors import AvowError
 from avow.sandbox.manifest import runtime_manifest
-from avow.testing.mqtt import Puback, Publish
+from avow.testing.mqtt import (
+    Connect,
+    Disconnect,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Publish,
+)
 from avow.testing.pki import Authority
 from avow.testing.websocket import WebSocketClient
 from tests.integration.attested_clients import (
@@ -309,6 +318,95 @@ def test_a_reload_measures_the_new_configuration(world: World) -> None:
         assert "idle_timeout_s" in running.event("reload refused")["reason"]
         with AttestedClient(running.port("mqtts")) as client:
             client.attest(after)
+
+
+SECRETS = """---
+[[acl]]
+effect = "deny"
+access = "{access}"
+pattern = "secret/#"
+[[acl]]
+effect = "allow"
+access = "both"
+pattern = "#"
+"""
+
+
+def half_way(client: AttestedClient, settings: ClientSettings) -> bytes:
+    """Takes and judges the broker's evidence; returns what says so, which is not sent yet."""
+    exchange = ClientExchange(
+        facts_of(client.tls, "client"),
+        settings,
+        context=secrets.token_bytes(32),
+        now=datetime.now(UTC),
+    )
+    client.write_bytes(exchange.to_send())
+    while exchange.outcome is None:
+        exchange.receive(client.tls.recv(exchange.needed))
+    return exchange.to_send()
+
+
+def test_a_reload_ends_whoever_was_shown_another_configuration(world: World) -> None:
+    """Else the new rules give a client's topics to strangers, with its policy none the wiser."""
+    config = world.config(rest=SECRETS.format(access="both"))
+    settings = ClientSettings(judge=judge_of(broker_policy("--config", str(config))))
+    with service(*attesting(config)) as running:
+        port = running.port("mqtts")
+        with (
+            AttestedClient(port) as modern,
+            AttestedClient(port, version=4) as older,
+            AttestedClient(port) as silent,
+            AttestedClient(port) as midway,
+            AttestedClient(port) as plain,
+        ):
+            for number, client in enumerate((modern, older)):
+                client.attest(settings)
+                assert client.connected(f"c{number}").code == 0
+            silent.attest(settings)
+            accepted = half_way(midway, settings)
+            assert plain.connected("plain").code == 0
+            # Nothing has changed: nobody ends.
+            running.reload()
+            running.event("reloaded")
+            modern.send(Pingreq())
+            assert isinstance(modern.next_packet(), Pingresp)
+            world.config(rest=SECRETS.format(access="subscribe"))
+            running.reload()
+            running.event("reloaded", 2)
+            ended = modern.next_packet()
+            assert isinstance(ended, Disconnect)
+            assert ended.code == 0x98
+            for client in (modern, older, silent):
+                assert client.closed()
+            midway.write_bytes(accepted)
+            midway.send(Connect(client_id="midway"))
+            assert midway.closed()
+            plain.send(Pingreq())
+            assert isinstance(plain.next_packet(), Pingresp)
+        line = running.event("handshake refused")
+        assert "configuration" in line["reason"]
+        codes = {
+            line["client"]: line["code"]
+            for line in running.entries()
+            if line["event"] == "client disconnected" and line["by"] == "broker"
+        }
+        assert codes == {"c0": "0x98", "c1": "0x98"}
+        assert not any(line.get("client") == "midway" for line in running.entries())
+
+
+def test_a_certificate_with_evidence_is_evidence(world: World) -> None:
+    """Nobody knows who has judged it: all connections of the listener end."""
+    config = world.config("ra_tls = true")
+    with service(*attesting(config)) as running, AttestedClient(running.port("mqtts")) as client:
+        assert client.connected("c").code == 0
+        world.config("ra_tls = true", rest="---\n[limits]\nmaximum_qos = 1\n")
+        running.reload()
+        ended = client.next_packet()
+        assert isinstance(ended, Disconnect)
+        assert ended.code == 0x98
+        running.event("reloaded")
+        with AttestedClient(running.port("mqtts")) as again:
+            assert again.connected("c").code == 0
 
 
 def test_pre_shared_keys_with_and_without_attestation(world: World) -> None:

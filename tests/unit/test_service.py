@@ -3,96 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-import queue
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from avow.broker import service as service_module
 from avow.broker.authentication import Origin
 from avow.broker.commands import CommandKind
-from avow.broker.config import Configuration, Listener, Log, Metrics
+from avow.broker.config import Configuration, Listener, Metrics
 from avow.broker.limits import Limits
-from avow.broker.logs import make_log
 from avow.broker.origins import UNKNOWN, USES_MAX, Origins
-from avow.broker.prepared import prepare
 from avow.broker.pump import CoreTrapError, Transport
-from avow.broker.service import Control, Controls, Service, needs_restart
+from avow.broker.service import Control, needs_restart
 from avow.broker.users import add_user, new_user
-from avow.errors import AvowError, MalformedError, StorageError, UnavailableError
-from avow.sandbox.engine import LoadedCore
-
-PATIENCE_S = 20.0
-JOURNAL = b"journal so far"
-
-
-def event(kind: int, body: bytes) -> bytes:
-    return struct.pack("<IB3x", 8 + len(body), kind) + body
-
-
-def string(text: str) -> bytes:
-    return struct.pack("<I", len(text.encode())) + text.encode()
-
-
-def connected(connection: int, client: str) -> bytes:
-    return event(2, struct.pack("<IBBH", connection, 5, 0, 60) + string(client) + string("alice"))
+from avow.errors import MalformedError, StorageError, UnavailableError
+from tests.unit.running_service import (
+    JOURNAL,
+    PATIENCE_S,
+    FakeCore,
+    Running,
+    connected,
+    disconnected,
+    event,
+    one_listener,
+    running,
+    string,
+    use_fake_pump,
+)
 
 
-def disconnected(connection: int, client: str) -> bytes:
-    return event(3, struct.pack("<IBBH", connection, 0, 0, 0) + string(client) + string(""))
-
-
-DRAINED = event(5, b"")
-
-
-class FakePump:
-    """Takes everything over and reports what the test says."""
-
-    def __init__(self, core: object, **settings: Any) -> None:
-        self.settings = settings
-        self.batches: queue.SimpleQueue[bytes | AvowError | None] = queue.SimpleQueue()
-        self.commands: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.added: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
-        self.numbers = iter(range(1000))
-        self.drains = True
-        self.closed = False
-
-    def run(self) -> bytes | None:
-        batch = self.batches.get()
-        if isinstance(batch, AvowError):
-            raise batch
-        return batch
-
-    def command(self, blob: bytes) -> None:
-        self.commands.put(blob)
-        if blob[0] == CommandKind.DRAIN and self.drains:
-            self.batches.put(DRAINED)
-
-    def add(self, fd: int, **settings: Any) -> int:
-        self.added.put((fd, settings))
-        return next(self.numbers)
-
-    def stop(self) -> None:
-        self.batches.put(None)
-
-    def stats(self) -> dict[str, int]:
-        return {"clients_connected": 2}
-
-    def journal_snapshot(self) -> bytes:
-        return JOURNAL
-
-    def close(self) -> None:
-        self.closed = True
+@pytest.fixture(autouse=True)
+def _fake_pump(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_pump(monkeypatch)
 
 
 class Attesting:
@@ -103,85 +48,6 @@ class Attesting:
 
     def stop(self) -> None:
         pass
-
-
-class FakeCore:
-    sha256 = hashlib.sha256(b"core").digest()
-
-
-class Running:
-    """A service in a thread of its own, and ways to see what it does."""
-
-    def __init__(self, reread: Callable[[], Configuration], log: Log | None = None) -> None:
-        self.controls: Controls = queue.SimpleQueue()
-        self.stream = io.StringIO()
-        self.written = threading.Condition()
-        self.service = Service(
-            prepare(reread(), datetime.now(UTC)),
-            cast(LoadedCore, FakeCore()),
-            reread=reread,
-            controls=self.controls,
-            log=make_log(log or Log(level="debug"), self),  # type: ignore[arg-type]
-        )
-        self.pump = cast(FakePump, self.service._pump)
-        self.failure: AvowError | None = None
-        self.thread = threading.Thread(target=self._serve)
-
-    def write(self, text: str) -> None:
-        with self.written:
-            self.stream.write(text)
-            self.written.notify_all()
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
-
-    def _serve(self) -> None:
-        try:
-            self.service.serve()
-        except AvowError as error:
-            self.failure = error
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in self.stream.getvalue().splitlines()]
-        return [line for line in found if line["event"] == name]
-
-    def line(self, name: str, count: int = 1) -> dict[str, Any]:
-        with self.written:
-            assert self.written.wait_for(lambda: len(self.lines(name)) >= count, PATIENCE_S)
-        return self.lines(name)[count - 1]
-
-    def connect(self) -> socket.socket:
-        port = self.line("listening")["port"]
-        return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
-
-    def ended(self) -> None:
-        self.thread.join(PATIENCE_S)
-        assert not self.thread.is_alive()
-        assert self.pump.closed
-
-
-@pytest.fixture(autouse=True)
-def _fake_pump(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "Pump", FakePump)
-
-
-def one_listener(**keys: Any) -> Configuration:
-    return Configuration(listeners=[Listener(url="mqtt://127.0.0.1:0")], **keys)
-
-
-@contextmanager
-def running(reread: Callable[[], Configuration] = one_listener) -> Iterator[Running]:
-    made = Running(reread)
-    made.service.open()
-    made.thread.start()
-    try:
-        yield made
-    finally:
-        made.controls.put(Control.STOP)
-        made.ended()
 
 
 def test_start_that_fails_stops_what_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:

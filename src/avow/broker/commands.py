@@ -20,6 +20,7 @@ class CommandKind(enum.IntEnum):
     DRAIN = 5
     RESPONSE_PREFIX = 6
     VERSION_TEXT = 7
+    CONFIGURATION_CHANGES = 8
 
 
 class AuthOutcome(enum.IntEnum):
@@ -128,6 +129,12 @@ def response_prefix_command(prefix: str) -> bytes:
 def version_text_command(text: str) -> bytes:
     """VERSION_TEXT for `$SYS/broker/version`."""
     return bytes([CommandKind.VERSION_TEXT]) + _string(text.encode())
+
+
+def configuration_changes_command() -> bytes:
+    """CONFIGURATION_CHANGES: whoever was shown evidence of the configuration so far is
+    disconnected, before the commands after this one."""
+    return bytes([CommandKind.CONFIGURATION_CHANGES])
 
 
 def _conditions(entry: AclEntry) -> bytes:

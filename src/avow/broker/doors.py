@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from OpenSSL import SSL
 from structlog.typing import FilteringBoundLogger
 
 from avow.broker.prepared import PreparedListener
@@ -51,6 +53,7 @@ class CertificateRenewal:
         self._doors: Doors = ()
         self._interval_s = 0.0
         self._guard = threading.Lock()
+        self._shown: weakref.WeakKeyDictionary[SSL.Context, bytes] = weakref.WeakKeyDictionary()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew_in_time, name="renewal", daemon=True)
 
@@ -64,6 +67,11 @@ class CertificateRenewal:
         """After a reload. What cannot be renewed keeps its old certificate, loudly."""
         self._doors = doors
         self._renew()
+
+    def shown_by(self, context: SSL.Context) -> bytes | None:
+        """The digest of the configuration (32 bytes) that the evidence in the certificate of this
+        context names, if it has some."""
+        return self._shown.get(context)
 
     def stop(self) -> None:
         """Ends the renewals."""
@@ -86,12 +94,16 @@ class CertificateRenewal:
             for prepared, door in doors:
                 if prepared.context_with is None or self._attestation is None:
                     continue
+                # Taken first: should it change now, the certificate counts as an old one.
+                configuration = self._attestation.identity.workload.configuration
                 credential = make_credential(
                     self._attestation,
                     datetime.now(UTC),
                     timedelta(seconds=self._interval_s * LIFETIME_RENEWALS),
                 )
-                door.context = prepared.context_with(credential)
+                context = prepared.context_with(credential)
+                self._shown[context] = configuration
+                door.context = context
                 count += 1
                 self._log.info(
                     "certificate with evidence",

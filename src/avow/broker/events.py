@@ -197,6 +197,6 @@ def _ended_by(value: int) -> EndedBy:
 
 def _malformed(what: str) -> MalformedError:
     return MalformedError(
-        f"expected events of layout version 2 from the core, got {what}; "
+        f"expected events of layout version 3 from the core, got {what}; "
         f"install core and package from one build"
     )

@@ -28,6 +28,7 @@ from avow.broker.authentication import Authenticator, Origin
 from avow.broker.commands import (
     CommandKind,
     acl_command,
+    configuration_changes_command,
     drain_command,
     response_prefix_command,
     settings_command,
@@ -123,6 +124,10 @@ class Service:
             drain_timeout_s=configuration.drain_timeout_s,
             journal=journal,
         )
+        # Evidence of another configuration than this lets nobody in: changed and read, with the
+        # pump told of both in this order, under the lock.
+        self._admission = threading.Lock()
+        self._measured = prepared.digest
         self._origins = Origins()
         self._authenticator = Authenticator(
             configuration.login,
@@ -341,20 +346,28 @@ class Service:
                 tier=arrival.attested.tier.label,
                 module="sha256:" + arrival.attested.module.hex(),
             )
+        shown = arrival.shown
+        if shown is None and arrival.tls is not None:
+            shown = self._certificates.shown_by(arrival.tls.get_context())
         try:
-            self._origins.note(
-                origin,
-                lambda: self._pump.add(
-                    arrival.fd,
-                    transport=transport,
-                    allow_anonymous=door.allow_anonymous,
-                    identity=arrival.identity,
-                    attested=attested,
-                    tls=arrival.tls,
-                ),
-            )
-        except UnavailableError:
+            with self._admission:
+                if shown is not None and shown != self._measured:
+                    raise UnavailableError("the configuration that its evidence named has changed")
+                self._origins.note(
+                    origin,
+                    lambda: self._pump.add(
+                        arrival.fd,
+                        transport=transport,
+                        allow_anonymous=door.allow_anonymous,
+                        identity=arrival.identity,
+                        attested=attested,
+                        shown_evidence=shown is not None,
+                        tls=arrival.tls,
+                    ),
+                )
+        except UnavailableError as error:
             os.close(arrival.fd)
+            self._refused_handshake(Refusal(door, arrival.peer, str(error)))
 
     def _refused_handshake(self, refusal: Refusal) -> None:
         url = str(refusal.door.address)
@@ -399,8 +412,16 @@ class Service:
         else:
             offer.refused(refusal)
 
+    def _end_those_shown(self, configuration: bytes) -> None:
+        """Who was shown evidence of another configuration ends before this one (its digest, 32
+        bytes) is in force: what it relies on would be another's topics tomorrow."""
+        with self._admission:
+            self._measured = configuration
+            self._pump.command(configuration_changes_command())
+
     def _reload(self, provisioned: Provisioned | None) -> AvowError | None:
-        """Certificates, CRLs, users, rules and limits; connections stay, even revoked ones.
+        """Certificates, CRLs, users, rules and limits. Connections stay, even revoked ones, but for
+        those that were shown evidence, when what that names has changed.
 
         None when all is in use; otherwise why all is as it was.
         """
@@ -431,6 +452,8 @@ class Service:
         except AvowError as error:
             self._log.error("reload refused", reason=str(error), still="the old configuration")
             return error
+        if measured:
+            self._end_those_shown(fresh.digest)
         for warning in fresh.warnings:
             self._log.warning(warning)
         by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}

@@ -79,7 +79,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A connection that is ready for MQTT. The receiver owns the non-blocking descriptor `fd`."""
+    """A connection that is ready for MQTT. The receiver owns the non-blocking descriptor `fd`.
+
+    `shown` is the digest (32 bytes) of the configuration in the evidence that the peer asked for.
+    """
 
     fd: int
     door: Door
@@ -87,6 +90,7 @@ class Arrival:
     tls: SSL.Connection | None = field(default=None, repr=False)
     identity: str | None = None
     attested: AttestedPeer | None = None
+    shown: bytes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -300,7 +304,7 @@ class Acceptor:
             self._refuse(handshake, str(error))
             return
         if handshake.attestation is None:
-            self._arrived(handshake, None)
+            self._arrived(handshake, Opened())
             return
         handshake.opening = Opening(
             handshake.tls,
@@ -335,7 +339,7 @@ class Acceptor:
                 case Wants.QUOTE:
                     self._await(handshake, 0)
                 case Opened():
-                    self._arrived(handshake, step.peer)
+                    self._arrived(handshake, step)
 
     def _take_quoted(self) -> None:
         try:
@@ -350,7 +354,7 @@ class Acceptor:
                 handshake.opening.quoted(answer)
                 self._go_on(handshake, handshake.opening)
 
-    def _arrived(self, handshake: _Handshake, attested: AttestedPeer | None) -> None:
+    def _arrived(self, handshake: _Handshake, opened: Opened) -> None:
         self._leave(handshake)
         self._admit(
             Arrival(
@@ -359,7 +363,8 @@ class Acceptor:
                 handshake.peer,
                 handshake.tls,
                 handshake.identity,
-                attested,
+                opened.peer,
+                opened.shown,
             )
         )
 

@@ -93,6 +93,9 @@ class Opened:
 
     exchange: Outcome | None = None
 
+    shown: bytes | None = None
+    """The configuration's digest (32 bytes) in the evidence that the client asked for and took."""
+
     @property
     def peer(self) -> AttestedPeer | None:
         """What the client has proven, if it was asked for something.
@@ -217,7 +220,11 @@ class Opening:
         if exchange is None:
             return self._begin()
         if (outcome := exchange.outcome) is not None:
-            opened = Opened(outcome)
+            identity = self._attestation.identity
+            shown = None
+            if outcome.sent_evidence and identity is not None:
+                shown = identity.workload.configuration
+            opened = Opened(outcome, shown)
             _ = opened.peer  # refuses what must not come in
             return opened
         if (wanted := exchange.quote_wanted) is not None:

@@ -167,8 +167,9 @@ def broker(
     Without options it listens on mqtt://127.0.0.1:1883 for this machine only, and anybody on it
     may connect.
 
-    SIGHUP reads certificates, revocation lists, users, access rules and limits again without
-    dropping a connection. SIGTERM and Ctrl-C drain: clients are told, outputs are flushed.
+    SIGHUP reads certificates, revocation lists, users, access rules and limits again. Connections
+    stay, but for those that asked for evidence when the configuration it named has changed. SIGTERM
+    and Ctrl-C drain: clients are told, outputs are flushed.
     """
     overrides = Overrides(
         listen=listen,

@@ -30,7 +30,7 @@ from avow.sandbox.engine_settings import CORE_SETTINGS, engine_for
 # WebAssembly core specification, 5.5.16.
 _MODULE: Final = b"\0asm\x01\0\0\0"
 LAYOUT_MAGIC: Final = 0x574F5641  # "AVOW", little-endian
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 INPUT_RECORD_BYTES: Final = 16
 OUTPUT_RECORD_BYTES: Final = 16
 RESULT_BYTES: Final = 64

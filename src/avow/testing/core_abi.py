@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from avow.errors import MalformedError
 
 MAGIC = 0x574F5641
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 NO_DEADLINE = 2**64 - 1
 
 LAYOUT_FIELDS = (
@@ -203,15 +203,20 @@ def version_text_command(text: str) -> bytes:
     return b"\x07" + string16(text)
 
 
+CONFIGURATION_CHANGES_COMMAND = b"\x08"
+
+
 def open_information(
     transport: Transport,
     *,
     allow_anonymous: bool = True,
     identity: str | None = None,
     attestation: Attestation | None = None,
+    shown_evidence: bool = False,
 ) -> bytes:
     """Open information of an OPEN input."""
     flags = (1 if allow_anonymous else 0) | (2 if identity is not None else 0)
+    flags |= 8 if shown_evidence else 0
     proof = b""
     if attestation is not None:
         flags |= 4

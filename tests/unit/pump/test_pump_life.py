@@ -72,11 +72,11 @@ def test_memory_is_limited(toy_core: bytes) -> None:
 
 def test_refuses_another_layout_version(tmp_path: Path) -> None:
     source = Path(__file__).with_name("toy_core.zig").read_text()
-    changed = source.replace("const LAYOUT_VERSION = 2;", "const LAYOUT_VERSION = 3;")
+    changed = source.replace("const LAYOUT_VERSION = 3;", "const LAYOUT_VERSION = 4;")
     assert changed != source
     (tmp_path / "toy_core.zig").write_text(changed)
     module = build_toy_core(tmp_path / "toy_core.zig", tmp_path / "toy.wasm")
-    with pytest.raises(MalformedError, match=r"layout_version .* should be 2, it is 3"):
+    with pytest.raises(MalformedError, match=r"layout_version .* should be 3, it is 4"):
         engine.load(module)
 
 

@@ -19,7 +19,7 @@ const NEVER = std.math.maxInt(u64);
 const HIGH_WATER_BYTES = 1 << 20;
 const LOW_WATER_BYTES = 256 << 10;
 /// The tests look for this in the module to make one with another version.
-const LAYOUT_VERSION = 2;
+const LAYOUT_VERSION = 3;
 
 const Input = extern struct { connection: u32, kind: u16, flags: u16, address: u32, length: u32 };
 const Output = extern struct { connection: u32, reserved: u16 = 0, flags: u16 = 0, address: u32 = 0, length: u32 = 0 };
