@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
+import cbor2
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from avow.errors import AvowError, UnavailableError, UntrustedError
 from avow.tee.cca.report import parse_token
 from avow.tee.cca.verifier import CcaVerifier
+from avow.testing.arm_keys import records
 from tests.vectors.evidence_files import flips, vector
 
 pytestmark = pytest.mark.vectors
@@ -36,6 +38,18 @@ def test_the_token_is_proven() -> None:
     assert proven.claims["cca.hash_algorithm"] == "sha-256"
     assert proven.claims["cca.rim"] == bytes(32)
     assert [proven.claims[f"cca.rem.{index}"] for index in range(4)] == [bytes(32)] * 4
+
+
+def test_the_same_in_the_outer_form_of_today() -> None:
+    """TF-RMM 0.9.0 puts the same signed tokens into records with tag 907."""
+    parts = cbor2.loads(vector(TOKEN)).value
+    content = records(parts[44234], parts[44241])
+    judge = verifier()
+    old = judge.authenticate(vector(TOKEN), NOW)
+    assert judge.authenticate(content, NOW) == old
+    for changed in (*flips(content), content + b"\0", content[:-1]):
+        with pytest.raises(AvowError):
+            judge.authenticate(changed, NOW)
 
 
 def test_the_platform_names_the_realms_key() -> None:

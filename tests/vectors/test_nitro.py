@@ -11,7 +11,7 @@ from avow.errors import AvowError, UntrustedError
 from avow.tee.nitro import verifier as nitro
 from avow.tee.nitro.report import parse_document
 from avow.tee.nitro.verifier import NitroVerifier
-from tests.vectors.evidence_files import flips, vector
+from tests.vectors.evidence_files import case, flips, vector
 
 pytestmark = pytest.mark.vectors
 
@@ -64,6 +64,22 @@ def test_the_pinned_root_is_in_them() -> None:
     for name in ("production", "debug"):
         chain = parse_document(vector(f"nitro/document_{name}.bin")).chain
         assert hashlib.sha256(chain[0]).digest() == nitro.AWS_ROOT_G1
+
+
+# us-east-1, 2025-12-25: the payload is a map of indefinite length.
+INDEFINITE = datetime(2025, 12, 25, 13, 16, tzinfo=UTC)
+
+
+def test_a_document_of_indefinite_length() -> None:
+    content, verifier = case("nitro-indefinite-map/1.cose"), NitroVerifier()
+    proven = verifier.authenticate(content, INDEFINITE)
+    assert (proven.platform, proven.binding, len(proven.bound)) == ("nitro", "report data", 64)
+    assert proven.claims["debug"] is False
+    payload = parse_document(content).signed.payload
+    assert (payload[:1], payload[-1:]) == (b"\xbf", b"\xff")
+    for changed in (*flips(content), content + b"\0", content[:-1], content[1:]):
+        with pytest.raises(AvowError):
+            verifier.prove(changed, INDEFINITE)
 
 
 @pytest.mark.parametrize(("name", "when"), [("production", PRODUCTION), ("debug", DEBUG)])

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from avow.errors import AvowError, UnavailableError, UntrustedError
 from avow.tee.psa.report import parse_token
 from avow.tee.psa.verifier import PsaVerifier
-from tests.vectors.evidence_files import flips, vector
+from tests.vectors.evidence_files import case, flips, vector
 
 pytestmark = pytest.mark.vectors
 
@@ -42,6 +42,14 @@ def test_a_token_is_proven(name: str) -> None:
     software = claims["psa.software"]
     assert isinstance(software, tuple)
     assert [each.split(":")[0] for each in software] == ["SPE", "NSPE"]
+
+
+def test_the_boot_seed_of_the_rfcs_example() -> None:
+    """RFC 9783, appendix A; its nonce has 32 bytes, so that it is no evidence for avow."""
+    token = parse_token(case("psa-boot-seed-268/rfc9783-example-sign1.cbor"))
+    assert token.profile == "tag:psacertified.org,2023:psa#tfm"
+    assert token.boot_seed == bytes(8)
+    assert len(token.nonce) == 32
 
 
 @pytest.mark.parametrize("name", TOKENS)

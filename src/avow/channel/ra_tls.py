@@ -1,6 +1,6 @@
 """RA-TLS: evidence inside of the server's certificate, for clients that can do no exchange.
 
-The extension is id-pe-cmw (1.3.6.1.5.5.7.1.35, non-critical) of draft-ietf-rats-msg-wrap: a DER
+The extension is id-pe-cmw (1.3.6.1.5.5.7.1.35, non-critical) of RFC 9999: a DER
 OCTET STRING with the evidence as a CMW in CBOR, the same collection as everywhere
 (`avow.evidence.envelope`). Where a request would have given nonce and binder, both follow from the
 certificate's key, so that a verifier can compute them:

@@ -17,8 +17,8 @@ from avow.evidence.vocabulary import ClaimValue, kind_of
 CLOCKS_DIFFER_S: Final = 300
 COLLATERAL_AGE_MAX_S: Final = 30 * 86400
 
-# "held": all of a list, left out where the evidence has none.
-Form = Literal["value", "min", "fixed", "held"]
+# "held": all of a list; "said": a value; both are left out where the evidence has none.
+Form = Literal["value", "min", "fixed", "held", "said"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,8 @@ TEMPLATES: Final[Mapping[str, tuple[Line, ...]]] = {
         *_ARM,
         Line("cca.rim", "What the realm started with, and what it measured since."),
         *(Line(f"cca.rem.{n}", "") for n in range(4)),
+        Line("cca.mec_policy", "Whether other realms share the memory's keys.", "said"),
+        Line("cca.lfa_policy", "Whether firmware may be exchanged while it runs.", "said"),
     ),
 }
 
@@ -188,7 +190,7 @@ def _rule(name: str, claims: Mapping[str, ClaimValue], gaps: list[str]) -> Itera
     yield "[[any]]"
     yield f'platform = "{name.partition("/")[0]}"'
     for line in TEMPLATES[name]:
-        if line.form == "held" and not claims.get(line.claim):
+        if line.form in ("held", "said") and not claims.get(line.claim):
             continue
         if line.comment:
             yield f"# {line.comment}"

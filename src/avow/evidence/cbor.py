@@ -3,7 +3,9 @@
 One value has one encoding, so that a digest over it means something. What a decoder is lenient
 about (another order of keys, a longer form of a number, an indefinite length, a duplicate key, a
 tag, bytes after the end) is an error here: such bytes were not written by avow. What vendors sign
-inside their tokens is read by `decode_foreign`, which leaves them their order of keys.
+inside their tokens is read by `decode_foreign`, which leaves them their order of keys and their
+form of lengths: signatures are over the bytes, and AWS writes maps of indefinite length (RFC 8949,
+section 3.2.1).
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ def decode(content: bytes, what: str) -> Value:
 def decode_foreign(content: bytes, what: str) -> Value:
     """The value in CBOR that somebody else wrote, in whatever order of keys; `what` names it.
 
-    Only values that `Value` has, of definite length, without tags, duplicate keys or bytes after
-    the end. Raises `MalformedError` for everything else.
+    Only values that `Value` has, without tags, duplicate keys or bytes after the end. Raises
+    `MalformedError` for everything else, and says what it was.
     """
     stream = BytesIO(content)
     try:
@@ -65,11 +67,11 @@ def decode_foreign(content: bytes, what: str) -> Value:
             tag_hook=_refuse_tag,
             semantic_decoders=_REFUSED,
             max_depth=_DEPTH_MAX,
-            allow_indefinite=False,
+            allow_indefinite=True,
             allow_duplicate_keys=False,
         ).decode()
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise _foreign(what, "bytes that are none") from error
+        raise _foreign(what, f"other bytes ({error})") from error
     if stream.tell() != len(content):
         raise _foreign(what, f"{len(content) - stream.tell()} bytes after its end")
     if not _plain(value):
@@ -101,6 +103,6 @@ def _malformed(what: str, actual: str) -> MalformedError:
 
 def _foreign(what: str, actual: str) -> MalformedError:
     return MalformedError(
-        f"expected the {what} in CBOR (RFC 8949) without tags or indefinite lengths, got {actual}; "
+        f"expected the {what} in CBOR (RFC 8949) without tags or duplicate keys, got {actual}; "
         f"fetch it again from where it was made"
     )

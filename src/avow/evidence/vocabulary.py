@@ -147,6 +147,12 @@ KINDS: tuple[ClaimKind, ...] = (
     _kind("cca.personalization", bytes, "Realm personalization value.", "cca", size=64),
     _kind("cca.hash_algorithm", str, "Hash algorithm of the realm's measurements.", "cca"),
     _kind("cca.platform_config", bytes, "Platform configuration.", "cca"),
+    _kind("cca.instance_id", bytes, "Drawn for each realm (realm profile 2.0.0).", "cca", size=33),
+    _kind("cca.mec_policy", str,
+          "shared or private: the keys of the realm's memory (realm profile 2.0.0).", "cca"),
+    _kind("cca.lfa_policy", str,
+          "disallow or allow: firmware may be exchanged while the realm runs (realm profile "
+          "2.0.0, where the monitor says it).", "cca"),
 )  # fmt: skip
 
 _NAMED = {kind.name: kind for kind in KINDS if not kind.name.endswith("{n}")}

@@ -35,6 +35,8 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "snp.product": ("milan", "genoa", "turin"),
     "azure.confidential_type": ("snp", "tdx"),
     "tpm.ak_origin": ("ek", "owner"),
+    "cca.mec_policy": ("shared", "private"),
+    "cca.lfa_policy": ("disallow", "allow"),
     "tcb.status": (
         "UpToDate",
         "SWHardeningNeeded",

@@ -78,6 +78,9 @@ CATEGORIES: Final[Mapping[str, Category]] = {
     "cca.personalization": "configuration",
     "cca.platform_config": "configuration",
     "cca.hash_algorithm": "configuration",
+    "cca.instance_id": "instance_identity",
+    "cca.mec_policy": "hardware",
+    "cca.lfa_policy": "configuration",
 }
 
 AFFIRMED: Final = 2

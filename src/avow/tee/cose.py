@@ -21,6 +21,14 @@ from avow.evidence import cbor
 
 # RFC 9052, section 2: the tag of COSE_Sign1, in its one encoding.
 _TAG_18: Final = b"\xd2"
+# What else COSE can be, by its tag in the same encoding (RFC 9052, table 1).
+_OTHERS: Final = {
+    b"\xd0": "a COSE_Encrypt0 (tag 16)",
+    b"\xd1": "a COSE_Mac0 (tag 17), which only a verifier with the device's own secret can check",
+    b"\xd8\x60": "a COSE_Encrypt (tag 96)",
+    b"\xd8\x61": "a COSE_Mac (tag 97)",
+    b"\xd8\x62": "a COSE_Sign (tag 98)",
+}
 # RFC 9052, table 3: the header parameters that may be there.
 _ALG, _CONTENT_TYPE, _KID = 1, 3, 4
 # RFC 9596: the type of the whole.
@@ -90,6 +98,12 @@ def parse_sign1(content: bytes, what: str) -> Sign1:
     """
     if content[:1] == _TAG_18:
         content = content[1:]
+    for tag, other in _OTHERS.items():
+        if content.startswith(tag):
+            raise MalformedError(
+                f"expected a COSE_Sign1 (tag 18) as {what}, got {other}; have the device sign its "
+                f"tokens with a key pair"
+            )
     parts = cbor.decode_foreign(content, what)
     if not isinstance(parts, list) or len(parts) != 4:
         raise _malformed(what, "a COSE_Sign1 of four parts", "something else")

@@ -19,10 +19,15 @@ import cbor2
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from avow.tee.cca.report import LEGACY_PROFILE, PLATFORM_PROFILE, REALM_PROFILE
+from avow.tee.cca.report import (
+    LEGACY_PROFILE,
+    PLATFORM_PROFILE,
+    REALM_PROFILE,
+    REALM_PROFILE_2,
+)
 from avow.tee.cca.verifier import CcaVerifier
 from avow.tee.cose import Algorithm
-from avow.tee.psa.report import PROFILES_2
+from avow.tee.psa.report import PROFILE_DRAFT, PROFILE_RFC
 from avow.tee.psa.verifier import PsaVerifier
 from avow.testing.cose_signer import ES256, ES384, sign1
 
@@ -34,14 +39,15 @@ SECURED: Final = 0x3000
 RIM: Final = hashlib.sha256(b"realm").digest()
 REMS: Final = tuple(hashlib.sha256(bytes([index])).digest() for index in range(4))
 PERSONALIZATION: Final = bytes(range(64))
+REALM_INSTANCE_ID: Final = b"\1" + bytes(range(32))
 COMPONENT: Final[dict[Any, Any]] = {1: "BL", 2: MEASUREMENT, 4: "1.2.3", 5: SIGNER_ID, 6: "sha-256"}
 
-# Profile 2's claims by the older profile's.
+# RFC 9783's claims by those of PSA_IOT_PROFILE_1.
 _OLD: Final = {
     2394: -75001,
     2395: -75002,
     2396: -75003,
-    2397: -75004,
+    268: -75004,
     2398: -75005,
     2399: -75006,
     10: -75008,
@@ -71,17 +77,23 @@ class PsaDevice:
     def claims(self, nonce: bytes) -> dict[Any, Any]:
         """The claims of a token of RFC 9783."""
         return {
-            265: PROFILES_2[1],
+            265: PROFILE_RFC,
             10: nonce,
             256: self.instance_id,
             2394: -1,
             2395: SECURED,
             2396: IMPLEMENTATION_ID,
-            2397: BOOT_SEED,
+            268: BOOT_SEED,
             2398: "0604565272829-10010",
             2399: [COMPONENT],
             2400: "verifier.example",
         }
+
+    def draft_claims(self, nonce: bytes) -> dict[Any, Any]:
+        """The claims of the RFC's drafts, which TF-M 1.6 writes: the boot seed is 2397."""
+        claims = self.claims(nonce) | {265: PROFILE_DRAFT, 2397: BOOT_SEED}
+        del claims[268]
+        return claims
 
     def old_claims(self, nonce: bytes) -> dict[Any, Any]:
         """The claims of PSA_IOT_PROFILE_1."""
@@ -141,6 +153,11 @@ class CcaPlatform:
         }
         return claims if legacy else {265: REALM_PROFILE} | claims
 
+    def realm_claims_2(self, challenge: bytes) -> dict[Any, Any]:
+        """The same by RMM 2.0, section A7.2.3.1, as TF-RMM writes it: instance id, MEC policy."""
+        own = {265: REALM_PROFILE_2, 256: REALM_INSTANCE_ID, 44243: 1}
+        return self.realm_claims(challenge) | own
+
     def encoded_realm_key(self, *, legacy: bool = False) -> bytes:
         """A COSE_Key, or a point in the profile before."""
         public = self.realm_key.public_key()
@@ -165,6 +182,11 @@ class CcaPlatform:
 def collection(platform: object, realm: object) -> bytes:
     """Both tokens in one, with tag 399."""
     return cbor2.dumps(cbor2.CBORTag(399, {44234: platform, 44241: realm}))
+
+
+def records(platform: object, realm: object) -> bytes:
+    """Both tokens in one as of draft-ffm-rats-cca-token-02: with tag 907, each as CMW record."""
+    return cbor2.dumps(cbor2.CBORTag(907, {44234: [263, platform], 44241: [263, realm]}))
 
 
 def cose_key(public: ec.EllipticCurvePublicKey) -> bytes:

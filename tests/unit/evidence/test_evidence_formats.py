@@ -234,6 +234,61 @@ def test_lenient_encodings_are_malformed(content: bytes) -> None:
         cbor.decode(content, "sample")
 
 
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"\xbf\x01\x02\xff", {1: 2}),
+        (b"\xbf\xff", {}),
+        (b"\x9f\x01\x9f\xff\xff", [1, []]),
+        (b"\x5f\x41a\x41b\xff", b"ab"),
+        (b"\x7f\x61a\x61b\xff", "ab"),
+        (b"\xa1\x01\xbf\x02\x80\xff", {1: {2: []}}),
+    ],
+    ids=lambda each: each.hex() if isinstance(each, bytes) else "",
+)
+def test_others_may_write_indefinite_lengths(content: bytes, value: cbor.Value) -> None:
+    """RFC 8949, section 3.2: AWS does; what is signed is the bytes."""
+    assert cbor.decode_foreign(content, "sample") == value
+    with pytest.raises(MalformedError):
+        cbor.decode(content, "sample")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xbf\x01\x02\x01\x03\xff", "Duplicate map key"),
+        (b"\xbf\x01\x02\x18\x01\x03\xff", "Duplicate map key"),
+        (b"\xbf\x61a\x02\x7f\x61a\xff\x03\xff", "Duplicate map key"),
+        (b"\xa1\x01\xbf\x02\x03\x02\x03\xff", "Duplicate map key"),
+        (b"\xbf\x01\x02\xff\x00", "1 bytes after its end"),
+        (b"\xbf\x01\x02\xff\xff", "1 bytes after its end"),
+        (b"\xbf\x01\x02", "other bytes"),
+        (b"\xbf\x01\xff", "other bytes"),
+        (b"\x9f\x01", "other bytes"),
+        (b"\xff", "other bytes"),
+        (b"\x81\xff", "other bytes"),
+        (b"\xa1\xff\x01", "other bytes"),
+        (b"\xa1\x01\xff", "other bytes"),
+        (b"\x5f\x61a\xff", "other bytes"),
+        (b"\x5f\x5f\x41a\xff\xff", "other bytes"),
+        (b"\x7f\x41a\xff", "other bytes"),
+        (b"\x7f\x61\xc3\x61\xa9\xff", "other bytes"),
+        (b"\x1f", "other bytes"),
+        (b"\x9f" * 17 + b"\xff" * 17, "nesting depth"),
+        (b"\xbf\x01\xc1\x01\xff", "tag 1"),
+        (b"\x9f\xd8\x1c\x80\xff", "tag 28"),
+        (b"\xd1\x80", "tag 17"),
+        (b"\xbf\x41a\x01\xff", "a type that has no place"),
+        (b"\x9f\xf7\xff", "a type that has no place"),
+        (b"\x9f\xf9\x00\x00\xff", "a type that has no place"),
+    ],
+    ids=lambda each: each[:8].hex() if isinstance(each, bytes) else "",
+)
+def test_what_stays_refused_beside_indefinite_lengths(content: bytes, words: str) -> None:
+    with pytest.raises(MalformedError, match=words):
+        cbor.decode_foreign(content, "sample")
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()

@@ -49,6 +49,8 @@ def test_every_claim_can_be_named(kind: object) -> None:
         "snp.signer": ("vcek", "vlek"),
         "snp.product": ("milan", "turin"),
         "tpm.ak_origin": ("ek", "owner"),
+        "cca.mec_policy": ("private", "shared"),
+        "cca.lfa_policy": ("disallow", "allow"),
         "tcb.status": ("UpToDate", "Revoked"),
     }.get(claim, (good, bad))
     # In a rule of its own: then what the example says about the same claim stays.

@@ -23,11 +23,13 @@ from avow.tee.cca.verifier import CcaVerifier
 from avow.tee.configfs_tsm import REPORTS, TsmReports
 from avow.testing.arm_keys import (
     COMPONENT,
+    REALM_INSTANCE_ID,
     REMS,
     RIM,
     CcaPlatform,
     collection,
     cose_key,
+    records,
 )
 from avow.testing.cose_signer import ES256, ES384, sign1
 from avow.testing.tsm_directory import TsmDirectory
@@ -68,6 +70,116 @@ def test_a_token_is_proven(platform: CcaPlatform, legacy: bool) -> None:
         kind = kind_of(name)
         assert kind is not None, name
         assert is_value_of(kind, value), name
+
+
+def halves(
+    platform: CcaPlatform, own: dict[Any, Any], realm: dict[Any, Any]
+) -> tuple[bytes, bytes]:
+    """Both signed tokens."""
+    parts = cbor2.loads(platform.token(own, realm)).value
+    return parts[44234], parts[44241]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_outer_form_of_tag_907(platform: CcaPlatform, legacy: bool) -> None:
+    """TF-RMM 0.9.0 and draft-ffm-rats-cca-token-02; both signed tokens are the same."""
+    old = platform.plain_token(DATA, legacy=legacy)
+    parts = cbor2.loads(old).value
+    token = records(parts[44234], parts[44241])
+    claims = platform.verifier().authenticate(token, NOW).claims
+    assert claims == platform.verifier().authenticate(old, NOW).claims
+    for place in range(len(token)):
+        changed = token[:place] + bytes((token[place] ^ 0x80,)) + token[place + 1 :]
+        with pytest.raises(AvowError):
+            platform.verifier().authenticate(changed, NOW)
+
+
+def test_the_realm_profile_of_rmm_2(platform: CcaPlatform) -> None:
+    realm = platform.realm_claims_2(DATA)
+    second = platform.platform_claims() | {265: "tag:arm.com,2024:cca_platform#2.0.0"}
+    for own in (platform.platform_claims(), second):
+        token = records(*halves(platform, own, realm))
+        claims = platform.verifier().authenticate(token, NOW).claims
+        assert claims["cca.instance_id"] == REALM_INSTANCE_ID
+        assert claims["cca.mec_policy"] == "private"
+        assert "cca.lfa_policy" not in claims
+        assert claims["cca.rim"] == RIM
+        for name, value in claims.items():
+            kind = kind_of(name)
+            assert kind is not None, name
+            assert is_value_of(kind, value), name
+    for mec, lfa, words in ((0, 0, ("shared", "disallow")), (1, 1, ("private", "allow"))):
+        realm |= {44243: mec, 44244: lfa}
+        token = platform.token(platform.platform_claims(), realm)
+        claims = platform.verifier().authenticate(token, NOW).claims
+        assert (claims["cca.mec_policy"], claims["cca.lfa_policy"]) == words
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {256: bytes(33)},
+        {256: b"\1" + bytes(31)},
+        {256: None},
+        {44243: 2},
+        {44243: -1},
+        {44243: True},
+        {44243: "private"},
+        {44243: None},
+        {44244: 2},
+        {44244: True},
+        {44244: None},
+        {44257: bytes(32)},
+        {265: "tag:arm.com,2024:realm#3.0.0"},
+    ],
+    ids=str,
+)
+def test_claims_of_rmm_2_of_other_types(platform: CcaPlatform, claims: dict[Any, Any]) -> None:
+    token = platform.token(platform.platform_claims(), platform.realm_claims_2(DATA) | claims)
+    refused(platform.verifier(), token, cca.FORM, MalformedError)
+
+
+@pytest.mark.parametrize("key", [256, 265, 44243])
+def test_claims_of_rmm_2_that_are_missing(platform: CcaPlatform, key: int) -> None:
+    realm = platform.realm_claims_2(DATA)
+    del realm[key]
+    token = platform.token(platform.platform_claims(), realm)
+    refused(platform.verifier(), token, cca.FORM, MalformedError)
+
+
+def test_a_realm_with_devices_is_refused_in_words(platform: CcaPlatform) -> None:
+    """What the devices are is in a third token, which is not read."""
+    mine, realm = halves(platform, platform.platform_claims(), platform.realm_claims_2(DATA))
+    content = {44234: [263, mine], 44241: [263, realm], 44258: [263, b"devices"]}
+    collected = cbor2.dumps(cbor2.CBORTag(907, content))
+    named = platform.realm_claims_2(DATA) | {44257: bytes(32)}
+    for token in (collected, platform.token(platform.platform_claims(), named)):
+        with pytest.raises(MalformedError, match="without assigned devices"):
+            platform.verifier().authenticate(token, NOW)
+
+
+def test_records_that_are_none(platform: CcaPlatform) -> None:
+    mine, realm = halves(platform, platform.platform_claims(), platform.realm_claims(DATA))
+
+    def wrapped(one: object, other: object, tag: int = 907) -> bytes:
+        return cbor2.dumps(cbor2.CBORTag(tag, {44234: one, 44241: other}))
+
+    assert platform.verifier().authenticate(wrapped([263, mine], [263, realm]), NOW)
+    for token in (
+        wrapped(mine, realm),
+        wrapped([263, mine], realm),
+        wrapped([263, mine], [263, realm], tag=399),
+        wrapped([263, mine], [263, realm], tag=908),
+        wrapped([264, mine], [263, realm]),
+        wrapped([True, mine], [263, realm]),
+        wrapped(["application/eat+cwt", mine], [263, realm]),
+        wrapped([263, mine, 4], [263, realm]),
+        wrapped([263], [263, realm]),
+        wrapped([263, "token"], [263, realm]),
+        wrapped([263, realm], [263, mine]),
+        wrapped([263, mine], [263, realm]) + b"\0",
+    ):
+        refused(platform.verifier(), token, cca.FORM, MalformedError)
 
 
 @pytest.mark.parametrize("name", ["sha-256", "sha-384", "sha-512"])
@@ -140,6 +252,7 @@ POINT = cbor2.loads(cose_key(ec.generate_private_key(ec.SECP384R1()).public_key(
 
 BAD_PLATFORM: tuple[dict[Any, Any], ...] = (
     {265: "tag:arm.com,2023:cca_platform#2.0.0"},
+    {265: "tag:arm.com,2024:cca_platform#2.0.0"},
     {265: None},
     {265: []},
     {10: bytes(31)},
@@ -158,7 +271,8 @@ BAD_PLATFORM: tuple[dict[Any, Any], ...] = (
     {2402: b"sha-256"},
 )
 BAD_REALM: tuple[dict[Any, Any], ...] = (
-    {265: "tag:arm.com,2024:realm#2.0.0"},
+    {265: "tag:arm.com,2026:realm#2.0.0"},
+    {265: None},
     {10: bytes(32)},
     {10: bytes(65)},
     {44235: bytes(63)},

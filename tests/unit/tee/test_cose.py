@@ -96,6 +96,17 @@ def test_headers_that_are_not_taken(headers: dict[str, dict[Any, Any]]) -> None:
         parse_sign1(content, "token")
 
 
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [(16, "COSE_Encrypt0"), (17, "COSE_Mac0"), (96, "COSE_Encrypt"), (97, "COSE_Mac"),
+     (98, "COSE_Sign")],
+)  # fmt: skip
+def test_other_messages_are_named(tag: int, name: str) -> None:
+    content = cbor2.dumps(cbor2.CBORTag(tag, [b"", {}, b"payload", b""]))
+    with pytest.raises(MalformedError, match=rf"COSE_Sign1 \(tag 18\).*{name} \(tag {tag}\)"):
+        parse_sign1(content, "token")
+
+
 GOOD = cbor2.loads(sign1(b"payload", KEY, ES256, tagged=False))
 
 
@@ -123,13 +134,21 @@ GOOD = cbor2.loads(sign1(b"payload", KEY, ES256, tagged=False))
         b"\xd2" * 2 + cbor2.dumps(GOOD),
         b"\xd8\x12" + cbor2.dumps(GOOD),
         b"\xd1" + cbor2.dumps(GOOD),
-        b"\x9f" + b"".join(map(cbor2.dumps, GOOD)) + b"\xff",
+        b"\x9f" + b"".join(map(cbor2.dumps, [*GOOD, b""])) + b"\xff",
+        b"\x9f" + b"".join(map(cbor2.dumps, GOOD)),
+        b"\x9f" + b"".join(map(cbor2.dumps, GOOD)) + b"\xff\xff",
     ],
     ids=lambda each: each.hex()[:12],
 )
 def test_other_structures(content: bytes) -> None:
     with pytest.raises(MalformedError):
         parse_sign1(content, "token")
+
+
+def test_an_array_of_indefinite_length() -> None:
+    content = b"\x9f" + b"".join(map(cbor2.dumps, GOOD)) + b"\xff"
+    for whole in (content, b"\xd2" + content):
+        parse_sign1(whole, "token").verify(KEY.public_key(), CHECK)
 
 
 @given(content=st.binary(max_size=200))

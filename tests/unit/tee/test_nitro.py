@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from avow.tee.nitro import verifier as nitro
 from avow.tee.nitro.attester import NitroAttester
 from avow.tee.nitro.report import parse_document
 from avow.tee.nitro.verifier import NitroVerifier
-from avow.testing.cose_signer import ES256, sign1
+from avow.testing.cose_signer import ES256, ES384, sign1
 from avow.testing.nitro_pki import (
     DEBUG_PCRS,
     HOURS,
@@ -252,6 +252,33 @@ def test_fields_that_are_missing(pki: NitroPki, name: str) -> None:
 )
 def test_payloads_that_are_no_map(pki: NitroPki, payload: Any) -> None:
     refused(pki.verifier(), pki.sign(payload, pki.enclave.key), nitro.FORM, MalformedError)
+
+
+def indefinite(payload: Mapping[Any, Any]) -> bytes:
+    """As AWS writes it since 2025: a map of indefinite length, with definite ones inside."""
+    return b"\xbf" + cbor2.dumps(payload)[1:] + b"\xff"
+
+
+def test_a_payload_of_indefinite_length(pki: NitroPki) -> None:
+    payload = payload_of(DATA, [each.der for each in pki.chain], PCRS)
+    assert len(payload) < 24  # so that its head is one byte
+    for tagged in (False, True):
+        document = sign1(indefinite(payload), pki.chain[-1].key, ES384, tagged=tagged)
+        assert pki.verifier().authenticate(document, NOW).bound == DATA
+    changed = {**payload, "module_id": "another"}
+    genuine = cbor2.loads(sign1(indefinite(payload), pki.chain[-1].key, ES384, tagged=False))
+    forged = cbor2.dumps([*genuine[:2], indefinite(changed), genuine[3]])
+    refused(pki.verifier(), forged, nitro.SIGNATURE)
+
+
+def test_a_payload_of_indefinite_length_has_each_name_once(pki: NitroPki) -> None:
+    """Signed by the enclave's key, and still refused."""
+    body = indefinite(payload_of(DATA, [each.der for each in pki.chain], PCRS))
+    twice = body[:-1] + cbor2.dumps("user_data") + cbor2.dumps(bytes(64)) + b"\xff"
+    tag = body[:-1] + cbor2.dumps("nonce2") + b"\xc1\x01\xff"
+    for payload in (twice, tag, body + b"\0", body + b"\xff", body[:-1]):
+        document = sign1(payload, pki.chain[-1].key, ES384)
+        refused(pki.verifier(), document, nitro.FORM, error=MalformedError)
 
 
 def test_optional_fields_may_be_missing(pki: NitroPki) -> None:

@@ -57,9 +57,9 @@ def refused(
     assert caught.value.finding.check is check
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_token_is_proven(device: PsaDevice, old: bool) -> None:
-    claims = device.old_claims(DATA) if old else device.claims(DATA)
+@pytest.mark.parametrize("profile", ["claims", "draft_claims", "old_claims"])
+def test_a_token_is_proven(device: PsaDevice, profile: str) -> None:
+    claims = getattr(device, profile)(DATA)
     proven = device.verifier().authenticate(device.token(claims), NOW)
     assert (proven.platform, proven.bound, proven.binding) == ("psa", DATA, "report data")
     assert proven.claims["debug"] is False
@@ -74,6 +74,31 @@ def test_a_token_is_proven(device: PsaDevice, old: bool) -> None:
         assert is_value_of(kind, value), name
 
 
+def test_the_boot_seed_of_each_profile(device: PsaDevice) -> None:
+    """RFC 9783, section 4.3.2: claim 268 of EAT; 2397 is that of the drafts, and -75004 older."""
+    for profile, key, other in (
+        ("claims", 268, 2397),
+        ("draft_claims", 2397, 268),
+        ("old_claims", -75004, 268),
+    ):
+        claims = getattr(device, profile)(DATA)
+        assert claims.pop(key) == BOOT_SEED
+        seed = bytes(range(100, 132))
+        token = device.token({**claims, key: seed, other: b"no meaning here"})
+        assert device.verifier().authenticate(token, NOW).claims["psa.boot_seed"] == seed
+        if key != -75004:
+            token = device.token({**claims, other: BOOT_SEED})
+            assert device.verifier().authenticate(token, NOW).claims["psa.boot_seed"] == b""
+
+
+def test_a_token_that_is_no_signature(device: PsaDevice) -> None:
+    """A COSE_Mac0 is good CBOR: the message says what it is."""
+    mac = b"\xd1" + cbor2.dumps([cbor2.dumps({1: 5}), {}, cbor2.dumps(device.claims(DATA)), DATA])
+    with pytest.raises(MalformedError, match=r"COSE_Sign1 \(tag 18\).*got a COSE_Mac0 \(tag 17\)"):
+        device.verifier().authenticate(mac, NOW)
+    refused(device.verifier(), mac, psa.FORM, MalformedError)
+
+
 def test_larger_keys() -> None:
     device = PsaDevice(ec.generate_private_key(ec.SECP384R1()), ES384)
     token = device.token(device.claims(DATA))
@@ -82,7 +107,7 @@ def test_larger_keys() -> None:
 
 def test_what_may_be_missing(device: PsaDevice) -> None:
     claims = device.claims(DATA)
-    for key in (2397, 2398, 2400):
+    for key in (268, 2398, 2400):
         del claims[key]
     claims[2399] = [{2: MEASUREMENT, 5: SIGNER_ID}]
     claims[12345] = {"unknown": [1, None, True]}
@@ -164,9 +189,10 @@ BAD: tuple[dict[Any, Any], ...] = (
     {2395: "secured"},
     {2396: bytes(31)},
     {2396: bytes(33)},
-    {2397: bytes(7)},
-    {2397: bytes(33)},
-    {2397: None},
+    {268: bytes(7)},
+    {268: bytes(33)},
+    {268: None},
+    {268: "boot seed"},
     {2399: []},
     {2399: {}},
     {2399: [1]},

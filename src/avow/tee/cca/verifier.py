@@ -72,4 +72,10 @@ def _claims(token: Token, key: ec.EllipticCurvePublicKey) -> dict[str, ClaimValu
         "cca.hash_algorithm": realm.hash_algorithm,
         "cca.platform_config": platform.config,
     }
+    said = {
+        "cca.instance_id": realm.instance_id,
+        "cca.mec_policy": realm.mec_policy,
+        "cca.lfa_policy": realm.lfa_policy,
+    }
+    claims |= {name: value for name, value in said.items() if value is not None}
     return claims | {f"cca.rem.{index}": rem for index, rem in enumerate(realm.rems)}

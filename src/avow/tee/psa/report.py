@@ -10,7 +10,7 @@ map. The nonce carries the 64 bytes of report data. Claims without a meaning her
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from avow.errors import MalformedError
@@ -24,7 +24,8 @@ _UEID_RAND: Final = 1
 _COMPONENTS_MAX: Final = 64
 _CLIENT_ID_MAX: Final = 2**31
 PROFILE_1: Final = "PSA_IOT_PROFILE_1"
-PROFILES_2: Final = ("http://arm.com/psa/2.0.0", "tag:psacertified.org,2023:psa#tfm")
+PROFILE_DRAFT: Final = "http://arm.com/psa/2.0.0"
+PROFILE_RFC: Final = "tag:psacertified.org,2023:psa#tfm"
 # RFC 9783, section 4.3.1: the states are ranges of 256 values, at every 0x1000.
 _STATES: Final = 7
 _SECURED: Final = 3
@@ -46,7 +47,10 @@ class _Keys:
 
 
 _KEYS_1: Final = _Keys(-75000, -75001, -75002, -75003, -75004, -75006, -75008, -75009, -75007)
-_KEYS_2: Final = _Keys(265, 2394, 2395, 2396, 2397, 2399, 10, 256, None)
+# RFC 9783, section 4.3.2: the boot seed is EAT's (268); the drafts had one of their own.
+_KEYS_RFC: Final = _Keys(265, 2394, 2395, 2396, 268, 2399, 10, 256, None)
+_KEYS_DRAFT: Final = replace(_KEYS_RFC, boot_seed=2397)
+_KEYS_2: Final = {PROFILE_DRAFT: _KEYS_DRAFT, PROFILE_RFC: _KEYS_RFC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +115,11 @@ def parse_token(content: bytes) -> Token:
 
 
 def _profile(fields: Mapping[int | str, cbor.Value]) -> tuple[str, _Keys]:
-    if _KEYS_2.profile in fields:
-        profile = fields[_KEYS_2.profile]
-        if isinstance(profile, str) and profile in PROFILES_2:
-            return profile, _KEYS_2
-        raise malformed(f"one of the profiles {', '.join(PROFILES_2)}", repr(profile)[:80])
+    if _KEYS_RFC.profile in fields:
+        profile = fields[_KEYS_RFC.profile]
+        if isinstance(profile, str) and profile in _KEYS_2:
+            return profile, _KEYS_2[profile]
+        raise malformed(f"the profile {PROFILE_RFC} or {PROFILE_DRAFT}", repr(profile)[:80])
     # The old profile may leave its name out.
     profile = fields.get(_KEYS_1.profile, PROFILE_1)
     if profile != PROFILE_1:
