@@ -19,6 +19,7 @@ const session_room = @import("session.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const timers = @import("timers.zig");
+const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
 const writer = @import("wire/writer.zig");
@@ -238,7 +239,10 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         if (!bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
     }
     if (packet.will) |will| {
-        if (routing.systemTopic(will.topic) or !acl.allowed(.publish, .{ .user = user, .client_identifier = name, .attestation = &connection.attestation }, will.topic)) {
+        // A bridge tells its state with its will, and is no victim of rules that do not know of it:
+        // they are asked again when the will is published.
+        const who: acl.Who = .{ .user = user, .client_identifier = name, .attestation = &connection.attestation };
+        if (!sys.ofBridges(will.topic) and (sys.reserved(will.topic) or !acl.allowed(.publish, who, will.topic))) {
             stats.count(.acl_denied, 1);
             return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
         }

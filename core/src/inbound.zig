@@ -17,6 +17,7 @@ const routing = @import("routing.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscribe = @import("subscribe.zig");
+const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
 const websocket = @import("wire/websocket.zig");
@@ -366,7 +367,7 @@ fn accepted(connection: *Connection, packet: *const packets.Publish) Reason {
 fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {
     const session = connection.session.?;
     if (topics.levelCount(packet.topic) > state.settings.topic_levels_max) return .topic_name_invalid;
-    if (routing.systemTopic(packet.topic) or !acl.allowed(.publish, session.who(), packet.topic)) {
+    if (sys.reserved(packet.topic) or !acl.allowed(.publish, session.who(), packet.topic)) {
         stats.count(.acl_denied, 1);
         return .not_authorized;
     }

@@ -4,11 +4,11 @@
 //! Record: u8 kind · u32 body length · body. Little-endian; strings are u32 length and bytes.
 
 const std = @import("std");
-const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
+const sys = @import("sys.zig");
 const session_room = @import("session.zig");
 const retained = @import("retained.zig");
 const message_room = @import("message.zig");
@@ -294,7 +294,7 @@ pub fn snapshotPiece(restart: bool) bool {
     }
     while (snapshot_retained) |node| {
         if (node.value.message) |message| {
-            if (!dollarTop(node)) retainedPut(message);
+            if (!sys.reserved(message.topic())) retainedPut(message);
         }
         snapshot_retained = following(node);
         if (pieceIsFull()) return true;
@@ -304,16 +304,6 @@ pub fn snapshotPiece(restart: bool) bool {
 
 fn pieceIsFull() bool {
     return region.items.len >= limits.snapshot_piece_bytes;
-}
-
-/// `$SYS` values are made anew by each broker.
-fn dollarTop(node: *const retained.Node) bool {
-    var top = node;
-    while (top.parent) |parent| {
-        if (parent.parent == null) break;
-        top = parent;
-    }
-    return bytes_room.equal(top.level(), "$SYS");
 }
 
 fn following(from: *retained.Node) ?*retained.Node {

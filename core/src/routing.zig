@@ -1,7 +1,6 @@
 //! From a message to everybody who gets it (MQTT 5.0, sections 3.3.4, 4.6 and 4.8).
 
 const std = @import("std");
-const bytes_room = @import("bytes.zig");
 const acl = @import("acl.zig");
 const delivery = @import("delivery.zig");
 const heap = @import("heap.zig");
@@ -11,6 +10,7 @@ const retained = @import("retained.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
+const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const timers = @import("timers.zig");
 const Message = message_room.Message;
@@ -45,11 +45,7 @@ fn retain(view: *View) Error!void {
     if (stats.get(.retained) >= state.settings.retained_messages_max and !retained.has(view.topic)) return error.RetainedFull;
     const message = try view.keep();
     try retained.put(message);
-    if (!systemTopic(view.topic)) journal.retainedPut(message);
-}
-
-pub fn systemTopic(topic: []const u8) bool {
-    return std.mem.startsWith(u8, topic, "$SYS/") or bytes_room.equal(topic, "$SYS");
+    if (!sys.reserved(view.topic)) journal.retainedPut(message);
 }
 
 fn route(publisher: ?*const Session, view: *View) u32 {

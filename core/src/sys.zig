@@ -9,6 +9,22 @@ const stats = @import("stats.zig");
 const timers = @import("timers.zig");
 const Counter = stats.Counter;
 
+/// Where bridges say whether they are connected: `$SYS/broker/connection/NAME/state`. mosquitto's do
+/// so by default, and dashboards look there.
+const bridges = "$SYS/broker/connection/";
+
+/// Topics below `$SYS` that belong to clients.
+pub fn ofBridges(topic: []const u8) bool {
+    return topic.len > bridges.len and std.mem.startsWith(u8, topic, bridges);
+}
+
+/// Topics that only the broker publishes to (MQTT 5.0, section 4.7.2): a value that a client could
+/// write would be taken for the broker's. They are made anew at each start.
+pub fn reserved(topic: []const u8) bool {
+    const system = std.mem.startsWith(u8, topic, "$SYS/") or std.mem.eql(u8, topic, "$SYS");
+    return system and !ofBridges(topic);
+}
+
 var timer: timers.Timer = .{ .kind = .sys };
 
 const Row = struct { topic: []const u8, counter: Counter };
