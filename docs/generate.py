@@ -149,7 +149,7 @@ def _diagram(rows: Iterable[zig_source.Row]) -> str:
 
 
 def _features(tests: dict[str, list[str]], rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
-    """Feature, both versions, and how many tests carry a statement about it."""
+    """Feature, the versions, and how many tests carry a statement about it."""
     for row in rows:
         name, about = row["name"], row["statements"]
         covering = {test for statement in about for test in tests.get(statement, ())}
@@ -157,8 +157,10 @@ def _features(tests: dict[str, list[str]], rows: Iterable[dict[str, Any]]) -> It
             raise ValueError(f"docs/mqtt.toml: {name}: no such statement: {sorted(unknown)}")
         if not covering:
             raise ValueError(f"docs/mqtt.toml: {name}: no test carries any of {about}")
-        v311 = "yes" if row.get("v311", True) else "not in this version"
-        yield [name, "yes", v311, str(len(covering))]
+        v311 = row.get("v311", True)
+        versions = (v311, row.get("v31", v311))
+        older = ("yes" if there else "not in this version" for there in versions)
+        yield [name, "yes", *older, str(len(covering))]
 
 
 def _sections(tests: dict[str, list[str]], subjects: dict[str, str]) -> Iterator[list[str]]:
@@ -179,12 +181,13 @@ def mqtt() -> str:
     tests = tagged()
     return (
         "# MQTT support\n\n"
-        "MQTT 5.0 and 3.1.1, the server's side, over TCP, TLS and WebSocket.\n\n"
+        "MQTT 5.0, 3.1.1 and 3.1, the server's side, over TCP, TLS and WebSocket.\n\n"
         "## Features\n\n"
-        + table(("feature", "5.0", "3.1.1", "tests"), _features(tests, data["feature"]))
+        + table(("feature", "5.0", "3.1.1", "3.1", "tests"), _features(tests, data["feature"]))
         + "\nThe last column counts the conformance tests that carry the number of a statement "
         "about the feature.\n\n"
-        "## Normative statements of MQTT 5.0\n\n"
+        + "".join(f"## {note['title']}\n\n{note['text'].strip()}\n\n" for note in data["note"])
+        + "## Normative statements of MQTT 5.0\n\n"
         "Each has a test that carries its number, or a reason why a server cannot have one; "
         "`pytest tests/conformance/test_coverage.py` checks that.\n\n"
         + table(

@@ -14,12 +14,14 @@ const limits = @import("limits.zig");
 const message_room = @import("message.zig");
 const packets = @import("wire/packets.zig");
 const properties = @import("wire/properties.zig");
+const reader = @import("wire/reader.zig");
 const routing = @import("routing.zig");
 const session_room = @import("session.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
-const timers = @import("timers.zig");
+const subscriptions = @import("subscriptions.zig");
 const sys = @import("sys.zig");
+const timers = @import("timers.zig");
 const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
 const writer = @import("wire/writer.zig");
@@ -29,19 +31,14 @@ const Session = session_room.Session;
 
 pub fn handle(connection: *Connection, body: []const u8) void {
     const packet = packets.connect(body) catch |problem| switch (problem) {
-        error.UnsupportedVersion3 => {
-            connection.version = 4;
-            return refuse(connection, .unsupported_protocol_version, "protocol versions 3.1.1 and 5.0 are spoken here");
-        },
-        error.UnsupportedVersion => {
-            connection.version = 5;
-            return refuse(connection, .unsupported_protocol_version, "protocol versions 3.1.1 and 5.0 are spoken here");
-        },
+        error.UnsupportedVersion4 => return refuseVersion(connection, 4),
+        error.UnsupportedVersion5 => return refuseVersion(connection, 5),
         error.NotMqtt => return connection_room.finish(connection, .unsupported_protocol_version, "the protocol name is not MQTT"),
         error.Malformed => return refuseUnparsed(connection, body, .malformed_packet),
         error.Protocol => return refuseUnparsed(connection, body, .protocol_error),
     };
     connection.version = packet.version;
+    connection.bridge = packet.bridge;
     if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
     if (packet.properties.request_problem_information) |value| connection.request_problem_information = value == 1;
     if (packet.client_identifier.len > limits.client_identifier_bytes_max)
@@ -66,12 +63,16 @@ pub fn handle(connection: *Connection, body: []const u8) void {
     accept(connection, &packet, "", "");
 }
 
+/// `version`: the nearest one that is spoken, whose CONNACK the client may understand.
+fn refuseVersion(connection: *Connection, version: u8) void {
+    connection.version = version;
+    refuse(connection, .unsupported_protocol_version, "MQTT 3.1, 3.1.1 and 5.0 are spoken here");
+}
+
 /// A CONNECT that cannot be read may still say its version: MQTT 5 clients are told [MQTT-3.1.4-1].
 fn refuseUnparsed(connection: *Connection, body: []const u8, reason: Reason) void {
-    const mqtt5 = body.len > 6 and bytes_room.equal(body[0..7], "\x00\x04MQTT\x05");
+    connection.version = packets.connectVersion(body) orelse 0;
     const text: []const u8 = if (reason == .malformed_packet) "the CONNECT packet is malformed" else "the CONNECT packet breaks the protocol";
-    if (!mqtt5) return connection_room.finish(connection, reason, text); // 3.1.1 [MQTT-3.1.4-1]: no CONNACK
-    connection.version = 5;
     refuse(connection, reason, text);
 }
 
@@ -152,7 +153,7 @@ pub fn answered(connection: *Connection, ticket: u32, verdict: Verdict) void {
 fn challenge(connection: *Connection, data: []const u8) void {
     if (connection.method.len == 0) return fail(connection, .not_authorized, "no enhanced authentication is under way");
     sendAuth(connection, .continue_authentication, data);
-    if (connection.phase == .active) return;
+    if (connection.phase != .verifying) return; // a re-authentication, or the end
     connection.phase = .authenticating;
     connection_room.wantPause(connection, false);
     inbound.goOn(connection);
@@ -165,7 +166,7 @@ fn sendAuth(connection: *Connection, reason: Reason, data: []const u8) void {
     defer heap.freeSlice(bytes);
     var to: writer.Writer = .{ .bytes = bytes };
     to.byte(0xF0);
-    to.variable(1 + @import("wire/reader.zig").variableBytes(inner) + inner);
+    to.variable(1 + reader.variableBytes(inner) + inner);
     to.byte(@backingInt(reason));
     to.variable(inner);
     to.property(.authentication_method); // [MQTT-4.12.0-5]
@@ -194,15 +195,21 @@ fn succeed(connection: *Connection, verdict: Verdict) void {
     inbound.goOn(connection);
 }
 
+/// CONNACK in the form of the client's version, where that has one for this reason, and the end.
 pub fn refuse(connection: *Connection, wanted: Reason, text: []const u8) void {
     const reason: Reason = if (wanted.inConnack()) wanted else .unspecified;
     stats.count(.connects_refused, 1);
     if (connection.version == 5) {
         var bytes: [256]u8 = undefined;
-        connection.send(refusal5(&bytes, connection, reason, text));
-    } else connection.send(&.{ 0x20, 2, 0, reason.connackCode4() }); // 3.1.1 [MQTT-3.2.2-4]: session present 0
-    stats.count(.connack_sent, 1);
+        sendConnack(connection, refusal5(&bytes, connection, reason, text));
+    } else if (wanted.connackCode4()) |code| sendConnack(connection, &.{ 0x20, 2, 0, code }); // 3.1.1 [MQTT-3.2.2-4]: session present 0
     connection_room.finish(connection, reason, text);
+}
+
+fn sendConnack(connection: *Connection, bytes: []const u8) void {
+    if (!connection.takes(bytes)) return; // [MQTT-3.1.2-24]
+    stats.count(.connack_sent, 1);
+    connection.send(bytes);
 }
 
 fn refusal5(target: *[256]u8, connection: *const Connection, reason: Reason, text: []const u8) []const u8 {
@@ -211,7 +218,7 @@ fn refusal5(target: *[256]u8, connection: *const Connection, reason: Reason, tex
     const fits = shown.len != 0 and shown.len + 10 <= connection.maximum_packet_bytes;
     const inner: u32 = if (fits) @intCast(shown.len + 3) else 0;
     to.byte(0x20);
-    to.variable(2 + @import("wire/reader.zig").variableBytes(inner) + inner);
+    to.variable(2 + reader.variableBytes(inner) + inner);
     to.byte(0); // [MQTT-3.2.2-6]
     to.byte(@backingInt(reason));
     to.variable(inner);
@@ -222,7 +229,8 @@ fn refusal5(target: *[256]u8, connection: *const Connection, reason: Reason, tex
     return to.written();
 }
 
-const Grant = struct { assigned: bool, present: bool, expiry_s: u32, keep_alive_s: u16 };
+/// What the client gets, where it differs from what it asked for.
+const Grant = struct { name: []const u8, assigned: bool, asked_expiry_s: u32, expiry_s: u32, keep_alive_s: u16 };
 
 /// Everything is allowed: the session is found or made, the client is told.
 fn accept(connection: *Connection, packet: *const packets.Connect, user: []const u8, data: []const u8) void {
@@ -230,6 +238,8 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     var name = packet.client_identifier;
     const assigned = name.len == 0;
     if (assigned) {
+        if (packet.version == 3) // MQTT 3.1, section 3.1: at least one character
+            return refuse(connection, .client_identifier_not_valid, "MQTT 3.1 has no empty client identifiers");
         if (packet.version == 4 and !packet.clean_start) // 3.1.1 [MQTT-3.1.3-8]
             return refuse(connection, .client_identifier_not_valid, "an empty client identifier needs a clean session");
         name = assignName(&name_bytes);
@@ -247,30 +257,56 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
             return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
         }
     }
+    const asked: u32 = if (packet.version == 5) packet.properties.session_expiry_interval orelse 0 else if (packet.clean_start) 0 else 0xFFFF_FFFF;
+    const grant: Grant = .{
+        .name = name,
+        .assigned = assigned,
+        .asked_expiry_s = asked,
+        .expiry_s = @min(asked, state.settings.session_expiry_max_s),
+        .keep_alive_s = keepAlive(packet),
+    };
+    const connack = encodeConnack(connection, packet, &grant, data) catch return refuse(connection, .server_busy, "no memory left");
+    defer heap.freeSlice(connack.memory);
+    // Before anything is taken over: a client that cannot be told that it is accepted is not.
+    if (!connection.takes(connack.bytes)) return refuse(connection, .implementation_specific, "CONNACK is larger than the client's maximum packet size");
     const will = if (packet.will) |*found| willMessage(found) catch return refuse(connection, .server_busy, "no memory left") else null;
     var present = false;
     const session = obtain(name, packet, user, &present) catch {
         if (will) |message| message.unreference();
         return refuse(connection, .server_busy, "no memory left");
     };
-    const asked: u32 = if (packet.version == 5) packet.properties.session_expiry_interval orelse 0 else if (packet.clean_start) 0 else 0xFFFF_FFFF;
-    session.expiry_s = @min(asked, state.settings.session_expiry_max_s);
+    session.expiry_s = grant.expiry_s;
     session.version = packet.version;
     const will_delay = if (packet.will) |found| found.properties.will_delay_interval orelse 0 else 0;
     session.setWill(will, @min(will_delay, state.settings.will_delay_max_s));
     if (!session.attestation.equal(&connection.attestation)) follow(session, &connection.attestation);
     attach(connection, session, packet);
-    const keep_alive_s = keepAlive(packet);
-    connection.keep_alive_ms = @as(u64, keep_alive_s) * 1500;
+    connection.keep_alive_ms = @as(u64, grant.keep_alive_s) * 1500;
     connection.last_packet_ms = state.now_ms;
     timers.cancel(&connection.timer);
     if (connection.keep_alive_ms != 0) timers.set(&connection.timer, state.now_ms + connection.keep_alive_ms) catch
         return connection_room.abort(connection, .server_busy, "no memory left");
+    followBridge(session, packet);
     journal.sessionChanged(session);
-    const grant: Grant = .{ .assigned = assigned, .present = present, .expiry_s = asked, .keep_alive_s = keep_alive_s };
-    sendConnack(connection, packet, grant, data) catch return connection_room.abort(connection, .server_busy, "no memory left");
-    reportConnected(connection, packet, grant) catch {};
+    if (present and packet.version != 3) connack.flags.* = 1; // MQTT 3.1 has a reserved byte there
+    sendConnack(connection, connack.bytes);
+    reportConnected(connection, packet, present, grant.keep_alive_s) catch {};
     delivery.resumeSession(session);
+}
+
+/// MQTT 3.1 and 3.1.1 have no subscription options: what the bit of a bridge means holds for all
+/// subscriptions of the session, those of an earlier connection included.
+fn followBridge(session: *Session, packet: *const packets.Connect) void {
+    const before = session.bridge;
+    session.bridge = packet.bridge;
+    if (packet.version == 5 or before == packet.bridge) return;
+    subscriptions.generation += 1;
+    var item = session.first_subscription;
+    while (item) |subscription| : (item = subscription.next_in_session) {
+        subscription.options.no_local = packet.bridge and subscription.group == null;
+        subscription.options.retain_as_published = packet.bridge;
+        journal.subscribed(subscription);
+    }
 }
 
 /// The session of a client that has proven something else than before. Subscriptions stay, and
@@ -342,39 +378,57 @@ fn attach(connection: *Connection, session: *Session, packet: *const packets.Con
 /// Server Keep Alive exists in MQTT 5 only; an MQTT 3.1.1 client cannot be told [MQTT-3.1.2-21].
 fn keepAlive(packet: *const packets.Connect) u16 {
     const most = state.settings.keep_alive_max_s;
-    if (packet.version == 4 or most == 0) return packet.keep_alive_s;
+    if (packet.version != 5 or most == 0) return packet.keep_alive_s;
     return if (packet.keep_alive_s == 0 or packet.keep_alive_s > most) most else packet.keep_alive_s;
 }
 
-fn sendConnack(connection: *Connection, packet: *const packets.Connect, grant: Grant, data: []const u8) heap.Error!void {
-    stats.count(.connack_sent, 1);
-    if (connection.version == 4) return connection.send(&.{ 0x20, 2, @intFromBool(grant.present), 0 });
-    const session = connection.session.?;
-    const prefix = state.response_prefix;
-    const room = 128 + session.client_identifier.len * 2 + connection.method.len + data.len + prefix.len;
+const Connack = struct {
+    /// Heap-owned.
+    memory: []u8,
+    bytes: []const u8,
+    /// Connect Acknowledge Flags: the session is not known to be present yet.
+    flags: *u8,
+};
+
+/// CONNACK with success. What may be left out is, where the whole is more than the client takes.
+fn encodeConnack(connection: *const Connection, packet: *const packets.Connect, grant: *const Grant, data: []const u8) heap.Error!Connack {
+    const room: usize = 160 + grant.name.len * 2 + connection.method.len + data.len + state.response_prefix.len;
+    const memory = try heap.slice(u8, room);
+    if (packet.version != 5) return frameConnack(memory, packet.version, "");
+    errdefer heap.freeSlice(memory);
     const inner = try heap.slice(u8, room);
     defer heap.freeSlice(inner);
-    var list: writer.Writer = .{ .bytes = inner };
-    writeConnackProperties(&list, connection, packet, grant, data);
-    const bytes = try heap.slice(u8, room + 16);
-    defer heap.freeSlice(bytes);
-    var to: writer.Writer = .{ .bytes = bytes };
+    for ([_]bool{ true, false }) |informing| {
+        var list: writer.Writer = .{ .bytes = inner };
+        writeConnackProperties(&list, connection, packet, grant, data);
+        if (informing) writeResponseInformation(&list, packet, grant);
+        const whole = frameConnack(memory, packet.version, list.written());
+        if (connection.takes(whole.bytes) or !informing) return whole;
+    }
+    unreachable;
+}
+
+fn frameConnack(memory: []u8, version: u8, list: []const u8) Connack {
+    const length: u32 = @intCast(list.len);
+    var to: writer.Writer = .{ .bytes = memory };
     to.byte(0x20);
-    to.variable(2 + @import("wire/reader.zig").variableBytes(list.length) + list.length);
-    to.byte(@intFromBool(grant.present));
+    to.variable(if (version == 5) 2 + reader.variableBytes(length) + length else 2);
+    const flags = &memory[to.length];
     to.byte(0);
-    to.variable(list.length);
-    to.raw(list.written());
-    connection.send(to.written());
+    to.byte(0);
+    if (version == 5) {
+        to.variable(length);
+        to.raw(list);
+    }
+    return .{ .memory = memory, .bytes = to.written(), .flags = flags };
 }
 
 /// Only what differs from the defaults of section 3.2.2.3.
-fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, packet: *const packets.Connect, grant: Grant, data: []const u8) void {
+fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, packet: *const packets.Connect, grant: *const Grant, data: []const u8) void {
     const settings = &state.settings;
-    const session = connection.session.?;
-    if (grant.expiry_s != session.expiry_s) {
+    if (grant.asked_expiry_s != grant.expiry_s) {
         to.property(.session_expiry_interval);
-        to.u32_(session.expiry_s);
+        to.u32_(grant.expiry_s);
     }
     if (settings.receive_maximum != 0xFFFF) {
         to.property(.receive_maximum);
@@ -382,11 +436,13 @@ fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, pac
     }
     if (settings.maximum_qos < 2) flagProperty(to, .maximum_qos, settings.maximum_qos);
     if (!settings.retain_available) flagProperty(to, .retain_available, 0);
-    to.property(.maximum_packet_size);
-    to.u32_(settings.maximum_packet_bytes);
+    if (settings.packetBytesTold()) |bytes| {
+        to.property(.maximum_packet_size);
+        to.u32_(bytes);
+    }
     if (grant.assigned) {
         to.property(.assigned_client_identifier); // [MQTT-3.2.2-16]
-        to.string(session.client_identifier);
+        to.string(grant.name);
     }
     if (settings.topic_alias_maximum != 0) {
         to.property(.topic_alias_maximum);
@@ -399,13 +455,6 @@ fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, pac
         to.property(.server_keep_alive);
         to.u16_(grant.keep_alive_s);
     }
-    if (packet.properties.request_response_information == 1 and state.response_prefix.len != 0) {
-        to.property(.response_information); // [MQTT-3.1.2-28]
-        to.u16_(@intCast(state.response_prefix.len + 1 + session.client_identifier.len));
-        to.raw(state.response_prefix);
-        to.byte('/');
-        to.raw(session.client_identifier);
-    }
     if (connection.method.len != 0) {
         to.property(.authentication_method);
         to.string(connection.method);
@@ -416,18 +465,29 @@ fn writeConnackProperties(to: *writer.Writer, connection: *const Connection, pac
     }
 }
 
+/// [MQTT-3.1.2-28]: a server may always leave it out.
+fn writeResponseInformation(to: *writer.Writer, packet: *const packets.Connect, grant: *const Grant) void {
+    const prefix = state.response_prefix;
+    if (packet.properties.request_response_information != 1 or prefix.len == 0) return;
+    to.property(.response_information);
+    to.u16_(@intCast(prefix.len + 1 + grant.name.len));
+    to.raw(prefix);
+    to.byte('/');
+    to.raw(grant.name);
+}
+
 fn flagProperty(to: *writer.Writer, id: properties.Id, value: u8) void {
     to.property(id);
     to.byte(value);
 }
 
-fn reportConnected(connection: *Connection, packet: *const packets.Connect, grant: Grant) heap.Error!void {
+fn reportConnected(connection: *Connection, packet: *const packets.Connect, present: bool, keep_alive_s: u16) heap.Error!void {
     const session = connection.session.?;
     try events.begin(.connected);
     try events.number(u32, connection.id);
     try events.number(u8, connection.version);
-    try events.number(u8, @as(u8, @intFromBool(grant.present)) | @as(u8, @intFromBool(packet.clean_start)) << 1);
-    try events.number(u16, grant.keep_alive_s);
+    try events.number(u8, @as(u8, @intFromBool(present)) | @as(u8, @intFromBool(packet.clean_start)) << 1);
+    try events.number(u16, keep_alive_s);
     try events.string(session.client_identifier);
     try events.string(session.user);
     events.finish();

@@ -20,7 +20,10 @@ pub const Alias = struct { topic: []u8 };
 pub const Connection = struct {
     id: u32,
     phase: transitions.Phase,
+    /// 3 (MQTT 3.1), 4 (3.1.1) or 5; 0: not known yet.
     version: u8 = 0,
+    /// Another broker, which said so in CONNECT (MQTT 3.1 and 3.1.1).
+    bridge: bool = false,
     anonymous_allowed: bool,
     /// The proven TLS identity; heap-owned.
     identity: []u8,
@@ -77,6 +80,11 @@ pub const Connection = struct {
         return self.phase == .active;
     }
 
+    /// Whether the client's Maximum Packet Size allows this packet [MQTT-3.1.2-24].
+    pub fn takes(self: *const Connection, packet: []const u8) bool {
+        return packet.len <= self.maximum_packet_bytes;
+    }
+
     /// Appends the bytes of whole packets, framed when the transport is WebSocket.
     pub fn write(self: *Connection, bytes: []const u8) heap.Error!void {
         if (self.phase == .closing) return;
@@ -89,8 +97,10 @@ pub const Connection = struct {
         markDirty(self);
     }
 
-    /// Sends a packet that must go; a connection that has no memory for it is given up.
+    /// Sends a packet that must go. A connection that has no memory for it is given up, and so is
+    /// one whose client takes no packet that large: the exchange cannot go on.
     pub fn send(self: *Connection, bytes: []const u8) void {
+        if (!self.takes(bytes)) return close(self, .packet_too_large, "the answer is larger than the client's maximum packet size");
         self.write(bytes) catch {
             abort(self, .quota_exceeded, "no memory left to answer");
             return;
@@ -214,7 +224,8 @@ pub fn close(connection: *Connection, wanted: Reason, text: []const u8) void {
     if (tell) {
         var packet: [256]u8 = undefined;
         const shown: []const u8 = if (connection.request_problem_information or reason != .success) text else "";
-        connection.write(writer.disconnect(&packet, reason, shown, connection.maximum_packet_bytes)) catch {
+        const bytes = writer.disconnect(&packet, reason, shown, connection.maximum_packet_bytes);
+        if (connection.takes(bytes)) connection.write(bytes) catch {
             connection.abort_due = true;
         };
     }

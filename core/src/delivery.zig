@@ -58,7 +58,7 @@ fn packetOf(view: *const View, version: u8, terms: Terms) writer.Publish {
 pub fn sendAtMostOnce(connection: *Connection, view: *const View, terms: Terms, shared: ?*Shared) void {
     if (!connection.isActive()) return;
     if (shared) |common| {
-        if (!terms.retain and (terms.identifiers.len == 0 or connection.version == 4) and connection.alias_out_maximum == 0) {
+        if (!terms.retain and (terms.identifiers.len == 0 or connection.version != 5) and connection.alias_out_maximum == 0) {
             if (common.of(view, connection.version)) |bytes| {
                 if (bytes.len > connection.maximum_packet_bytes) return stats.count(.publish_dropped, 1); // [MQTT-3.1.2-25]
                 if (connection.outbox.bytes + bytes.len > state.settings.queued_bytes_max) return stats.count(.publish_dropped, 1);

@@ -174,7 +174,16 @@ pub fn List(comptime T: type) type {
 
         pub fn ensure(self: *Self, count: usize) Error!void {
             if (count <= self.capacity) return;
-            const wanted = @max(count, self.capacity * 2, 64 / @sizeOf(T), 4);
+            return self.grow(@max(count, self.capacity * 2, 64 / @sizeOf(T), 4));
+        }
+
+        /// As `ensure`, with room for at most `most` of them, which `count` is not more than.
+        pub fn ensureWithin(self: *Self, count: usize, most: usize) Error!void {
+            if (count <= self.capacity) return;
+            return self.grow(@max(count, @min(self.capacity * 2, most)));
+        }
+
+        fn grow(self: *Self, wanted: usize) Error!void {
             const bigger = try slice(T, wanted);
             @memcpy(bigger[0..self.items.len], self.items);
             const length = self.items.len;

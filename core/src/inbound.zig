@@ -47,7 +47,7 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
         .accepted => |done| {
             connection.partial.deinit();
             connection.phase = .connecting;
-            for ([_][]const u8{ websocket.answer_start, &done.accept, websocket.answer_end }) |part| {
+            for ([_][]const u8{ websocket.answer_start, done.protocol, websocket.answer_accept, &done.accept, websocket.answer_end }) |part| {
                 connection.outbox.write(part) catch return connection_room.abort(connection, .server_busy, "no memory left");
             }
             connection_room.markDirty(connection);
@@ -94,16 +94,30 @@ fn consume(connection: *Connection, bytes: []const u8) void {
             if (!completePartial(connection, &rest)) return;
             continue;
         }
+        if (!mayBegin(connection, rest[0])) return;
         const head = reader.header(rest) catch return broken(connection, error.Malformed);
         const total = if (head) |found| found.header_bytes + found.remaining else 0;
         if (head == null or rest.len < total) {
             if (tooLarge(connection, total)) return;
-            return connection.partial.appendSlice(rest) catch connection_room.abort(connection, .quota_exceeded, "no memory left");
+            return keep(connection, rest, total);
         }
         if (tooLarge(connection, total)) return;
         handle(connection, head.?, rest[head.?.header_bytes..total]);
         rest = rest[total..];
     }
+}
+
+/// A packet's first byte says whether it may come now at all: what cannot is not waited for.
+fn mayBegin(connection: *Connection, first: u8) bool {
+    const packet = typeOf(first);
+    const known = packets.flagsValid(connection.version, packet, @intCast(first & 0x0F)) and (packet != .auth or connection.version == 5);
+    if (known and transitions.accepts(connection.phase, packet)) return true;
+    broken(connection, if (known) error.Protocol else error.Malformed);
+    return false;
+}
+
+fn typeOf(first: u8) packets.Type {
+    return @fromBackingInt(@intCast(@as(u4, @intCast(first >> 4))));
 }
 
 /// Adds to the packet that has begun; false: nothing is left to do now.
@@ -116,10 +130,8 @@ fn completePartial(connection: *Connection, rest: *[]const u8) bool {
     const total = if (head) |found| found.header_bytes + found.remaining else partial.items.len + 1;
     if (tooLarge(connection, @intCast(total))) return false;
     const count = @min(total - partial.items.len, rest.len);
-    partial.appendSlice(rest.*[0..count]) catch {
-        connection_room.abort(connection, .quota_exceeded, "no memory left");
-        return false;
-    };
+    keep(connection, rest.*[0..count], @intCast(total));
+    if (connection.phase == .closing) return false;
     rest.* = rest.*[count..];
     if (head == null) return afterHeader(connection);
     if (partial.items.len < total) return false;
@@ -148,9 +160,24 @@ fn finishPartial(connection: *Connection, head: reader.Header) void {
     handle(connection, head, whole.items[head.header_bytes..]);
 }
 
+/// Keeps a part of a packet. The list grows as bytes come, not by what a header says, and at most to
+/// the packet's size (`total`; 0: not known).
+fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
+    const partial = &connection.partial;
+    const count = partial.items.len + bytes.len;
+    partial.ensureWithin(count, @max(total, count)) catch return connection_room.abort(connection, .quota_exceeded, "no memory left");
+    partial.appendSlice(bytes) catch unreachable; // there is room
+}
+
+/// Who has not been accepted yet may send less: CONNECT and AUTH of a stranger cost memory.
 fn tooLarge(connection: *Connection, total: u32) bool {
-    if (total <= state.settings.maximum_packet_bytes) return false;
-    connection_room.close(connection, .packet_too_large, "the packet is larger than this server's maximum packet size"); // [MQTT-3.2.2-15]
+    const configured = state.settings.packetBytesTold() orelse limits.packet_bytes_max;
+    const most = if (connection.phase == .active) configured else @min(configured, limits.connect_bytes_max);
+    if (total <= most) return false;
+    const name: []const u8 = if (most == configured) "maximum_packet_bytes" else "the bound of CONNECT and AUTH";
+    var buffer: [128]u8 = undefined;
+    const text = std.fmt.bufPrint(&buffer, "a packet of {d} bytes, more than {s} ({d})", .{ total, name, most }) catch unreachable;
+    connection_room.close(connection, .packet_too_large, text); // [MQTT-3.2.2-15]
     return true;
 }
 
@@ -178,12 +205,10 @@ pub fn broken(connection: *Connection, problem: packets.Error) void {
 }
 
 fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
-    const packet: packets.Type = @fromBackingInt(@intCast(@as(u4, @intCast(head.first >> 4))));
+    const packet = typeOf(head.first);
     const flags: u4 = @intCast(head.first & 0x0F);
     stats.count(.messages_received, 1);
     connection.last_packet_ms = state.now_ms;
-    if (!packets.flagsValid(packet, flags)) return broken(connection, error.Malformed);
-    if (!transitions.accepts(connection.phase, packet)) return broken(connection, error.Protocol);
     switch (packet) {
         .connect => connect.handle(connection, body),
         .publish => publish(connection, flags, body),
@@ -221,7 +246,10 @@ fn acknowledgement(connection: *Connection, packet: packets.Type, body: []const 
 
 fn acknowledge(connection: *Connection, packet: packets.Type, packet_identifier: u16, reason: Reason) void {
     var bytes: [8]u8 = undefined;
-    connection.send(writer.acknowledgement(&bytes, connection.version, packet, packet_identifier, reason));
+    const whole = writer.acknowledgement(&bytes, connection.version, packet, packet_identifier, reason);
+    // That nobody subscribes may be left unsaid (table 3-4); that a message was refused may not.
+    if (reason == .no_matching_subscribers and !connection.takes(whole)) return acknowledge(connection, packet, packet_identifier, .success);
+    connection.send(whole);
 }
 
 fn release(connection: *Connection, body: []const u8) void {

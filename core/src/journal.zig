@@ -18,7 +18,7 @@ const Delivery = session_room.Delivery;
 const Subscription = subscriptions.Subscription;
 
 pub const Kind = enum(u8) {
-    /// u64 serial · u8 version · u32 expiry_s · u64 expires_at_ms (0: connected) · client identifier ·
+    /// u64 serial · u8 version (bit 7: a bridge) · u32 expiry_s · u64 expires_at_ms (0: connected) · client identifier ·
     /// user · u8 tier rank (0: not attested) · [32 bytes module] · u8 has will · [u32 will delay_s · u64 will_at_ms · message body]
     session = 1,
     /// u64 session
@@ -46,6 +46,9 @@ pub const Kind = enum(u8) {
     /// u64 session · u16 packet identifier
     received_end,
 };
+
+/// As in the protocol level of CONNECT.
+pub const bridge_bit: u8 = 0x80;
 
 pub var region: heap.List(u8) = .{};
 pub var sequence: u64 = 0;
@@ -123,7 +126,7 @@ pub fn sessionChanged(session: *Session) void {
 fn writeSession(session: *Session) void {
     begin(.session);
     number(u64, session.serial);
-    number(u8, session.version);
+    number(u8, session.version | if (session.bridge) bridge_bit else 0);
     number(u32, session.expiry_s);
     const waits = session.connection == null;
     number(u64, if (waits and session.expiry_timer.isSet()) session.expiry_timer.at_ms else if (waits) session.restored_expiry_ms else 0);

@@ -3,8 +3,10 @@
 
 const std = @import("std");
 
-/// Largest packet MQTT can express: four length bytes (MQTT 5.0, section 1.5.5).
-pub const packet_bytes_max: u32 = 268_435_455 + 5;
+/// Largest Variable Byte Integer: four bytes (MQTT 5.0, section 1.5.5).
+pub const variable_max: u32 = 268_435_455;
+/// Largest packet MQTT can express.
+pub const packet_bytes_max: u32 = variable_max + 5;
 /// Bytes of one connection's plaintext that lie in the arena at the most in one turn are the host's choice.
 pub const arena_bytes: u32 = 1024 * 1024;
 pub const input_records: u32 = 4096;
@@ -24,6 +26,9 @@ pub const resume_bytes: u32 = 128 * 1024;
 
 /// Bytes that may be held for a client while the host verifies its credentials.
 pub const parked_bytes_max: u32 = 256 * 1024;
+/// The largest packet of a client that was not accepted yet. Every field of a CONNECT but the user
+/// properties may be as long as MQTT lets it be; mosquitto 2.1 takes 100,000 bytes.
+pub const connect_bytes_max: u32 = 384 * 1024;
 /// Longer client identifiers are refused with 0x85.
 pub const client_identifier_bytes_max: u32 = 4096;
 pub const upgrade_bytes_max: u32 = 8 * 1024;
@@ -56,7 +61,7 @@ comptime {
 
 /// What the host may set with the SETTINGS command; keys and defaults are part of the ABI.
 pub const Settings = struct {
-    maximum_packet_bytes: u32 = 1024 * 1024,
+    maximum_packet_bytes: u32 = 2 * 1024 * 1024,
     receive_maximum: u16 = 1024,
     topic_alias_maximum: u16 = 32,
     keep_alive_max_s: u16 = 0,
@@ -79,6 +84,13 @@ pub const Settings = struct {
     persist_sessions: bool = true,
     will_delay_max_s: u32 = 0xFFFF_FFFF,
     denials_explained: bool = true,
+
+    /// Maximum Packet Size as CONNACK says it; null: it says none, which means no limit but MQTT's own.
+    /// Clients take the property up to the largest Variable Byte Integer (paho-mqtt drops the
+    /// connection above), so that the few values between it and the largest packet are not told.
+    pub fn packetBytesTold(self: *const Settings) ?u32 {
+        return if (self.maximum_packet_bytes <= variable_max) self.maximum_packet_bytes else null;
+    }
 
     /// Sets one value by its ABI key (1 for the first field); false: unknown key or out of range.
     pub fn set(self: *Settings, key: u16, value: u64) bool {

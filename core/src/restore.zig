@@ -201,8 +201,10 @@ fn apply(record: []const u8) Error!void {
 
 fn readSession(fields: *Fields) Error!void {
     const serial = try fields.number(u64);
-    const version = try fields.number(u8);
-    if (version != 4 and version != 5) return error.Malformed;
+    const level = try fields.number(u8);
+    const version = level & ~journal.bridge_bit;
+    const bridge = level != version;
+    if (version < 3 or version > 5 or (bridge and version == 5)) return error.Malformed;
     const expiry_s = try fields.number(u32);
     const expires_at_ms = try fields.number(u64);
     const name = try fields.string(u32);
@@ -223,6 +225,7 @@ fn readSession(fields: *Fields) Error!void {
     try session.setUser(user);
     session.attestation = attestation;
     session.version = version;
+    session.bridge = bridge;
     session.expiry_s = expiry_s;
     session.restored_expiry_ms = expires_at_ms;
     const has_will = try fields.number(u8);

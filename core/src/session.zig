@@ -88,7 +88,9 @@ pub const Session = struct {
     /// What the connection proved that the session has, or had last: its will, and what it gets
     /// while nobody is connected, follow it.
     attestation: acl.Attestation = .{},
+    /// Of the connection that has it or had it last, as in the connection.
     version: u8,
+    bridge: bool = false,
     /// The session is in the journal.
     journaled: bool = false,
     expiry_s: u32 = 0,

@@ -16,7 +16,7 @@ const Connection = connection_room.Connection;
 const Reason = @import("wire/reason.zig").Reason;
 
 /// What each filter of the packet led to, in its order.
-const Outcome = struct { code: u8, existed: bool };
+const Outcome = struct { code: u8, entered: bool, existed: bool };
 var outcomes: heap.List(Outcome) = .{};
 
 pub fn subscribe(connection: *Connection, body: []const u8) void {
@@ -49,7 +49,7 @@ fn subscribeOrFail(connection: *Connection, body: []const u8) Error!void {
     for (0..outcomes.items.len) |index| {
         const outcome = outcomes.items[index];
         const entry = (try list.nextSubscription()).?;
-        if (outcome.code >= 0x80 or topics.isShared(entry.filter)) continue;
+        if (!outcome.entered or topics.isShared(entry.filter)) continue;
         const wanted = entry.retain_handling == 0 or (entry.retain_handling == 1 and !outcome.existed); // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
         if (wanted) routing.sendRetained(connection.session.?, entry.filter, .{ .qos = @intCast(outcome.code), .identifier = identifier });
     }
@@ -78,17 +78,30 @@ fn checkFeatures(entry: packets.Subscription, identified: bool) Error!void {
 
 fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) Outcome {
     const reason = judge(connection, entry, identifier);
-    if (reason != .success) return .{ .code = if (connection.version == 5) @backingInt(reason) else 0x80, .existed = false };
+    if (reason != .success) return refused(connection.version, entry, reason);
     const session = connection.session.?;
     const qos: u2 = @intCast(@min(entry.qos, state.settings.maximum_qos)); // [MQTT-3.8.4-8]
     const added = subscriptions.add(session, entry.filter, .{
         .qos = qos,
-        .no_local = entry.no_local,
-        .retain_as_published = entry.retain_as_published,
+        // What the bit of a bridge is for: without the one its messages come back to it, without
+        // the other its broker loses what was to be retained. A shared one cannot be No Local.
+        .no_local = entry.no_local or (connection.bridge and !topics.isShared(entry.filter)),
+        .retain_as_published = entry.retain_as_published or connection.bridge,
         .identifier = identifier,
-    }) catch return .{ .code = if (connection.version == 5) @backingInt(Reason.quota_exceeded) else 0x80, .existed = false };
+    }) catch return refused(connection.version, entry, .quota_exceeded);
     journal.subscribed(added.subscription);
-    return .{ .code = qos, .existed = added.existed };
+    return .{ .code = qos, .entered = true, .existed = added.existed };
+}
+
+/// MQTT 3.1.1 has one code for all refusals. MQTT 3.1 has none (section 3.8): the answer is
+/// positive, and nothing ever comes.
+fn refused(version: u8, entry: packets.Subscription, reason: Reason) Outcome {
+    const code: u8 = switch (version) {
+        3 => entry.qos,
+        4 => 0x80,
+        else => @backingInt(reason),
+    };
+    return .{ .code = code, .entered = false, .existed = false };
 }
 
 fn judge(connection: *const Connection, entry: packets.Subscription, identifier: u32) Reason {
@@ -129,8 +142,8 @@ fn unsubscribeOrFail(connection: *Connection, body: []const u8) Error!void {
         if (subscriptions.get(session, filter)) |found| {
             subscriptions.remove(found); // [MQTT-3.10.4-1]
             journal.unsubscribed(session, filter);
-            try outcomes.append(.{ .code = 0, .existed = true });
-        } else try outcomes.append(.{ .code = @backingInt(Reason.no_subscription_existed), .existed = false });
+            try outcomes.append(.{ .code = 0, .entered = false, .existed = true });
+        } else try outcomes.append(.{ .code = @backingInt(Reason.no_subscription_existed), .entered = false, .existed = false });
     }
     try answer(connection, .unsuback, start.packet_identifier, connection.version == 5);
 }
@@ -146,7 +159,5 @@ fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16,
     to.u16_(packet_identifier);
     if (connection.version == 5) to.byte(0);
     if (with_codes) for (outcomes.items) |outcome| to.byte(outcome.code);
-    if (to.length > connection.maximum_packet_bytes)
-        return connection_room.close(connection, .packet_too_large, "the answer is larger than the client's maximum packet size"); // [MQTT-3.1.2-24]
     connection.send(to.written());
 }

@@ -6,7 +6,7 @@ import pytest
 
 from avow.testing.core_abi import Access, Rule
 from avow.testing.core_driver import CoreDriver
-from avow.testing.fake_client import FakeClient, connected
+from avow.testing.fake_client import TERSE, FakeClient, connected
 from avow.testing.mqtt import (
     Properties,
     Property,
@@ -28,6 +28,7 @@ PUBACK_CODES = (0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99)
 def denied(core: CoreDriver, limit: int | None = None) -> FakeClient:
     """A client that may publish nothing, with a maximum packet size."""
     core.acl([Rule(True, "#", Access.SUBSCRIBE)])
+    core.settings(TERSE)
     properties = props() if limit is None else props(maximum_packet_size=limit)
     return connected(core, "c", properties=properties)
 
@@ -88,6 +89,7 @@ def test_a_refusal_of_a_publish_stays_within_the_maximum_packet_size(
 def test_answers_to_unknown_identifiers_stay_within_the_maximum_packet_size(
     core: CoreDriver, limit: int
 ) -> None:
+    core.settings(TERSE)
     client = connected(core, "c", properties=props(maximum_packet_size=limit))
     client.send(Pubrec(1))
     assert client.expect(Pubrel).code == 0x92

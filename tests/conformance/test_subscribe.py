@@ -6,7 +6,7 @@ import pytest
 
 from avow.testing.core_abi import Access, Rule, Setting
 from avow.testing.core_driver import CoreDriver
-from avow.testing.fake_client import connected
+from avow.testing.fake_client import TERSE, connected
 from avow.testing.mqtt import (
     Disconnect,
     Filter,
@@ -210,6 +210,7 @@ def test_the_qos_is_the_lower_of_the_two(core: CoreDriver, granted: int, publish
 def test_a_suback_stays_within_the_maximum_packet_size(core: CoreDriver, limit: int) -> None:
     """A SUBACK with one code and nothing else has six bytes."""
     core.acl([Rule(True, "ok", Access.BOTH)])
+    core.settings(TERSE)
     client = connected(core, "c", properties=props(maximum_packet_size=limit))
     client.subscribe("denied", codes=[0x87])
     assert client.sizes[-1] <= limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from avow.testing.core_driver import CoreDriver
-from avow.testing.fake_client import connected
+from avow.testing.fake_client import TERSE, connected
 from avow.testing.mqtt import Properties, Unsuback, Unsubscribe, props
 
 clause = pytest.mark.clause
@@ -98,6 +98,7 @@ def test_many_filters_get_one_answer_with_their_codes_in_order(core: CoreDriver)
 @clause("MQTT-3.11.2-1", "MQTT-3.11.2-2")
 @pytest.mark.parametrize("limit", [6, 7, 10, 30])
 def test_an_unsuback_stays_within_the_maximum_packet_size(core: CoreDriver, limit: int) -> None:
+    core.settings(TERSE)
     client = connected(core, "c", properties=props(maximum_packet_size=limit))
     client.unsubscribe("nothing", codes=[0x11])
     assert client.sizes[-1] <= limit

@@ -277,7 +277,7 @@ def _documented_settings() -> dict[str, tuple[int, int]]:
 
 def test_limits_are_the_settings_of_the_core() -> None:
     documented = _documented_settings()
-    assert documented["maximum_packet_bytes"] == (1, 1048576)
+    assert documented["maximum_packet_bytes"] == (1, 2097152)
     keys = setting_keys()
     defaults = Limits().settings()
     ours = {name: (key, defaults[key]) for name, key in keys.items()}

@@ -29,12 +29,13 @@ pub const Type = enum(u4) {
     auth,
 };
 
-/// Flag bits of the fixed header that are reserved [MQTT-2.1.3-1].
-pub fn flagsValid(packet: Type, flags: u4) bool {
+/// Flag bits of the fixed header that are reserved [MQTT-2.1.3-1]. MQTT 3.1 has a DUP flag in what is
+/// acknowledged (sections 3.6, 3.8 and 3.10 there), and elsewhere calls the bits "not used".
+pub fn flagsValid(version: u8, packet: Type, flags: u4) bool {
     return switch (packet) {
         .publish => (flags >> 1) & 3 != 3, // [MQTT-3.3.1-4]
-        .pubrel, .subscribe, .unsubscribe => flags == 2,
-        else => flags == 0,
+        .pubrel, .subscribe, .unsubscribe => flags == 2 or (version == 3 and flags == 10),
+        else => flags == 0 or version == 3,
     };
 }
 
@@ -47,7 +48,11 @@ pub const Will = struct {
 };
 
 pub const Connect = struct {
+    /// 3 (MQTT 3.1), 4 (3.1.1) or 5.
     version: u8,
+    /// The sender is another broker that says so with the top bit of the protocol level, which
+    /// mosquitto's bridges do in MQTT 3.1 and 3.1.1.
+    bridge: bool,
     clean_start: bool,
     keep_alive_s: u16,
     properties: Properties,
@@ -57,27 +62,45 @@ pub const Connect = struct {
     password: ?[]const u8,
 };
 
-pub const ConnectError = Error || error{ NotMqtt, UnsupportedVersion3, UnsupportedVersion };
+/// The two errors about versions say in which form the sender understands the refusal.
+pub const ConnectError = Error || error{ NotMqtt, UnsupportedVersion4, UnsupportedVersion5 };
+
+const bridge_bit = 0x80;
+
+/// The protocol's name and level, the top bit included, as far as they are there.
+fn protocol(from: *Reader) ConnectError!struct { version: u8, bridge: bool } {
+    const name = try from.string();
+    const old = bytes_room.equal(name, "MQIsdp"); // MQTT 3.1, section 3.1
+    if (!old and !bytes_room.equal(name, "MQTT")) return error.NotMqtt;
+    const level = try from.u8_();
+    const version = level & ~@as(u8, bridge_bit);
+    const bridge = level & bridge_bit != 0;
+    if (old) return if (version == 3) .{ .version = 3, .bridge = bridge } else error.UnsupportedVersion4;
+    if (version == 4 or level == 5) return .{ .version = version, .bridge = bridge };
+    return if (version < 5) error.UnsupportedVersion4 else error.UnsupportedVersion5;
+}
+
+/// The version that a CONNECT names, whatever is wrong with the rest of it; null: none that is spoken.
+pub fn connectVersion(body: []const u8) ?u8 {
+    var from: Reader = .{ .bytes = body };
+    const found = protocol(&from) catch return null;
+    return found.version;
+}
 
 pub fn connect(body: []const u8) ConnectError!Connect {
     var from: Reader = .{ .bytes = body };
-    const name = try from.string();
-    if (!bytes_room.equal(name, "MQTT")) {
-        // MQTT 3.1 says "MQIsdp": it knows the return code 0x01, so it is told.
-        return if (bytes_room.equal(name, "MQIsdp")) error.UnsupportedVersion3 else error.NotMqtt;
-    }
-    const version = try from.u8_();
-    if (version != 4 and version != 5) return if (version < 4) error.UnsupportedVersion3 else error.UnsupportedVersion;
+    const found_protocol = try protocol(&from);
+    const version = found_protocol.version;
     const flags = try from.u8_();
-    if (flags & 1 != 0) return error.Malformed; // [MQTT-3.1.2-3]
+    if (flags & 1 != 0 and version != 3) return error.Malformed; // [MQTT-3.1.2-3]; 3.1: "not used"
     const will_flag = flags & 0x04 != 0;
     const will_qos: u2 = @intCast((flags >> 3) & 3);
     const will_retain = flags & 0x20 != 0;
     if (will_qos == 3) return error.Malformed; // [MQTT-3.1.2-12]
-    if (!will_flag and (will_qos != 0 or will_retain)) return error.Malformed; // [MQTT-3.1.2-11], [MQTT-3.1.2-13]
+    if (!will_flag and (will_qos != 0 or will_retain) and version != 3) return error.Malformed; // [MQTT-3.1.2-11], [MQTT-3.1.2-13]
     const password_flag = flags & 0x40 != 0;
     const user_name_flag = flags & 0x80 != 0;
-    if (version == 4 and password_flag and !user_name_flag) return error.Malformed; // 3.1.1 [MQTT-3.1.2-22]
+    if (version != 5 and password_flag and !user_name_flag) return error.Malformed; // 3.1.1 [MQTT-3.1.2-22]
     const keep_alive_s = try from.u16_();
     const found: Properties = if (version == 5) try properties.parse(&from, .connect) else .{};
     const client_identifier = try from.string();
@@ -89,11 +112,13 @@ pub fn connect(body: []const u8) ConnectError!Connect {
         if (!topics.validName(topic)) return error.Malformed;
         will = .{ .topic = topic, .payload = payload, .qos = will_qos, .retain = will_retain, .properties = will_properties };
     }
-    const user_name = if (user_name_flag) try from.string() else null;
-    const password = if (password_flag) try from.binary() else null;
+    // MQTT 3.1, section 3.1: where the packet ends before them, the length counts and not the flag.
+    const user_name = if (user_name_flag and !(version == 3 and from.done())) try from.string() else null;
+    const password = if (password_flag and !(version == 3 and from.done())) try from.binary() else null;
     if (!from.done()) return error.Malformed;
     return .{
         .version = version,
+        .bridge = found_protocol.bridge,
         .clean_start = flags & 2 != 0,
         .keep_alive_s = keep_alive_s,
         .properties = found,
@@ -201,8 +226,8 @@ pub const FilterList = struct {
         const options = try self.from.u8_();
         if (options & 3 == 3) return error.Malformed;
         const qos: u2 = @intCast(options & 3);
-        if (self.version == 4) {
-            if (options & 0xFC != 0) return error.Malformed; // 3.1.1 [MQTT-3-8.3-4]
+        if (self.version != 5) {
+            if (options & 0xFC != 0 and self.version == 4) return error.Malformed; // 3.1.1 [MQTT-3-8.3-4]; 3.1: "not used"
             return .{ .filter = filter, .qos = qos };
         }
         if (options & 0xC0 != 0) return error.Malformed; // [MQTT-3.8.3-5]

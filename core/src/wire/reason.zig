@@ -73,15 +73,18 @@ pub const Reason = enum(u8) {
         };
     }
 
-    /// The CONNACK return code of MQTT 3.1.1, table 3.1.
-    pub fn connackCode4(self: Reason) u8 {
+    /// The CONNACK return code of MQTT 3.1.1, table 3.1, and of 3.1; null: there is none, and the
+    /// connection is closed without a CONNACK (3.1.1 [MQTT-3.2.2-6]).
+    pub fn connackCode4(self: Reason) ?u8 {
         return switch (self) {
             .success => 0,
             .unsupported_protocol_version => 1,
             .client_identifier_not_valid => 2,
-            .server_unavailable, .server_busy, .quota_exceeded, .server_shutting_down => 3,
+            .server_unavailable, .server_busy, .server_shutting_down, .quota_exceeded => 3,
+            .connection_rate_exceeded, .use_another_server, .server_moved => 3,
             .bad_user_name_or_password => 4,
-            else => 5,
+            .not_authorized, .banned, .bad_authentication_method => 5,
+            else => null,
         };
     }
 };

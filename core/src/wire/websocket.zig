@@ -1,5 +1,6 @@
 //! MQTT over WebSocket, the server's side: the HTTP upgrade (RFC 6455, section 4.2) and frames
-//! (section 5), for the subprotocol `mqtt` in binary frames [MQTT-6.0.0-1] to [MQTT-6.0.0-4].
+//! (section 5), for the subprotocol `mqtt` in binary frames [MQTT-6.0.0-1] to [MQTT-6.0.0-4]. Clients of
+//! MQTT 3.1 offer `mqttv3.1`, the name from before MQTT 3.1.1.
 
 const std = @import("std");
 const bytes_room = @import("../bytes.zig");
@@ -7,8 +8,8 @@ const limits = @import("../limits.zig");
 
 pub const Upgrade = union(enum) {
     incomplete,
-    /// Header bytes consumed, and the value of Sec-WebSocket-Accept.
-    accepted: struct { consumed: usize, accept: [28]u8 },
+    /// Header bytes consumed, and the values of Sec-WebSocket-Protocol and Sec-WebSocket-Accept.
+    accepted: struct { consumed: usize, protocol: []const u8, accept: [28]u8 },
     /// The whole HTTP answer.
     refused: []const u8,
 };
@@ -18,7 +19,8 @@ const refused_405 = "HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\nConnection
 const refused_426 = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade, close\r\nContent-Length: 0\r\n\r\n";
 const refused_431 = "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-pub const answer_start = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Accept: ";
+pub const answer_start = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: ";
+pub const answer_accept = "\r\nSec-WebSocket-Accept: ";
 pub const answer_end = "\r\n\r\n";
 
 pub fn upgrade(bytes: []const u8) Upgrade {
@@ -36,7 +38,7 @@ pub fn upgrade(bytes: []const u8) Upgrade {
     var version: ?[]const u8 = null;
     var upgrade_seen = false;
     var connection_seen = false;
-    var protocol_seen = false;
+    var protocol: ?[]const u8 = null;
     var host_seen = false;
     while (lines.next()) |line| {
         const colon = std.mem.findScalar(u8, line, ':') orelse return .{ .refused = refused_400 };
@@ -45,7 +47,7 @@ pub fn upgrade(bytes: []const u8) Upgrade {
         if (same(name, "host")) host_seen = true;
         if (same(name, "upgrade") and hasToken(value, "websocket")) upgrade_seen = true;
         if (same(name, "connection") and hasToken(value, "upgrade")) connection_seen = true;
-        if (same(name, "sec-websocket-protocol") and hasToken(value, "mqtt")) protocol_seen = true;
+        if (same(name, "sec-websocket-protocol")) protocol = if (hasToken(value, "mqtt")) "mqtt" else protocol orelse if (hasToken(value, "mqttv3.1")) "mqttv3.1" else null;
         if (same(name, "sec-websocket-version")) version = value;
         if (same(name, "sec-websocket-key")) {
             if (key != null) return .{ .refused = refused_400 };
@@ -54,10 +56,10 @@ pub fn upgrade(bytes: []const u8) Upgrade {
     }
     if (!host_seen or !upgrade_seen or !connection_seen) return .{ .refused = refused_400 };
     if (version == null or !bytes_room.equal(version.?, "13")) return .{ .refused = refused_426 };
-    if (!protocol_seen) return .{ .refused = refused_400 };
+    if (protocol == null) return .{ .refused = refused_400 };
     const text = key orelse return .{ .refused = refused_400 };
     if (!validKey(text)) return .{ .refused = refused_400 };
-    return .{ .accepted = .{ .consumed = end + 4, .accept = acceptValue(text) } };
+    return .{ .accepted = .{ .consumed = end + 4, .protocol = protocol.?, .accept = acceptValue(text) } };
 }
 
 fn same(a: []const u8, b: []const u8) bool {

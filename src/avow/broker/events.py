@@ -6,8 +6,12 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from avow.errors import MalformedError
+
+# The versions of MQTT by the number that the core gives them.
+PROTOCOLS: Final = {3: "3.1", 4: "3.1.1", 5: "5.0"}
 
 
 class EventKind(enum.IntEnum):

@@ -26,7 +26,10 @@ class Limits(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     maximum_packet_bytes: Annotated[int, SettingKey(1)] = Field(
-        default=1_048_576, ge=64, le=268_435_460, description="The largest packet that is accepted."
+        default=2_097_152,
+        ge=64,
+        le=268_435_460,
+        description="The largest packet that is accepted; above 268435455: any that MQTT has.",
     )
     receive_maximum: Annotated[int, SettingKey(2)] = Field(
         default=1024,

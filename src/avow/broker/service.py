@@ -37,6 +37,7 @@ from avow.broker.commands import (
 from avow.broker.config import Configuration
 from avow.broker.doors import CertificateRenewal, door_attestation
 from avow.broker.events import (
+    PROTOCOLS,
     AuthRequest,
     CommandFailed,
     Connected,
@@ -297,7 +298,7 @@ class Service:
                     client=event.client,
                     user=event.user,
                     peer=self._origins.of(event.connection).peer,
-                    protocol="5.0" if event.protocol == 5 else "3.1.1",
+                    protocol=PROTOCOLS[event.protocol],
                     session_present=event.session_present,
                     keep_alive_s=event.keep_alive_s,
                 )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from avow.testing.core_abi import Attestation, ClosedBy, Transport
+from avow.testing.core_abi import Attestation, ClosedBy, Setting, Transport
 from avow.testing.core_driver import Connection, CoreDriver
 from avow.testing.mqtt import (
     Connack,
@@ -39,6 +39,13 @@ from avow.testing.websocket import WebSocketClient
 
 P = TypeVar("P", bound=Packet)
 
+# With these settings nothing differs from MQTT's defaults: a CONNACK has five bytes.
+TERSE = {
+    Setting.MAXIMUM_PACKET_BYTES: 268_435_460,
+    Setting.RECEIVE_MAXIMUM: 65_535,
+    Setting.TOPIC_ALIAS_MAXIMUM: 0,
+}
+
 
 class FakeClient:
     """One client over one network connection; `reconnect` makes the next connection."""
@@ -49,6 +56,7 @@ class FakeClient:
         client_id: str = "",
         *,
         version: int = 5,
+        bridge: bool = False,
         transport: Transport = Transport.MQTT,
         allow_anonymous: bool = True,
         identity: str | None = None,
@@ -59,6 +67,7 @@ class FakeClient:
         self.core = core
         self.client_id = client_id
         self.version = version
+        self.bridge = bridge
         self.transport = transport
         self.allow_anonymous = allow_anonymous
         self.identity = identity
@@ -216,6 +225,7 @@ class FakeClient:
         return Connect(
             client_id=self.client_id,
             version=self.version,
+            bridge=self.bridge,
             clean_start=clean_start,
             keep_alive_s=keep_alive_s,
             username=username,
@@ -392,6 +402,7 @@ def connected(
     client_id: str = "",
     *,
     version: int = 5,
+    bridge: bool = False,
     clean_start: bool = True,
     keep_alive_s: int = 0,
     will: Will | None = None,
@@ -405,6 +416,7 @@ def connected(
         core,
         client_id,
         version=version,
+        bridge=bridge,
         transport=transport,
         identity=identity,
         attestation=attestation,

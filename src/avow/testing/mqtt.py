@@ -107,7 +107,10 @@ class Will:
 
 @dataclass(slots=True)
 class Connect:
-    """CONNECT (3.1). `flags`, `protocol_name`, `level` and `trailing` make wrong ones."""
+    """CONNECT (3.1). `flags`, `protocol_name`, `level` and `trailing` make wrong ones.
+
+    `bridge` is the top bit of the level, with which a broker says that it is one.
+    """
 
     client_id: str | bytes = ""
     version: int = 5
@@ -118,8 +121,9 @@ class Connect:
     will: Will | None = None
     properties: PropertyField = field(default_factory=Properties)
     flags: int | None = None
-    protocol_name: bytes = b"MQTT"
+    protocol_name: bytes | None = None
     level: int | None = None
+    bridge: bool = False
     header_flags: int = 0
     trailing: bytes = b""
 
@@ -138,8 +142,13 @@ class Connect:
         """The packet's bytes."""
         flags = self.connect_flags() if self.flags is None else self.flags
         level = self.version if self.level is None else self.level
+        if self.bridge:
+            level |= 0x80
+        name = self.protocol_name
+        if name is None:
+            name = b"MQIsdp" if self.version == 3 else b"MQTT"
         out = [
-            encode_binary(self.protocol_name),
+            encode_binary(name),
             struct.pack(">BBH", level, flags, self.keep_alive_s),
         ]
         if self.version == 5:
@@ -423,8 +432,9 @@ def _decode_connack(reader: Reader, version: int) -> Connack:
         _check(code, _CONNACK_CODES_5, PacketType.CONNACK)
         properties = decode_properties(reader, PacketType.CONNACK)
     else:
-        # A version that is not known is refused before it is clear what the client speaks.
         _check(code, frozenset({0, 1, 2, 3, 4, 5}), PacketType.CONNACK)
+        if version == 3 and flags:
+            raise MalformedError("CONNACK with a session present, which MQTT 3.1 does not have")
         properties = Properties()
     if code and flags:
         raise MalformedError("CONNACK refuses and says session present [MQTT-3.2.2-6]")

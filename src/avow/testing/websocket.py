@@ -74,8 +74,10 @@ def server_frame(data: bytes, at: int = 0) -> tuple[int, bytes, int] | None:
 class WebSocketClient:
     """Upgrade and framing of one connection. `control` collects what is not binary data."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, protocol: bytes = b"mqtt") -> None:
+        """`protocol` is the subprotocol that the server has to choose."""
         self.upgraded = False
+        self._protocol = protocol
         self.response = b""
         self.control: list[tuple[int, bytes]] = []
         self._key = base64.b64encode(b"the sample nonce")
@@ -139,8 +141,10 @@ class WebSocketClient:
         accept = base64.b64encode(hashlib.sha1(self._key + _GUID).digest())
         if fields.get(b"sec-websocket-accept") != accept:
             raise MalformedError(f"Sec-WebSocket-Accept is not {accept!r}: {head!r}")
-        if fields.get(b"sec-websocket-protocol") != b"mqtt":
-            raise MalformedError(f"the subprotocol is not mqtt [MQTT-6.0.0-4]: {head!r}")
+        if fields.get(b"sec-websocket-protocol") != self._protocol:
+            raise MalformedError(
+                f"the subprotocol is not {self._protocol!r} [MQTT-6.0.0-4]: {head!r}"
+            )
         if fields.get(b"upgrade", b"").lower() != b"websocket":
             raise MalformedError(f"no Upgrade: websocket: {head!r}")
         if fields.get(b"connection", b"").lower() != b"upgrade":
