@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from avow.errors import AvowError, UnavailableError
+from avow.errors import AvowError, UnavailableError, UntrustedError
 from avow.evidence.roles import Authenticated
 from avow.tee.azure.hcl import parse_hcl_report, parse_runtime_data
 from avow.tee.azure.report import Report
 from avow.tee.azure.verifier import AzureVerifier
+from avow.tee.intel.collateral import parse_collateral
 from avow.tee.intel.quote import without_padding
 from avow.tee.snp.report import SnpEvidence
 from avow.tee.snp.verifier import SnpVerifier
 from avow.tee.tdx.report import FORMAT, decode_td_report, decode_tdx_quote, encode_report
 from avow.tee.tdx.verifier import TdxVerifier
 from avow.testing.tpm_forge import tpm2b
-from tests.vectors.evidence_files import certificates, flips, vector
+from tests.vectors.evidence_files import case, certificates, flips, vector
 
 pytestmark = pytest.mark.vectors
 
@@ -107,6 +108,46 @@ def test_intels_word_is_needed(tdx: Report) -> None:
     judge = AzureVerifier({"snp": SnpVerifier(), "tdx": TdxVerifier()})
     with pytest.raises(UnavailableError, match="FMSPC 00806F050000"):
         judge.authenticate(tdx.encoded(), NOW)
+
+
+INTEL = "azure-tdx-attributes-zero/collateral.json"
+# The collateral's time.
+INTEL_NOW = datetime(2025, 10, 25, tzinfo=UTC)
+
+
+def test_intels_word() -> None:
+    """TDATTRIBUTES are all zero on this VM: genuine, and for the policy to judge."""
+    quote = without_padding(case("azure-tdx-attributes-zero/td-quote.bin"), FORMAT)
+    collateral = parse_collateral(case(INTEL), "Intel")
+    report = encode_report(quote, collateral, None)
+    claims = TdxVerifier().authenticate(report, INTEL_NOW).claims
+    # Level of 2023-08-09; the TDX module is TDX_01 with the security version 2.
+    assert claims["tcb.status"] == "OutOfDate"
+    assert (
+        claims["tcb.date_age_s"] == (INTEL_NOW - datetime(2023, 8, 9, tzinfo=UTC)).total_seconds()
+    )
+    assert claims["tcb.advisories"] == ("INTEL-SA-00960", "INTEL-SA-00982", "INTEL-SA-00986")
+    assert claims["tdx.attributes"] == bytes(8)
+    assert claims["tdx.sept_ve_disable"] is False
+    assert claims["debug"] is False
+    for place in (48 + 120, 48 + 584 + 4, 48 + 584 + 4 + 64 + 64 + 6):
+        changed = quote[:place] + bytes([quote[place] ^ 1]) + quote[place + 1 :]
+        with pytest.raises(UntrustedError):
+            TdxVerifier().authenticate(encode_report(changed, collateral, None), INTEL_NOW)
+
+
+def test_the_whole_chain_of_a_real_vm() -> None:
+    """From Intel's root over the paravisor's TPM to its quote."""
+    evidence = parts("tdx")
+    quote = without_padding(unpadded(evidence["td_quote"]), FORMAT)
+    collateral = parse_collateral(case(INTEL), "Intel")
+    report = around("tdx", encode_report(quote, collateral, None), evidence)
+    judge = AzureVerifier({"tdx": TdxVerifier()})
+    with pytest.raises(AvowError) as caught:
+        judge.authenticate(report.encoded(), INTEL_NOW)
+    assert caught.value.finding is not None
+    # All but the size of what was signed, "challenge", holds.
+    assert caught.value.finding.check.number == "TPM6"
 
 
 @pytest.mark.parametrize("name", ["snp", "tdx"])

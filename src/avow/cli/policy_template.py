@@ -76,6 +76,17 @@ _SNP: Final = (
 _TDX: Final = (
     Line("tdx.mrtd", "The first contents of the trust domain: its firmware."),
     Line("tdx.attributes", ""),
+    Line(
+        "tdx.sept_ve_disable",
+        "false where the host can make the guest's kernel take #VE, as on early Azure v5 VMs.",
+        text="true",
+    ),
+    Line("tdx.migratable", "", text="false"),
+    Line(
+        "tdx.mrservicetd",
+        "The service TD that is bound to the domain; all zero for none.",
+        text=f'"{bytes(48).hex()}"',
+    ),
     Line("tdx.mrseam", "Intel's module; a list while it is updated."),
 )
 _BOOT: Final = tuple(

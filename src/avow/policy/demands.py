@@ -66,7 +66,11 @@ _INTEL: Final = (
     *_each(How.AT_LEAST, "tcb.evaluation_number"),
     *_COLLATERAL,
 )
-_TDX: Final = (*_each(How.NAMED, "tdx.mrtd", "tdx.attributes", "tdx.mrseam"), *_INTEL)
+_TDX: Final = (
+    *_each(How.NAMED, "tdx.mrtd", "tdx.attributes", "tdx.mrseam"),
+    *_each(How.NAMED, "tdx.sept_ve_disable", "tdx.migratable", "tdx.mrservicetd"),
+    *_INTEL,
+)
 _SNP: Final = (
     *_each(How.NAMED, "snp.measurement", "snp.chip_id", "snp.migration_agent"),
     *_each(How.AT_MOST, "snp.vmpl"),

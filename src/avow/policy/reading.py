@@ -44,6 +44,8 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
         "ConfigurationAndSWHardeningNeeded",
         "OutOfDate",
         "OutOfDateConfigurationNeeded",
+        "TDRelaunchAdvised",
+        "TDRelaunchAdvisedConfigurationNeeded",
         "Revoked",
     ),
 }

@@ -105,6 +105,8 @@ _WEAK: Final[Mapping[str, ClaimValue]] = {
     "collateral.crl_checked": False,
     "snp.migration_agent": True,
     "snp.platform.alias_check_complete": False,
+    "tdx.sept_ve_disable": False,
+    "tdx.migratable": True,
     "tpm.clock_safe": False,
     "azure.secure_boot": False,
 }

@@ -123,10 +123,22 @@ class TdxBody:
 
 @dataclass(frozen=True, slots=True)
 class TcbLevel:
-    """One level of the TCB info: reached by the mock platform when `svn` is at most 3."""
+    """One level of the TCB info: reached by the mock platform when `svn` is at most 3. `tdx_svns`
+    are the first TDX components; the others are zero."""
 
     status: str = "UpToDate"
     svn: int = 2
+    date: str = "2025-01-01T00:00:00Z"
+    advisories: tuple[str, ...] = ()
+    tdx_svns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLevel:
+    """One level of a TDX module's identity: reached with `isv_svn` in TEETCBSVN[0]."""
+
+    status: str = "UpToDate"
+    isv_svn: int = 2
     date: str = "2025-01-01T00:00:00Z"
     advisories: tuple[str, ...] = ()
 
@@ -136,6 +148,8 @@ class CollateralSettings:
     """What Intel says about the mock platform, and when."""
 
     levels: tuple[TcbLevel, ...] = (TcbLevel(),)
+    # Identities of TDX modules by their version (TEETCBSVN[1]).
+    modules: Mapping[int, tuple[ModuleLevel, ...]] = field(default_factory=dict)
     qe_status: str = "UpToDate"
     qe_advisories: tuple[str, ...] = ()
     evaluation_number: int = 18
@@ -377,7 +391,27 @@ def _tcb_info(
             "attributes": "00" * 8,
             "attributesMask": "FF" * 8,
         }
+        if settings.modules:
+            info["tdxModuleIdentities"] = [
+                {
+                    "id": f"TDX_{version:02X}",
+                    "mrsigner": "00" * 48,
+                    "attributes": "00" * 8,
+                    "attributesMask": "FF" * 8,
+                    "tcbLevels": [_module_level(level) for level in levels],
+                }
+                for version, levels in settings.modules.items()
+            ]
     return info
+
+
+def _module_level(level: ModuleLevel) -> dict[str, Any]:
+    return {
+        "tcb": {"isvsvn": level.isv_svn},
+        "tcbDate": level.date,
+        "tcbStatus": level.status,
+        "advisoryIDs": list(level.advisories),
+    }
 
 
 def _tcb_level(tee: str, level: TcbLevel) -> dict[str, Any]:
@@ -386,7 +420,8 @@ def _tcb_level(tee: str, level: TcbLevel) -> dict[str, Any]:
         "pcesvn": _PCE_SVN,
     }
     if tee == "tdx":
-        tcb["tdxtcbcomponents"] = [{"svn": 0}] * 16
+        svns = (*level.tdx_svns, *[0] * (16 - len(level.tdx_svns)))
+        tcb["tdxtcbcomponents"] = [{"svn": svn} for svn in svns]
     return {
         "tcb": tcb,
         "tcbDate": level.date,

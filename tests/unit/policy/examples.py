@@ -77,6 +77,9 @@ TDX = {
     "tdx.mrtd": of_bytes("tdx.mrtd"),
     "tdx.attributes": of_bytes("tdx.attributes"),
     "tdx.mrseam": of_bytes("tdx.mrseam"),
+    "tdx.sept_ve_disable": exact(True, False),
+    "tdx.migratable": exact(False, True),
+    "tdx.mrservicetd": of_bytes("tdx.mrservicetd", 0),
     **INTEL,
 }
 SNP = {

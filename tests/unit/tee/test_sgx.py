@@ -111,8 +111,9 @@ def test_what_intel_has_revoked_or_does_not_list(
     _refused(_report(settings=settings), UntrustedError, check)
 
 
-def test_debug() -> None:
-    assert "Debug" in _refused(_report(BODY.debug()), UntrustedError, sgx.PRODUCTION)
+def test_debug_is_for_the_policy() -> None:
+    assert _verifier().authenticate(_report(BODY.debug()), LATER).claims["debug"] is True
+    assert _verifier().authenticate(_report(), LATER).claims["debug"] is False
 
 
 def test_another_root() -> None:

@@ -18,11 +18,11 @@ from avow.evidence import cbor
 from avow.evidence.claims import Workload
 from avow.tee.configfs_tsm import TsmReports
 from avow.tee.intel.collateral import Collateral
-from avow.tee.intel.vouching import Roots, Voucher
+from avow.tee.intel.vouching import Roots
 from avow.tee.tdx import rtmr
 from avow.tee.tdx import verifier as tdx
 from avow.tee.tdx.attester import RunTimeRegister, TdxAttester
-from avow.tee.tdx.report import FORMAT, decode_report, decode_td_report, encode_report
+from avow.tee.tdx.report import FORMAT, decode_report, encode_report
 from avow.tee.tdx.verifier import TdxVerifier
 from avow.testing.intel_pki import CollateralSettings, IntelPki, SgxBody, TcbLevel, TdxBody
 from avow.testing.tsm_directory import TsmDirectory
@@ -91,6 +91,9 @@ def test_claims(version: int, kind: int) -> None:
         "tdx.mrseam": BODY.mrseam,
         "tdx.mrsignerseam": BODY.mrsignerseam,
         "tdx.attributes": BODY.attributes,
+        "tdx.sept_ve_disable": True,
+        "tdx.migratable": False,
+        "tdx.mrservicetd": bytes(48),
         "tdx.xfam": BODY.xfam,
         "tcb.status": "UpToDate",
         "tcb.advisories": (),
@@ -102,18 +105,45 @@ def test_claims(version: int, kind: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "claim", "value"),
     [
-        BODY.debug(),
-        # A bit of TUD that is reserved, no SEPT_VE_DISABLE, MIGRATABLE, a service TD.
-        replace(BODY, attributes=bytes.fromhex("0200001000000000")),
-        replace(BODY, attributes=bytes(8)),
-        replace(BODY, attributes=bytes.fromhex("0000003000000000")),
-        replace(BODY, version=15, mrservicetd=b"\x01" * 48),
+        (BODY.debug(), "debug", True),
+        # Profiling (bits 4 to 6) and a reserved bit of TUD.
+        (replace(BODY, attributes=bytes.fromhex("1000001000000000")), "debug", True),
+        (replace(BODY, attributes=bytes.fromhex("4000001000000000")), "debug", True),
+        (replace(BODY, attributes=bytes(8)), "tdx.sept_ve_disable", False),
+        (replace(BODY, attributes=bytes.fromhex("0000003000000000")), "tdx.migratable", True),
+        (replace(BODY, version=15, mrservicetd=b"\x01" * 48), "tdx.mrservicetd", b"\x01" * 48),
     ],
 )
-def test_not_in_production(body: TdxBody) -> None:
-    _refused(_report(body), UntrustedError, tdx.PRODUCTION)
+def test_what_is_for_the_policy(body: TdxBody, claim: str, value: object) -> None:
+    """Genuine, although dcap-qvl would have refused it: a claim says what it is."""
+    claims = _verifier().authenticate(_report(body), LATER).claims
+    ordinary = _verifier().authenticate(_report(), LATER).claims
+    assert claims[claim] == value
+    assert ordinary[claim] != value
+    named = {claim, "tdx.attributes", "tdx.sept_ve_disable"}
+    assert {name: of for name, of in claims.items() if name not in named} == {
+        name: of for name, of in ordinary.items() if name not in named
+    }
+
+
+@pytest.mark.parametrize("bit", [1, 7, 8, 15, 23, 26, 32, 61])
+def test_reserved_attributes(bit: int) -> None:
+    attributes = (1 << 28 | 1 << bit).to_bytes(8, "little")
+    words = _refused(_report(replace(BODY, attributes=attributes)), UntrustedError, tdx.ATTRIBUTES)
+    assert f"reserved bits {bit};" in words
+
+
+@pytest.mark.parametrize("days", [-366, 366])
+def test_a_clock_that_is_wrong(days: int) -> None:
+    """Nobody is accused of changing evidence."""
+    now = NOW + timedelta(days=days)
+    stapled = collateral("tdx", issued=now)
+    report = encode_report(intel().tdx_quote(BODY), stapled, None)
+    with pytest.raises(UntrustedError, match="set this machine's clock") as caught:
+        _verifier().authenticate(report, now)
+    assert "2025-01-01T00:00:00Z to 2027-01-01T00:00:00Z" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -191,18 +221,6 @@ def test_bytes_after_the_certification_data() -> None:
     size = int.from_bytes(quote[place : place + 4], "little") + 1
     quote[place : place + 4] = size.to_bytes(4, "little")
     _refused(encode_report(bytes(quote), None, None), MalformedError, FORMAT)
-
-
-def test_the_debug_bit() -> None:
-    """What dcap-qvl would have to let through first."""
-    assert decode_td_report(BODY.debug().encoded()).debug
-    assert not decode_td_report(BODY.encoded()).debug
-
-
-def test_the_debug_bit_is_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Voucher, "vouch", lambda *_: {})
-    report = encode_report(intel().tdx_quote(BODY.debug()), None, None)
-    assert _verifier().authenticate(report, LATER).claims["debug"] is True
 
 
 def test_a_quote_of_sgx() -> None:

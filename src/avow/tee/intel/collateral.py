@@ -35,6 +35,8 @@ _TEXTS: Final = (
     "qe_identity_issuer_chain",
     "qe_identity",
 )
+# The chains among them: of who signed the PCK's CRL, the TCB info and the QE identity.
+ISSUER_CHAINS: Final = tuple(name for name in _TEXTS if name.endswith("_issuer_chain"))
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FMSPC: Final = re.compile(r"[0-9A-Fa-f]{12}")
 # 14 to 19 KB are usual; a revocation list may grow.

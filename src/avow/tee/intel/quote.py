@@ -42,12 +42,21 @@ _KEY_BYTES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A quote taken apart; nothing is verified. `chain` is the PCK's, in PEM."""
+    """A quote taken apart; nothing is verified.
+
+    `qe_report` is the quoting enclave's (384 bytes), `chain` the PCK's, in PEM.
+    """
 
     content: bytes
     version: int
     body: bytes
+    qe_report: bytes
     chain: bytes
+
+    @property
+    def qe_isv_svn(self) -> int:
+        """ISVSVN of the quoting enclave: two bytes at 258 of an enclave report."""
+        return int.from_bytes(self.qe_report[258:260], "little")
 
 
 class _Reader:
@@ -116,8 +125,8 @@ def _read_quote(reader: _Reader, content: bytes, check: Check) -> Quote:
         size = data.number(4, "the size of the certification data")
         outer, data = data, _Reader(data.take(size, "certification data"), check)
         outer.end("the certification data")
-    chain = _read_certification(data, check)
-    return Quote(content[: reader.offset], version, body, chain)
+    qe_report, chain = _read_certification(data, check)
+    return Quote(content[: reader.offset], version, body, qe_report, chain)
 
 
 def _body_size(reader: _Reader, version: int, check: Check) -> int:
@@ -136,8 +145,9 @@ def _body_size(reader: _Reader, version: int, check: Check) -> int:
     return size
 
 
-def _read_certification(data: _Reader, check: Check) -> bytes:
-    data.take(SGX_BODY_BYTES, "a QE report")
+def _read_certification(data: _Reader, check: Check) -> tuple[bytes, bytes]:
+    """The QE report and the PCK's chain."""
+    qe_report = data.take(SGX_BODY_BYTES, "a QE report")
     data.take(_SIGNATURE_BYTES, "a signature of the QE report")
     data.take(data.number(2, "the size of the authentication data"), "authentication data")
     kind = data.number(2, "the type of the PCK's data")
@@ -145,7 +155,7 @@ def _read_certification(data: _Reader, check: Check) -> bytes:
         raise malformed(check, "the PCK's certificate chain (type 5)", f"type {kind}")
     chain = data.take(data.number(4, "the size of the PCK's chain"), "a certificate chain")
     data.end("the PCK's chain")
-    return chain
+    return qe_report, chain
 
 
 def malformed(check: Check, expected: str, actual: str) -> MalformedError:

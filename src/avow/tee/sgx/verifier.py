@@ -14,8 +14,7 @@ COLLATERAL: Final = Check("SGX2", "there is collateral for the processor", SPEC)
 CURRENT: Final = Check("SGX3", "the collateral is valid now", SPEC)
 VOUCHED: Final = Check("SGX4", "Intel vouches for the SGX quote", SPEC)
 TCB_LEVEL: Final = Check("SGX5", "Intel lists the processor's TCB level", SPEC)
-PRODUCTION: Final = Check("SGX6", "the enclave is in production mode", SPEC)
-CHECKS: Final = (FORMAT, COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION)
+CHECKS: Final = (FORMAT, COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL)
 
 
 class SgxVerifier:
@@ -28,14 +27,14 @@ class SgxVerifier:
         self._voucher = Voucher(
             "SGX",
             Roots() if roots is None else roots,
-            IntelChecks(COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION),
+            IntelChecks(COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL),
         )
 
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
         """See `avow.evidence.roles.Verifier`."""
         decoded = decode_report(report)
         enclave = decoded.enclave
-        claims = self._voucher.vouch(decoded.quote.content, decoded.collateral, now)
+        claims = self._voucher.vouch(decoded.quote, None, decoded.collateral, now)
         return Authenticated(
             self.platform,
             enclave.report_data,

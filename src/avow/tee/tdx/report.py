@@ -33,15 +33,27 @@ from avow.tee.tdx.rtmr import Log, log_of_value, log_value
 SPEC: Final = "docs/platforms/tdx.md"
 FORMAT: Final = Check("TDX1", "the TDX report is well-formed", SPEC)
 
+MEASUREMENT_BYTES: Final = 48
+
 _NAMES: Final = {"quote", "collateral", "log"}
+# Bits of TDATTRIBUTES: Intel TDX Module ABI specification, ATTRIBUTES.
+_SEPT_VE_DISABLE: Final = 28
+_MIGRATABLE: Final = 29
+_RESERVED: Final = (1, 2, 3, *range(7, 16), *range(23, 27), *range(32, 62))
 
 
 @dataclass(frozen=True, slots=True)
 class TdReport:
-    """The body of the quote: measurements of 48 bytes, attributes and XFAM of 8."""
+    """The body of the quote: security versions of 16 bytes, measurements of 48, attributes and
+    XFAM of 8.
 
+    `tee_tcb_svn_2` and `mrservicetd` are None in a TD report 1.0, which has no room for them.
+    """
+
+    tee_tcb_svn: bytes
     mrseam: bytes
     mrsignerseam: bytes
+    seam_attributes: bytes
     attributes: bytes
     xfam: bytes
     mrtd: bytes
@@ -50,11 +62,32 @@ class TdReport:
     mrownerconfig: bytes
     rtmrs: tuple[bytes, bytes, bytes, bytes]
     report_data: bytes
+    tee_tcb_svn_2: bytes | None
+    mrservicetd: bytes | None
 
     @property
     def debug(self) -> bool:
-        """A bit of TDATTRIBUTES.TUD (DEBUG, or one still reserved): the host can look inside."""
+        """A bit of TDATTRIBUTES.TUD (debugging, profiling, or one still reserved): the host can
+        look inside (Intel TDX Module ABI specification, ATTRIBUTES)."""
         return self.attributes[0] != 0
+
+    @property
+    def sept_ve_disable(self) -> bool:
+        """The host cannot make the guest's kernel take #VE where it takes a page away."""
+        return self._attribute(_SEPT_VE_DISABLE)
+
+    @property
+    def migratable(self) -> bool:
+        """A migration TD may move the domain to another machine."""
+        return self._attribute(_MIGRATABLE)
+
+    @property
+    def reserved_attributes(self) -> tuple[int, ...]:
+        """The set bits of TDATTRIBUTES that have no meaning."""
+        return tuple(bit for bit in _RESERVED if self._attribute(bit))
+
+    def _attribute(self, bit: int) -> bool:
+        return bool(int.from_bytes(self.attributes, "little") >> bit & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +139,12 @@ def decode_td_report(body: bytes) -> TdReport:
     """The TD report in 584 or 648 bytes. Raises `MalformedError`."""
     if len(body) not in (TD_REPORT_10_BYTES, TD_REPORT_15_BYTES):
         raise malformed(FORMAT, "a TD report of 584 or 648 bytes", f"{len(body)}")
+    late = len(body) == TD_REPORT_15_BYTES
     return TdReport(
+        tee_tcb_svn=body[:16],
         mrseam=body[16:64],
         mrsignerseam=body[64:112],
+        seam_attributes=body[112:120],
         attributes=body[120:128],
         xfam=body[128:136],
         mrtd=body[136:184],
@@ -117,6 +153,8 @@ def decode_td_report(body: bytes) -> TdReport:
         mrownerconfig=body[280:328],
         rtmrs=(body[328:376], body[376:424], body[424:472], body[472:520]),
         report_data=body[520:584],
+        tee_tcb_svn_2=body[584:600] if late else None,
+        mrservicetd=body[600:648] if late else None,
     )
 
 

@@ -9,11 +9,13 @@ from typing import Final
 from avow.errors import Check, UntrustedError
 from avow.evidence.roles import Authenticated
 from avow.tee.intel.collateral import Collateral
+from avow.tee.intel.levels import TdxModule
 from avow.tee.intel.quote import Quote
 from avow.tee.intel.vouching import IntelChecks, Roots, Voucher
 from avow.tee.tdx import rtmr
 from avow.tee.tdx.report import (
     FORMAT,
+    MEASUREMENT_BYTES,
     SPEC,
     TdReport,
     decode_report,
@@ -24,9 +26,9 @@ COLLATERAL: Final = Check("TDX2", "there is collateral for the processor", SPEC)
 CURRENT: Final = Check("TDX3", "the collateral is valid now", SPEC)
 VOUCHED: Final = Check("TDX4", "Intel vouches for the TDX quote", SPEC)
 TCB_LEVEL: Final = Check("TDX5", "Intel lists the platform's TCB level", SPEC)
-PRODUCTION: Final = Check("TDX6", "the trust domain is in production mode", SPEC)
+ATTRIBUTES: Final = Check("TDX6", "TDATTRIBUTES have no reserved bit", SPEC)
 LOG: Final = Check("TDX7", "the log explains RTMR3", SPEC)
-CHECKS: Final = (FORMAT, COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION, LOG)
+CHECKS: Final = (FORMAT, COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, ATTRIBUTES, LOG)
 
 
 class TdxVerifier:
@@ -39,7 +41,7 @@ class TdxVerifier:
         self._voucher = Voucher(
             "TDX",
             Roots() if roots is None else roots,
-            IntelChecks(COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL, PRODUCTION),
+            IntelChecks(COLLATERAL, CURRENT, VOUCHED, TCB_LEVEL),
         )
 
     def authenticate(self, report: bytes, now: datetime) -> Authenticated:
@@ -68,7 +70,18 @@ class TdxVerifier:
         self, quote: Quote, collateral: Collateral | None, now: datetime
     ) -> tuple[TdReport, Authenticated]:
         body = decode_td_report(quote.body)
-        claims = self._voucher.vouch(quote.content, collateral, now)
+        module = TdxModule(
+            body.tee_tcb_svn, body.tee_tcb_svn_2, body.mrsignerseam, body.seam_attributes
+        )
+        claims = self._voucher.vouch(quote, module, collateral, now)
+        if body.reserved_attributes:
+            raise UntrustedError.at(
+                ATTRIBUTES,
+                expected="TDATTRIBUTES of which every set bit has a meaning",
+                actual=f"{body.attributes.hex()}, with the reserved bits "
+                f"{', '.join(map(str, body.reserved_attributes))}",
+                advice="use a release of avow that knows this TDX module",
+            )
         return body, Authenticated(
             self.platform,
             body.report_data,
@@ -84,6 +97,11 @@ class TdxVerifier:
                 "tdx.mrseam": body.mrseam,
                 "tdx.mrsignerseam": body.mrsignerseam,
                 "tdx.attributes": body.attributes,
+                "tdx.sept_ve_disable": body.sept_ve_disable,
+                "tdx.migratable": body.migratable,
+                # A TD report 1.0 has no such field: the TDX module writes one only for a domain
+                # without a service TD (TDG.MR.REPORT, REPORTTYPE.VERSION).
+                "tdx.mrservicetd": body.mrservicetd or bytes(MEASUREMENT_BYTES),
                 "tdx.xfam": body.xfam,
             },
         )
