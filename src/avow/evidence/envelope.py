@@ -1,4 +1,4 @@
-"""Evidence on the wire and in files: a CMW collection (RFC 9999, Conceptual Message Wrapper) in CBOR.
+"""Evidence on the wire and in files: a collection of RFC 9999 (CMW) in CBOR.
 
     { "__cmwc_t": "tag:avow.example,2026:cmw-1",
       "claims":   ["application/eat-ucs+cbor",                 claims,  4],
