@@ -40,7 +40,17 @@ from avow.testing.mqtt import (
 )
 from avow.testing.mqtt_properties import KINDS, Kind, PropertyValue
 
-TOPICS = ("a", "a/b", "a/b/c", "$SYS/x", "/", "x" * 300, "\ufeff", "ä/€/😀")
+TOPICS = (
+    "a",
+    "a/b",
+    "a/b/c",
+    "$SYS/x",
+    "$SYS/broker/connection/a/state",
+    "/",
+    "x" * 300,
+    "\ufeff",
+    "ä/€/😀",
+)
 FILTERS = (*TOPICS, "#", "a/#", "+/b", "+/+/+", "$share/g/a/#", "$SYS/#", "a/+/c", "//#")
 INTERESTING = (0x00, 0x01, 0x02, 0x7F, 0x80, 0x81, 0xC0, 0xED, 0xF5, 0xFE, 0xFF)
 SETTLE_ROUNDS = 25
@@ -125,6 +135,7 @@ class Grammar:
             version,
             self.chance.random() < 0.5,
             self.chance.choice([0, 0, 1, 60, 65535]),
+            bridge=version != 5 and self.chance.random() < 0.3,
             username=self.chance.choice([None, None, None, "u"]),
             will=will,
             properties=self.properties(
@@ -313,7 +324,7 @@ class CoreFuzzer:
         at[connection.number] = start + size
 
     def _stream(self, transport: Transport) -> bytes:
-        version = self.chance.choice([4, 5, 5])
+        version = self.chance.choice([3, 4, 5, 5])
         packets = [self._grammar.connect(version)]
         packets += [self._grammar.packet(version) for _ in range(self.chance.randrange(12))]
         self.packets += len(packets)
