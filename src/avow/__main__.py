@@ -1,6 +1,6 @@
 """`python -m avow` is the command `avow`."""
 
-from avow.cli import main
+from avow.start import main
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,7 @@ from avow.client import (
 )
 from avow.errors import AvowError, MalformedError, UnavailableError
 from avow.policy import parse_policy
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.tee.platforms import verifiers
 from avow.testing.attested_peer import (
     MODULE,

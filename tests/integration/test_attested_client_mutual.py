@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.testing.attested_peer import policy_text
 from avow.testing.pki import Authority
 from tests.integration.service_process import ServiceProcess, avow, service

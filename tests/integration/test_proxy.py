@@ -28,7 +28,7 @@ from paho.mqtt import subscribe as paho_subscribe
 from avow.channel.exchange import AskClients, Outcome
 from avow.channel.judge import Judge
 from avow.policy import parse_policy
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.tee.platforms import verifiers
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 from avow.testing.attested_peer import (

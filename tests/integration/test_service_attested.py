@@ -18,7 +18,7 @@ from avow.channel.psk import PreSharedKey, offer_key, require_key
 from avow.channel.ra_tls import judge_certificate
 from avow.channel.session import facts_of
 from avow.errors import AvowError
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.testing.mqtt import (
     Connect,
     Disconnect,

@@ -37,6 +37,7 @@ from avow.cli.interrupts import signals_told, thread_failures
 from avow.cli.provisioned import Unprovisioned, await_secrets, unprovisioned
 from avow.cli.store_opening import ALSO_KEY_HELP
 from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError, UntrustedError
+from avow.runtime.process import process_check
 from avow.sandbox.engine import LoadedCore, load
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -280,6 +281,8 @@ def _run(
                     provisioned=ready.provisioned,
                     journal=journal,
                 )
+                if attestation is not None or ready.prepared.configuration.store is not None:
+                    _check_process()
                 service.open()
             if by_default:
                 log.info(OPEN_UP)
@@ -299,6 +302,13 @@ def _faults() -> Iterator[None]:
         raise CommandError(str(error), ExitCode.FAILED) from error
     except AvowError as error:
         raise CommandError(str(error), ExitCode.INTERNAL) from error
+
+
+def _check_process() -> None:
+    """Before strangers can speak to it: it runs what was measured."""
+    check = process_check()
+    if check is not None:
+        check.files()
 
 
 def _load_core(configuration: Configuration, measure: Callable[[bytes], None]) -> LoadedCore:

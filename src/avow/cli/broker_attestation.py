@@ -22,7 +22,7 @@ from avow.channel.attestation import ServerAttestation
 from avow.channel.judge import Judge
 from avow.errors import MalformedError, UnavailableError
 from avow.evidence.roles import Attester
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from avow.cli.exit_codes import ExitCode
 from avow.cli.store_keys import check_source
 from avow.cli.store_opening import StoreKeys, is_there, make_store, open_store
 from avow.errors import AvowError, UnavailableError, UntrustedError
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
 

@@ -17,7 +17,8 @@ from avow.cli.exit_codes import ExitCode
 from avow.cli.program_store import store_options
 from avow.cli.program_trust import trust_options
 from avow.cli.references import ReferenceValues, broker_references
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import measurement, runtime_manifest, wrong_code
+from avow.runtime.sealed import sealed
 
 
 @click.group(invoke_without_command=True)
@@ -95,12 +96,20 @@ def _print_values(values: dict[str, str], *, as_json: bool) -> None:
 def measure_runtime() -> int:
     """Print the runtime's manifest, whose SHA-256 is the claim `runtime`.
 
-    A line for each part: name, version, SHA-256 of its files. Compare two of them to see why
-    evidence names another runtime.
+    A line for each part: name, version, SHA-256 of its files. Compare two of them, by diff, to see
+    why evidence names another runtime. Of an installation that was altered, standard error says
+    which file was, and the exit code is 1.
     """
     with configuration_errors():
-        click.echo(runtime_manifest().text, nl=False)
-    return ExitCode.OK
+        if sealed() is None:
+            click.echo(runtime_manifest().text, nl=False)
+            return ExitCode.OK
+        found = measurement()
+        wrong = [*found.wrong, *wrong_code()]
+    click.echo(found.manifest.text, nl=False)
+    for sentence in wrong:
+        click.echo(f"avow: {sentence}", err=True)
+    return ExitCode.FAILED if wrong else ExitCode.OK
 
 
 @measure.command("app", cls=ProgramCommand)

@@ -31,8 +31,8 @@ from avow.evidence.envelope import Evidence
 from avow.evidence.origin import DOCUMENT_BINDER, Expectation, verify_evidence
 from avow.evidence.roles import Verifier
 from avow.policy.policy_file import parse_policy
+from avow.runtime.manifest import runtime_manifest
 from avow.sandbox.extra_imports import ExtraImport, GuestMemory
-from avow.sandbox.manifest import runtime_manifest
 
 if TYPE_CHECKING:
     from avow.tee.platforms import Endorsements

@@ -14,8 +14,8 @@ from avow.cli.command_error import configuration_errors, storage_errors
 from avow.cli.store_keys import key_option
 from avow.cli.store_opening import ALSO_KEY_HELP, StoreKeys, is_there, make_store, open_store
 from avow.errors import AvowError
+from avow.runtime.manifest import runtime_manifest
 from avow.sandbox.compiled_cache import CompiledCache
-from avow.sandbox.manifest import runtime_manifest
 from avow.sealing.anchor import Freshness, begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
 from avow.sealing.store import Store

@@ -10,7 +10,7 @@ from avow import artefacts
 from avow.broker.config import Configuration
 from avow.broker.measured_configuration import configuration_digest
 from avow.evidence.claims import BOOT_ID_BYTES, Workload
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 
 
 @dataclass(frozen=True, slots=True)

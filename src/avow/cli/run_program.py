@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from avow.cli.program_store import NoStore, ProgramStore, open_program_store, st
 from avow.cli.program_trust import ProgramTrust, program_trust, trust_options
 from avow.cli.supervision import end_at_once, native_signals, supervise
 from avow.errors import AvowError, MalformedError, UntrustedError
+from avow.runtime.sealed import callers_environment
 from avow.sandbox.grants import Grants
 from avow.sandbox.program import Surroundings, kind_of, load
 from avow.sealing.store import Store
@@ -71,7 +71,7 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
         surroundings = Surroundings(
             arguments=app.arguments,
             grants=app.grants,
-            environment=trust.environment(os.environ, app.grants),
+            environment=trust.environment(callers_environment(), app.grants),
             store=store.store,
             denied=_say,
             extra_imports=trust.imports,

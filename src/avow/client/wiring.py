@@ -22,7 +22,7 @@ from avow.client.attested_socket import Attestation
 from avow.evidence.claims import Workload
 from avow.policy.policy import Policy
 from avow.policy.policy_file import load_policy
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.manifest import runtime_manifest
 from avow.tee.platforms import load_endorsements, open_attester, verifiers
 
 

@@ -225,7 +225,7 @@ _ADVICE_ABSENT: Final = {
 
 _ADVICE: Final = {
     "module": "run the module that the policy names, or make the policy anew for this one",
-    "runtime": "run the release of avow that the policy names, or make the policy anew",
+    "runtime": "compare the lines of `avow measure runtime` there and where the policy was made",
     "configuration": "run with the configuration that the policy names, or make the policy anew",
     "debug": "start it without debugging; the policy can allow it by `unsafe_debug = true`",
     "evidence_age_s": "set both clocks, and ask for fresh evidence",

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 from avow.errors import MalformedError, UnavailableError
 from avow.evidence.roles import Attester, Authenticated, Verifier
+from avow.runtime.process import process_check
 from avow.tee.detection import Found, Machine, detect
 from avow.tee.endorsements import Endorsements, load_endorsements, read_file
+from avow.tee.measured_process import OfMeasuredProcess
 
 if TYPE_CHECKING:
     from avow.tee.intel.stapling import StapledCollateral
@@ -53,6 +55,12 @@ def open_attester(
     `UnavailableError`, and `MalformedError` for a setting or a file in it that has the wrong form.
     """
     environment = os.environ if environment is None else environment
+    attester = _open_attester(name, environment, found)
+    check = process_check()
+    return attester if check is None else OfMeasuredProcess(attester, check)
+
+
+def _open_attester(name: str, environment: Environment, found: list[Found] | None) -> Attester:
     if name == "auto":
         return _first(detect() if found is None else found, environment)
     if name not in _ATTESTERS:
@@ -97,7 +105,7 @@ def _first(found: list[Found], environment: Environment) -> Attester:
         if not each.present or each.platform == "simulated":
             continue
         try:
-            return open_attester(each.platform, environment)
+            return _open_attester(each.platform, environment, None)
         except UnavailableError as error:
             if each.platform == "azure":
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
-import shutil
 import tomllib
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from avow.broker.measured_configuration import (
 from avow.channel.named_files import FilesReadOnce
 from avow.cli.configuration_options import NAMES
 from avow.errors import UnavailableError
-from avow.sandbox import manifest
-from avow.sandbox.manifest import runtime_manifest
+from avow.runtime.installation import DISTRIBUTIONS, EXTRA_DISTRIBUTIONS
+from avow.runtime.manifest import runtime_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -35,10 +34,10 @@ def names_of(requirements: list[str]) -> set[str]:
 def test_manifest_names_what_pyproject_requires() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = names_of(project["dependencies"])
-    assert {name.lower() for name in manifest.DISTRIBUTIONS} == wanted
+    assert {name.lower() for name in DISTRIBUTIONS} == wanted
     extras = project["optional-dependencies"]
     users = {name for extra, each in extras.items() if extra != "dev" for name in names_of(each)}
-    assert {name.lower() for name in manifest.EXTRA_DISTRIBUTIONS} == users
+    assert {name.lower() for name in EXTRA_DISTRIBUTIONS} == users
 
 
 def test_manifest_is_made_once_and_is_its_text() -> None:
@@ -47,101 +46,15 @@ def test_manifest_is_made_once_and_is_its_text() -> None:
     lines = made.text.splitlines()
     assert lines == sorted(lines)
     names = [line.split()[0] for line in lines]
-    assert {"avow", "python", "wasmtime", "cryptography", "pydantic-core"} <= set(names)
+    assert {"avow", "code", "interpreter", "python", "wasmtime", "pydantic-core"} <= set(names)
+    assert "library:libc.so.6" in names
     assert len(set(names)) == len(names)
     assert made.digest == hashlib.sha256(made.text.encode()).digest()
     (wasmtime,) = (each for each in made.entries if each.name == "wasmtime")
     assert wasmtime.version == importlib.metadata.version("wasmtime")
-    # Somebody may be editing the checkout; the others stay.
-    again = manifest.runtime_manifest.__wrapped__()
-    assert [each for each in again.entries if each.name != "avow"] == [
-        each for each in made.entries if each.name != "avow"
-    ]
-
-
-def small_package(folder: Path) -> Path:
-    """A package like avow's."""
-    for name in ("a.py", "room/b.py", "_native/libavow_pump.so", "_native/broker.wasm"):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("a.py", True),
-        ("room/b.py", True),
-        ("room/new.py", True),
-        ("new.so", True),
-        ("_native/libavow_pump.so", True),
-        ("_native/broker.wasm", False),  # has a claim of its own
-        ("_native/stamp.json", False),
-        ("room/__pycache__/b.pyc", False),
-        ("testing/pki.py", False),
-    ],
-)
-def test_what_of_the_package_counts(name: str, counts: bool, tmp_path: Path) -> None:
-    folder = small_package(tmp_path / "avow")
-    before = manifest._digest_of_package(folder)
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("changed")
-    assert (manifest._digest_of_package(folder) != before) is counts
-
-
-def test_package_has_the_same_digest_in_every_folder(tmp_path: Path) -> None:
-    one = small_package(tmp_path / "one/avow")
-    shutil.copytree(one, tmp_path / "two")
-    assert manifest._digest_of_package(one) == manifest._digest_of_package(tmp_path / "two")
-    (one / "a.py").rename(one / "c.py")
-    assert manifest._digest_of_package(one) != manifest._digest_of_package(tmp_path / "two")
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A distribution `thing` that the manifest needs, installed in a folder of its own."""
-    site = tmp_path / "site"
-    files = {
-        "thing/__init__.py": "x = 1",
-        "thing-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n"
-        "Requires-Dist: absent; extra == 'dev'\nRequires-Dist: absent; python_version < '3'\n",
-        "thing-1.0.dist-info/INSTALLER": "pip",
-        "thing-1.0.dist-info/RECORD": "thing/__init__.py,,\nthing/__pycache__/x.pyc,,\n"
-        "../../bin/thing,,\nthing-1.0.dist-info/METADATA,,\nthing-1.0.dist-info/INSTALLER,,\n"
-        "thing-1.0.dist-info/RECORD,,\n",
-    }
-    for name, content in files.items():
-        path = site / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setattr(manifest, "DISTRIBUTIONS", ("thing",))
-    monkeypatch.setattr(manifest, "EXTRA_DISTRIBUTIONS", ("no-such-extra",))
-    return site
-
-
-def test_distributions_by_their_files(installed: Path) -> None:
-    (before,) = manifest._distributions()
-    assert (before.name, before.version) == ("thing", "1.0")
-    (installed / "thing-1.0.dist-info/INSTALLER").write_text("another")
-    assert manifest._distributions() == [before]
-    (installed / "thing/__init__.py").write_text("x = 2")
-    (after,) = manifest._distributions()
-    assert after.sha256 != before.sha256
-
-
-def test_absent_parts_are_refused(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (installed / "thing/__init__.py").unlink()
-    with pytest.raises(UnavailableError, match=r"thing/__init__\.py"):
-        manifest._distributions()
-    (installed / "thing-1.0.dist-info/RECORD").unlink()
-    with pytest.raises(UnavailableError, match="list of the files of thing"):
-        manifest._distributions()
-    monkeypatch.setattr(manifest, "DISTRIBUTIONS", ("no-such-thing",))
-    with pytest.raises(UnavailableError, match="no-such-thing"):
-        manifest._distributions()
+    # The tests run an avow that is edited, and it says so.
+    (own,) = (each for each in made.entries if each.name == "avow")
+    assert own.version.endswith("+editable")
 
 
 def written(tmp_path: Path, text: str) -> Configuration:
