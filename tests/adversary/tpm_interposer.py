@@ -21,6 +21,8 @@ NV_READ = 0x14E
 NV_READ_PUBLIC = 0x169
 UNSEAL = 0x15E
 PCR_READ = 0x17E
+PCR_RESET = 0x13D
+QUOTE = 0x158
 
 # From a command and the TPM's answer to the answer that avow gets.
 Change = Callable[[bytes, bytes], bytes]

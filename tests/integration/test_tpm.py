@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import TpmAttester, TpmSettings
 from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.enrolment import Request
+from avow.tee.tpm.nv_counter import NvCounter
 from avow.tee.tpm.quote import spki_digest
 from avow.tee.tpm.report import Report, decode_report
 from avow.tee.tpm.structures import parse_public
@@ -40,6 +42,7 @@ from avow.testing.tpm_maker import (
     provision,
     settings,
 )
+from tests.adversary.tpm_interposer import NV_READ, PCR_RESET, QUOTE, Interposer, code_of
 
 pytestmark = pytest.mark.tpm
 
@@ -361,19 +364,182 @@ def test_a_tpm_that_stops_is_unavailable(machine: Machine) -> None:
             attester.quote(report_data)
 
 
-def test_a_tpm_that_hangs_is_given_up() -> None:
+def still_attests(attester: TpmAttester) -> Report:
+    """What PCR 23 holds is what the log says, and the log what runs."""
+    claims, report = evidence(attester)
+    said = verify(claims, report, TpmVerifier()).claims
+    assert said["module_measured"] is True
+    assert said["tpm.pcr.23"] == event_log.replay(event_log.start(WORKLOAD))
+    return report
+
+
+def test_a_tpm_that_hangs_serves_again() -> None:
     with SoftwareTpm() as tpm:
-        attester = TpmAttester(replace(settings(tpm), timeout_s=0.2))
+        attester = TpmAttester(replace(settings(tpm), timeout_s=0.5))
+        attester.measure(WORKLOAD)
         _, report_data = request()
         os.kill(tpm.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(UnavailableError, match="no answer within"):
+            with pytest.raises(UnavailableError, match=r"no answer within.*hangs"):
                 attester.quote(report_data)
         finally:
             os.kill(tpm.pid, signal.SIGCONT)
-        # Nobody knows what state it is in: an answer now could be that of the earlier command.
-        with pytest.raises(UnavailableError, match="no answer within"):
+        still_attests(attester)
+        attester.close()
+
+
+def test_a_tpm_that_hangs_for_ever_costs_a_bounded_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("avow.tee.tpm.device._PAUSE_S", 0.0)
+    monkeypatch.setattr("avow.tee.tpm.device._PAUSE_MAX_S", 0.0)
+    monkeypatch.setattr("avow.tee.tpm.device._STALLED_MAX", 2)
+    with SoftwareTpm() as tpm:
+        device = TpmDevice(tpm.tcti, 0.1)
+        os.kill(tpm.pid, signal.SIGSTOP)
+        before = threading.active_count()
+        try:
+            for _ in range(5):
+                with pytest.raises(UnavailableError, match="no answer"):
+                    device.read_pcrs([0])
+            assert threading.active_count() <= before + 1
+            with pytest.raises(UnavailableError, match="2 of at most 2"):
+                device.read_pcrs([0])
+        finally:
+            os.kill(tpm.pid, signal.SIGCONT)
+        for thread in [each for each in threading.enumerate() if each.name == "tpm"]:
+            thread.join()
+        assert device.read_pcrs([0]) == {0: bytes(32)}
+        device.close()
+
+
+def test_a_tpm_that_fails_once_serves_again_with_its_register_measured_anew() -> None:
+    """An error of the transport leaves an ESYS context in a state that nothing mends."""
+    with SoftwareTpm() as tpm:
+        attester = TpmAttester(settings(tpm))
+        attester.measure(WORKLOAD)
+        before = still_attests(attester)
+        tpm.stop()
+        _, report_data = request()
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=r"the way to it failed|switched on"):
+                attester.quote(report_data)
+        tpm.start()
+        after = still_attests(attester)
+        assert after.ak == before.ak
+        # Also when nobody noticed the restart: nothing was asked meanwhile.
+        tpm.stop()
+        tpm.start()
+        still_attests(attester)
+        attester.close()
+
+
+@pytest.mark.parametrize("while_it_was_away", ["as it was", "other"])
+def test_a_register_is_measured_anew_whatever_it_holds(
+    while_it_was_away: str,
+) -> None:
+    with SoftwareTpm() as tpm, Interposer(tpm) as bus:
+        attester = TpmAttester(replace(settings(tpm), tcti=bus.tcti))
+        attester.measure(WORKLOAD)
+        if while_it_was_away == "other":
+            attester.device.extend_pcr(event_log.PCR, b"\1" * 32)
+        resets = count_of(bus, PCR_RESET)
+        lose_the_next_answer(bus)
+        still_attests(attester)
+        assert count_of(bus, PCR_RESET) == resets + 1
+        still_attests(attester)
+        assert count_of(bus, PCR_RESET) == resets + 1
+        attester.close()
+
+
+def test_a_register_that_cannot_be_measured_anew_is_not_quoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here the events of before are on it still, since the reset does nothing."""
+    monkeypatch.setattr("avow.tee.tpm.attester.give_way", lambda attempt: None)
+    with SoftwareTpm() as tpm, Interposer(tpm) as bus:
+        attester = TpmAttester(replace(settings(tpm), tcti=bus.tcti))
+        attester.measure(WORKLOAD)
+        lose_the_next_answer(bus)
+        done = bus.swallow
+
+        def no_reset(command: bytes) -> bytes | None:
+            if code_of(command) == PCR_RESET:
+                return struct.pack(">HIIIHBH", 0x8002, 19, 0, 0, 0, 1, 0)
+            return done(command)
+
+        bus.swallow = no_reset
+        _, report_data = request()
+        with pytest.raises(UnavailableError, match="PCR 23"):
             attester.quote(report_data)
+        attester.close()
+
+
+def test_another_tpm_in_its_place_is_refused() -> None:
+    """Its key is another one, and so may everything be that was measured."""
+    with SoftwareTpm() as tpm, SoftwareTpm() as other, Interposer(tpm) as bus:
+        attester = TpmAttester(replace(settings(tpm), tcti=bus.tcti))
+        attester.measure(WORKLOAD)
+        lose_the_next_answer(bus)
+        bus.tpm = other
+        _, report_data = request()
+        with pytest.raises(UnavailableError, match="exchanged or cleared"):
+            attester.quote(report_data)
+        attester.close()
+
+
+def test_what_a_lost_connection_left_in_the_tpm_is_flushed() -> None:
+    """It has three places, and without a resource manager nobody else makes room."""
+    with SoftwareTpm() as tpm, Interposer(tpm) as bus:
+        attester = TpmAttester(replace(settings(tpm), tcti=bus.tcti))
+        attester.measure(WORKLOAD)
+        counter = NvCounter(attester.device, 0x01800042, bytes(range(32)))
+        assert counter.begin()[0] == 1
+        for _ in range(5):
+            lose_the_next_answer(bus, QUOTE)
+            still_attests(attester)
+            lose_the_next_answer(bus, NV_READ)
+            with pytest.raises(UnavailableError, match="the way to it failed"):
+                counter.read()
+            found = counter.read()
+            assert found is not None
+            assert found[0] == 1
+        attester.close()
+
+
+def test_a_key_of_before_is_not_named_to_another_connection() -> None:
+    """Under another connection its number belongs to whatever was made there first."""
+    with SoftwareTpm() as tpm, Interposer(tpm) as bus:
+        device = TpmDevice(bus.tcti, 5)
+        key = device.make_primary(AK_RSA)
+        lose_the_next_answer(bus)
+        with pytest.raises(UnavailableError, match="the way to it failed"):
+            device.read_pcrs([0])
+        with pytest.raises(UnavailableError, match="a key of before"):
+            device.quote(key, [0], b"data")
+        with device.undisturbed():
+            lose_the_next_answer(bus)
+            for _ in range(2):
+                with pytest.raises(UnavailableError):
+                    device.read_pcrs([0])
+        assert device.read_pcrs([0]) == {0: bytes(32)}
+        device.close()
+
+
+def lose_the_next_answer(bus: Interposer, code: int | None = None) -> None:
+    """Of the next command, or of the next of one kind: the TPM has done it, and nobody learns."""
+
+    def lose(command: bytes, answer: bytes) -> bytes:
+        if code is not None and code_of(command) != code:
+            return answer
+        bus.change = lambda command, answer: answer
+        raise ConnectionResetError
+
+    bus.change = lose
+
+
+def count_of(bus: Interposer, code: int) -> int:
+    return len(bus.answers_to(code))
 
 
 def test_several_programs_quote_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from avow.errors import MalformedError, UnavailableError
@@ -62,8 +63,8 @@ class AzureAttester:
     def _open(self, pcrs: tuple[int, ...]) -> None:
         self._hcl = parse_hcl_report(self._device.read_nv(REPORT_INDEX))
         runtime = parse_runtime_data(self._hcl.runtime)
-        key = self._device.open_persistent(AK_HANDLE)
-        self._quoting = QuotingKey(self._device, key, pcrs, self._measuring)
+        load = partial(self._device.open_persistent, AK_HANDLE)
+        self._quoting = QuotingKey(self._device, load, pcrs, self._measuring)
         if spki_digest(self._quoting.public.key) != spki_digest(runtime.ak):
             raise UnavailableError(
                 f"expected the key at handle {AK_HANDLE:#x} to be that of the HCL report, got "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hmac
 import random
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +19,7 @@ from avow.errors import MalformedError, UnavailableError, UntrustedError
 from avow.evidence.claims import Workload
 from avow.evidence.report_data import ReportData
 from avow.tee.tpm import event_log, templates
+from avow.tee.tpm.connection import LostTpmError
 from avow.tee.tpm.device import TpmDevice, TpmKey
 from avow.tee.tpm.quote import PCR_VALUES, SignedQuote, check_quote
 from avow.tee.tpm.report import Report
@@ -79,6 +81,7 @@ class Measuring:
 
     def __init__(self, device: TpmDevice) -> None:
         self._device = device
+        self._generation = device.generation
         self.log: event_log.Log = ()
 
     def measure(self, workload: Workload) -> None:
@@ -93,11 +96,12 @@ class Measuring:
             return
         only_again = {event.name for event in changed} == {event_log.AGAIN}
         if only_again and self.log and len(self.log) < event_log.EVENTS_MAX:
-            self._extend(changed)
+            with self._device.undisturbed():
+                self.again_if_reopened()
+                self._extend(changed)
             self.log = (*self.log, *changed)
             return
-        self._device.reset_pcr(event_log.PCR)
-        self._extend(wanted)
+        self._measure_anew(wanted)
         self.log = wanted
 
     def holds(self, pcrs: Mapping[int, bytes]) -> bool:
@@ -106,8 +110,19 @@ class Measuring:
 
     def again(self) -> None:
         """Measures all of the log once more, after another program used the register."""
-        self._device.reset_pcr(event_log.PCR)
-        self._extend(self.log)
+        self._measure_anew(self.log)
+
+    def again_if_reopened(self) -> None:
+        """Measures all of the log once more if the TPM was opened anew since: nobody knows what
+        happened to its registers meanwhile, whatever they hold."""
+        if self.log and self._device.generation != self._generation:
+            self.again()
+
+    def _measure_anew(self, events: event_log.Log) -> None:
+        with self._device.undisturbed():
+            self._device.reset_pcr(event_log.PCR)
+            self._extend(events)
+            self._generation = self._device.generation
 
     def _extend(self, events: Iterable[event_log.Event]) -> None:
         for event in events:
@@ -124,42 +139,76 @@ class QuotingKey:
     """An attestation key that is loaded. It quotes report data and nothing else."""
 
     def __init__(
-        self, device: TpmDevice, key: TpmKey, pcrs: tuple[int, ...], measuring: Measuring
+        self,
+        device: TpmDevice,
+        load: Callable[[], TpmKey],
+        pcrs: tuple[int, ...],
+        measuring: Measuring,
     ) -> None:
+        """`load` makes or opens the key, once for every time that the TPM is opened."""
         self._device = device
-        self._key = key
+        self._load = load
         self._pcrs = pcrs
         self._measuring = measuring
-        self.public: Public = parse_public(key.public)
+        self.key = load()
+        self.public: Public = parse_public(self.key.public)
 
     def quote(self, report_data: ReportData) -> SignedQuote:
-        """A quote over the SHA-256 of `report_data`, with the values of the PCRs that it covers."""
+        """A quote over the SHA-256 of `report_data`, with the values of the PCRs that it covers.
+
+        Tries once more at once when the TPM failed or was restarted, with a new connection, the key
+        loaded and PCR 23 measured anew. Raises `UnavailableError`.
+        """
         data = sha256(report_data.content).digest()
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                give_way(attempt)
-            pcrs = self._device.read_pcrs(self._pcrs)
-            if not self._measuring.holds(pcrs):
-                # Several attested programs may share a TPM; each puts right what it quotes.
-                self._measuring.again()
-                pcrs = self._device.read_pcrs(self._pcrs)
-                if not self._measuring.holds(pcrs):
-                    continue
-            quote, signature = self._device.quote(self._key, self._pcrs, data)
-            signed = SignedQuote(quote, signature, pcrs, self._measuring.log)
-            try:
-                check_quote(signed, self.public.key, self.public)
-            except UntrustedError as error:
-                if error.finding is not None and error.finding.check is PCR_VALUES:
-                    continue
-                raise UnavailableError(
-                    f"this TPM makes quotes that do not hold: {error}"
-                ) from error
-            return signed
+        try:
+            return self._quote(data)
+        except LostTpmError:
+            return self._quote(data)
+
+    def _quote(self, data: bytes) -> SignedQuote:
+        with self._device.undisturbed():
+            self._load_again_if_reopened()
+            self._measuring.again_if_reopened()
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    give_way(attempt)
+                signed = self._attempt(data)
+                if signed is not None:
+                    return signed
         raise UnavailableError(
             f"expected PCRs that stay the same while they are quoted, got others in {ATTEMPTS} "
             f"attempts; quote fewer, or see what else uses PCR {event_log.PCR}"
         )
+
+    def _attempt(self, data: bytes) -> SignedQuote | None:
+        """None when the PCRs changed meanwhile."""
+        pcrs = self._device.read_pcrs(self._pcrs)
+        if not self._measuring.holds(pcrs):
+            # Several attested programs may share a TPM; each puts right what it quotes.
+            self._measuring.again()
+            pcrs = self._device.read_pcrs(self._pcrs)
+            if not self._measuring.holds(pcrs):
+                return None
+        quote, signature = self._device.quote(self.key, self._pcrs, data)
+        signed = SignedQuote(quote, signature, pcrs, self._measuring.log)
+        try:
+            check_quote(signed, self.public.key, self.public)
+        except UntrustedError as error:
+            if error.finding is not None and error.finding.check is PCR_VALUES:
+                return None
+            raise UnavailableError(f"this TPM makes quotes that do not hold: {error}") from error
+        return signed
+
+    def _load_again_if_reopened(self) -> None:
+        if self.key.generation == self._device.generation:
+            return
+        key = self._load()
+        if not hmac.compare_digest(key.public, self.key.public):
+            raise UnavailableError(
+                "expected the attestation key that this TPM had before, got another: the TPM was "
+                "exchanged or cleared; start the program again"
+            )
+        self.key = key
 
 
 class TpmAttester:
@@ -174,11 +223,11 @@ class TpmAttester:
         self._certificates = load_certificates(settings.certificates)
         self._device = TpmDevice(settings.tcti, settings.timeout_s)
         try:
-            self._key = self._open_key(settings)
-            self._parent = self._device.parent_of(self._key)
             self._measuring = Measuring(self._device)
             pcrs = tuple(sorted({*settings.pcrs, event_log.PCR}))
-            self._quoting = QuotingKey(self._device, self._key, pcrs, self._measuring)
+            load = partial(self._open_key, settings)
+            self._quoting = QuotingKey(self._device, load, pcrs, self._measuring)
+            self._parent = self._device.parent_of(self.key)
             check_attributes(self._quoting.public)
         except UntrustedError as error:
             self._device.close()
@@ -195,7 +244,7 @@ class TpmAttester:
     @property
     def key(self) -> TpmKey:
         """The attestation key, for enrolment."""
-        return self._key
+        return self._quoting.key
 
     def measure(self, workload: Workload) -> None:
         """See `avow.evidence.roles.Attester`: into PCR 23."""
@@ -207,7 +256,7 @@ class TpmAttester:
         return Report(
             quote=signed.quote,
             signature=signed.signature,
-            ak=self._key.public,
+            ak=self._quoting.key.public,
             parent=self._parent,
             pcrs=signed.pcrs,
             log=signed.log,

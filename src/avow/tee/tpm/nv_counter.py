@@ -106,20 +106,21 @@ class NvCounter:
 
     def read(self) -> tuple[int, bytes] | None:
         """Number and hash (32 bytes); None when they were not made, or not to the end."""
-        count, counted = self._find(self._count)
-        extended, written = self._find(self._hash)
-        # It counts last.
-        if count is None or not counted:
-            return None
-        if extended is None or not written:
-            raise UnavailableError(
-                f"expected a hash of avow's at {self._hash.index:#010x} beside the counter, got "
-                f"none: somebody removed it; remove the counter too, or choose another index, and "
-                f"have the owner accept the store"
+        with self._device.undisturbed():
+            count, counted = self._find(self._count)
+            extended, written = self._find(self._hash)
+            # It counts last.
+            if count is None or not counted:
+                return None
+            if extended is None or not written:
+                raise UnavailableError(
+                    f"expected a hash of avow's at {self._hash.index:#010x} beside the counter, "
+                    f"got none: somebody removed it; remove the counter too, or choose another "
+                    f"index, and have the owner accept the store"
+                )
+            return int.from_bytes(self._read(self._count, count), "big"), self._read(
+                self._hash, extended
             )
-        return int.from_bytes(self._read(self._count, count), "big"), self._read(
-            self._hash, extended
-        )
 
     def begin(self) -> tuple[int, bytes]:
         """Makes both where they are not, extends, counts once, and returns what they are then."""
@@ -136,21 +137,25 @@ class NvCounter:
 
     def increment(self) -> int:
         """Counts one, and returns what the TPM then says."""
-        handle = self._existing(self._count)
-        self._in_session(
-            lambda esapi, session: esapi.nv_increment(handle, auth_handle=handle, session1=session)
-        )
-        return int.from_bytes(self._read(self._count, handle), "big")
+        with self._device.undisturbed():
+            handle = self._existing(self._count)
+            self._in_session(
+                lambda esapi, session: esapi.nv_increment(
+                    handle, auth_handle=handle, session1=session
+                )
+            )
+            return int.from_bytes(self._read(self._count, handle), "big")
 
     def extend(self, nonce: bytes) -> bytes:
         """Extends the hash by `nonce` (32 bytes), and returns what the TPM then says."""
-        handle = self._existing(self._hash)
-        self._in_session(
-            lambda esapi, session: esapi.nv_extend(
-                handle, nonce, auth_handle=handle, session1=session
+        with self._device.undisturbed():
+            handle = self._existing(self._hash)
+            self._in_session(
+                lambda esapi, session: esapi.nv_extend(
+                    handle, nonce, auth_handle=handle, session1=session
+                )
             )
-        )
-        return self._read(self._hash, handle)
+            return self._read(self._hash, handle)
 
     def close(self) -> None:
         """Lets go of the TPM, if it was opened for this counter."""

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.sessions import (
     StorageKey,
     answered,
-    forget,
     hmac_session,
     policy_session,
     refusal,
@@ -219,21 +218,19 @@ def _loaded(device: TpmDevice, blob: SealedBlob, key: StorageKey) -> Iterator[An
             library.TPM2B_PUBLIC(publicArea=area),
         )
 
-    try:
-        handle = device.call(load)
-    except UnavailableError as error:
-        if (refusal(error) or 0) & _FORMAT_1:
-            # It finds fault with what it is given: TPM_RC_INTEGRITY mostly.
-            raise DeniedError(
-                "expected a key that this machine's TPM sealed, got another one: it is of another "
-                "machine, the TPM was cleared since, or the file was changed; open the store with "
-                "another owner key"
-            ) from error
-        raise
-    try:
+    with ExitStack() as until_the_end:
+        try:
+            handle = until_the_end.enter_context(device.loaded(load))
+        except UnavailableError as error:
+            if (refusal(error) or 0) & _FORMAT_1:
+                # It finds fault with what it is given: TPM_RC_INTEGRITY mostly.
+                raise DeniedError(
+                    "expected a key that this machine's TPM sealed, got another one: it is of "
+                    "another machine, the TPM was cleared since, or the file was changed; open the "
+                    "store with another owner key"
+                ) from error
+            raise
         yield handle
-    finally:
-        forget(device, handle)
 
 
 def _selected(blob: SealedBlob) -> str:

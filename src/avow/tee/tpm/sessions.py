@@ -8,7 +8,6 @@ start can name a key of his own, unless the name of the right one is known.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from avow.errors import UnavailableError, UntrustedError
-from avow.tee.tpm.device import TpmDevice, refusal_of
+from avow.tee.tpm.connection import refusal_of
+from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.structures import ALG_SHA256, name_of
 from avow.tee.tpm.templates import STORAGE_ECC
 
@@ -63,16 +63,18 @@ def storage_key(device: TpmDevice, pinned: bytes | None) -> Iterator[StorageKey]
     `pinned` is the Name that it must have. Raises `UntrustedError` for another one.
     """
 
-    def make(esapi: Any, library: Any) -> tuple[Any, bytes]:
+    publics: list[bytes] = []
+
+    def make(esapi: Any, library: Any) -> Any:
         public, _ = library.TPMT_PUBLIC.unmarshal(STORAGE_ECC)
         area = library.TPM2B_PUBLIC(publicArea=public)
         handle, made, *_ = esapi.create_primary(None, area, library.ESYS_TR.OWNER)
-        return handle, made.publicArea.marshal()
+        publics.append(made.publicArea.marshal())
+        return handle
 
-    handle, public = device.call(make)
-    try:
+    with device.loaded(make) as handle:
         # Of the bytes that the salt is encrypted to, not of what the TPM says that their Name is.
-        name = name_of(ALG_SHA256, public)
+        name = name_of(ALG_SHA256, publics[0])
         if pinned is not None and not hmac.compare_digest(name, pinned):
             raise UntrustedError(
                 f"expected the TPM whose storage key has the name {pinned.hex()}, got one with "
@@ -80,8 +82,6 @@ def storage_key(device: TpmDevice, pinned: bytes | None) -> Iterator[StorageKey]
                 f"answers in its place; name the right one, or make keys and anchors anew"
             )
         yield StorageKey(handle, name)
-    finally:
-        forget(device, handle)
 
 
 @contextmanager
@@ -110,11 +110,8 @@ def hmac_session(device: TpmDevice, key: StorageKey | None = None, **uses: bool)
         esapi.trsess_set_attributes(session, attributes)
         return session
 
-    session = device.call(start)
-    try:
+    with device.loaded(start) as session:
         yield session
-    finally:
-        forget(device, session)
 
 
 @contextmanager
@@ -131,15 +128,5 @@ def policy_session(device: TpmDevice) -> Iterator[Any]:
             library.TPM2_ALG.SHA256,
         )
 
-    session = device.call(start)
-    try:
+    with device.loaded(start) as session:
         yield session
-    finally:
-        forget(device, session)
-
-
-def forget(device: TpmDevice, handle: Any) -> None:
-    """Removes a loaded object or a session from the TPM's memory, which has few places."""
-    # What happened before says more than that the TPM could not forget afterwards.
-    with contextlib.suppress(UnavailableError):
-        device.call(lambda esapi, library: esapi.flush_context(handle))
