@@ -8,14 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from avow.channel.exchange import Outcome
 from avow.evidence.envelope import decode_evidence
 from avow.tee.simulated import NOTHING_IS_PROTECTED
-from avow.testing.attested_peer import MODULE, forward_to, server_context, stripped_answer
+from avow.testing.attested_peer import (
+    MODULE,
+    RESET,
+    forward_to,
+    server_context,
+    stripped_answer,
+)
 from avow.testing.pki import Authority
 from tests.integration.attested_endpoint import AttestedEndpoint, attested_endpoint
 from tests.integration.service_process import ServiceProcess, avow, service
@@ -103,7 +111,7 @@ def test_refused_by_the_policy(endpoint: AttestedEndpoint) -> None:
 
 @pytest.mark.parametrize(
     ("first_word", "code", "check"),
-    [(stripped_answer(), 3, "C11"), (b"", 3, "C22"), (b"\x20\x02\x00\x00", 4, "C3")],
+    [(stripped_answer(), 3, "C11"), (b"", 4, "C22"), (b"\x20\x02\x00\x00", 4, "C3")],
     ids=["stripped", "closed", "mqtt"],
 )
 def test_stripped_evidence(
@@ -181,6 +189,63 @@ def test_a_subscriber_judges_anew_and_leaves(endpoint: AttestedEndpoint) -> None
         first, second = lines(said)
         assert "coming back" in first
         assert "check P4" in second
+
+
+@pytest.mark.parametrize("how", ["in order", "by a reset"])
+def test_a_subscriber_whose_exchange_is_cut_tries_again(
+    endpoint: AttestedEndpoint, how: str
+) -> None:
+    """Nobody has answered, so nobody was refused; it is the same broker that comes back."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "avow", "sub", endpoint.url, "-t", "a/#", "-v", *endpoint.options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as subscriber:
+        wait_for_subscriber(endpoint, subscriber)
+        while not endpoint.peer.outcomes.empty():
+            endpoint.peer.outcomes.get()
+        endpoint.peer.change(first_word=b"" if how == "in order" else RESET)
+        endpoint.peer.drop_all()
+        # Whatever ended before, the next that comes is the cut.
+        while endpoint.peer.outcome() is not None:
+            pass
+        endpoint.peer.change(first_word=None)
+        assert isinstance(endpoint.peer.outcome(), Outcome)
+        subscriber.terminate()
+        _, said = subscriber.communicate(timeout=PATIENCE_S)
+        assert subscriber.returncode == 0, said
+        assert b"check C22" in said
+        assert b"trying again" in said
+
+
+@pytest.mark.parametrize("first_word", [b"", stripped_answer()[:2000]], ids=["nothing", "a part"])
+@pytest.mark.parametrize("how", ["in order", "by a reset"])
+def test_a_cut_in_the_exchange_is_no_refusal(
+    endpoint: AttestedEndpoint, first_word: bytes, how: str
+) -> None:
+    endpoint.peer.change(first_word=first_word + (b"" if how == "in order" else RESET))
+    for done in (
+        publish(endpoint.url, *endpoint.options),
+        avow("inspect", endpoint.url, *endpoint.options),
+        avow("sub", "-t", "a", endpoint.url, *endpoint.options),
+    ):
+        assert done.returncode == 4, done
+        assert b"check C22 (" in done.stderr
+
+
+@pytest.mark.parametrize("options", ["attested", "ordinary"])
+def test_a_clock_that_is_behind_is_named(endpoint: AttestedEndpoint, options: str) -> None:
+    """A device without a battery for its clock, after power-on."""
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    future = endpoint.authority.issue_server(
+        valid_from=tomorrow, valid_until=tomorrow + timedelta(days=1)
+    )
+    endpoint.peer.change(context=server_context(future))
+    trusted = endpoint.options if options == "attested" else endpoint.options[:2]
+    done = publish(endpoint.url, *trusted)
+    assert done.returncode != 0
+    assert b"not yet valid" in done.stderr
+    assert done.stderr.strip().endswith(b"; set this machine's clock, which is behind")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

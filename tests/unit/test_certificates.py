@@ -193,6 +193,8 @@ def test_revocation_lists(tmp_path: Path, authority: Authority) -> None:
     with pytest.raises(UntrustedError, match="due for renewal") as caught:
         load_revocation_lists(path, NOW + DAY * 2)
     assert str(path) in str(caught.value)
+    with pytest.raises(UntrustedError, match="set this machine's clock"):
+        load_revocation_lists(path, NOW - DAY * 2)
     path.write_bytes(authority.revocation_list()[:200] + b"-----END X509 CRL-----\n")
     with pytest.raises(MalformedError, match="damaged"):
         load_revocation_lists(path, NOW)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from avow.channel.named_files import Read, read_named_file
 from avow.errors import MalformedError, UntrustedError
+from avow.evidence.validity import advice_at
 
 # The kinds that TLS can sign a handshake with.
 ServerKey = (
@@ -123,6 +124,12 @@ def load_revocation_lists(
                 f"expected a current revocation list, got one in {path} that was due for renewal "
                 f"at {crl.next_update_utc:%Y-%m-%d %H:%M:%S} UTC; fetch a new one"
             )
+        if now < crl.last_update_utc:
+            raise UntrustedError(
+                f"expected a current revocation list, got one in {path} that is valid only from "
+                f"{crl.last_update_utc:%Y-%m-%d %H:%M:%S} UTC; "
+                + advice_at(now, crl.last_update_utc, "")
+            )
         lists.append(crl)
     return lists
 
@@ -151,7 +158,8 @@ def _check_validity(certificate: x509.Certificate, path: Path, now: datetime) ->
     if now < certificate.not_valid_before_utc:
         raise UntrustedError(
             f"expected a valid certificate, got one in {path} that is valid only from "
-            f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC; check this machine's clock"
+            f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC; "
+            + advice_at(now, certificate.not_valid_before_utc, "")
         )
 
 

@@ -325,14 +325,18 @@ class _Exchange(ABC):
             self._fail(error)
 
     def closed(self) -> NoReturn:
-        """The peer has closed the connection, or it was lost, before the end. Always raises."""
+        """The peer has closed the connection, or it was lost, before the end. Always raises.
+
+        Nobody has answered: the end says nothing about the peer, whose network may have been cut,
+        and nothing is accepted by it.
+        """
         self._raise_again()
         self._fail(
-            UntrustedError.at(
+            UnavailableError.at(
                 checks.STAYED,
                 expected=f"the peer to go on ({self._state.value})",
                 actual="the end of the connection",
-                advice="check whether it speaks attestation at all, and its log",
+                advice="try again; if it stays so, see its log, and whether it speaks attestation",
             )
         )
 

@@ -35,6 +35,7 @@ from avow.errors import AvowError, MalformedError, UnavailableError, UntrustedEr
 from avow.evidence.claims import Claims, Role
 from avow.evidence.envelope import Evidence
 from avow.evidence.origin import Expectation
+from avow.evidence.validity import advice_at
 
 CMW_EXTENSION: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.35")
 QUOTE_PATIENCE_S: Final = 20.0
@@ -90,8 +91,13 @@ def judge_certificate(certificate: x509.Certificate, judge: Judge, now: datetime
         raise UntrustedError.at(
             checks.PRESENT,
             expected="a certificate with evidence that is valid now",
-            actual=f"one that ended at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
-            advice="check both clocks; a server renews its certificate by itself",
+            actual=f"one from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+            advice=advice_at(
+                now,
+                certificate.not_valid_before_utc,
+                "check both clocks; a server renews its certificate by itself",
+            ),
         )
     evidence = evidence_in(certificate)
     spki = _spki(certificate.public_key())

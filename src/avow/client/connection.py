@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
+from avow.client.connection_errors import certificate_advice
 from avow.client.options import ConnectOptions, Protocol, client_tls_context
 from avow.client.properties import new_properties
 from avow.errors import (
@@ -147,7 +148,7 @@ def network_errors(options: ConnectOptions) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         raise UntrustedError(
             f"expected a certificate for {address.host} from a trusted authority, got one that "
-            f"fails with {error.verify_message!r}; name the authority's file with --cafile"
+            f"fails with {error.verify_message!r}; {certificate_advice(error.verify_code)}"
         ) from error
     except ssl.SSLError as error:
         raise UnavailableError(

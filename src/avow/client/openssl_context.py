@@ -20,14 +20,12 @@ from avow.channel.checks import SERVER
 from avow.channel.named_files import read_named_file
 from avow.channel.psk import load_pre_shared_keys, offer_key
 from avow.channel.tls import openssl_accepts
+from avow.client.connection_errors import certificate_advice
 from avow.client.options import ClientTls
 from avow.errors import MalformedError, UnavailableError, UntrustedError
 
 # openssl/x509_vfy.h: `*` stands for a whole label, as the standard library has it.
 _NO_PARTIAL_WILDCARDS: Final = 0x4
-# openssl/x509_vfy.h; the rest of the codes need no words of their own.
-_EXPIRED: Final = 10
-_NAME_MISMATCHES: Final = frozenset({62, 64})
 
 
 def client_context(tls: ClientTls, now: datetime) -> SSL.Context:
@@ -84,17 +82,11 @@ def certificate_error(connection: SSL.Connection, host: str) -> UntrustedError |
     if code == 0:
         return None
     said = Binding().ffi.string(library.X509_verify_cert_error_string(code)).decode()
-    if code == _EXPIRED:
-        advice = "have the server's operator renew it, or check this machine's clock"
-    elif code in _NAME_MISMATCHES:
-        advice = "connect by the name that the certificate has"
-    else:
-        advice = "name the authority's file (cafile=, --cafile)"
     return UntrustedError.at(
         SERVER,
         expected=f"a certificate for {host} from a trusted authority",
         actual=f"one that fails with {said!r}",
-        advice=advice,
+        advice=certificate_advice(code),
     )
 
 

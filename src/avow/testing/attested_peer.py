@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from OpenSSL import SSL, crypto
 
@@ -62,6 +63,10 @@ configuration = "{configuration or CONFIGURATION.hex()}"
 evidence_age_s = {{ min = -60, max = 60 }}
 unsafe_debug = true
 """
+
+
+# As `first_word`, or at its end: the connection is reset instead of being closed in order.
+RESET: Final = b"\0reset"
 
 
 def echo(connection: TlsSocket) -> None:
@@ -185,7 +190,10 @@ class AttestedPeer:
                 connection.do_handshake()
                 if conduct.first_word is not None:
                     connection.recv(1)
-                    connection.sendall(conduct.first_word)
+                    if word := conduct.first_word.removesuffix(RESET):
+                        connection.sendall(word)
+                    if conduct.first_word.endswith(RESET):
+                        _reset(sock)
                     self.outcomes.put(None)
                     return
                 self.outcomes.put(self._exchange(connection, tls, conduct))
@@ -271,6 +279,12 @@ def _listen() -> socket.socket:
     listening.bind(("127.0.0.1", 0))
     listening.listen(128)
     return listening
+
+
+def _reset(sock: socket.socket) -> None:
+    """The end of it will be an RST: lingering for no time does that."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def _break(connection: TlsSocket) -> None:

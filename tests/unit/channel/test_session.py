@@ -339,7 +339,7 @@ def test_blocking_client_whose_server_closes(meet: Meet, gone_before: bool) -> N
     connection = peer.connect()
     if gone_before:
         peer.join()
-    with pytest.raises(UntrustedError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         run_client_exchange(connection, start(connection, ClientSettings(judge=judge())))
     assert caught.value.finding is not None
     assert caught.value.finding.check is checks.STAYED

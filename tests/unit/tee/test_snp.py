@@ -229,6 +229,9 @@ def test_lists_that_are_not_current(pki: AmdPki, chip: SnpSigner) -> None:
         pki.crl(this_update=NOW - 2 * DAY, next_update=NOW - DAY),
     ):
         refused(pki.verifier([crl]), chip.evidence(DATA), snp.REVOCATION, error=UnavailableError)
+    early = pki.verifier([pki.crl(this_update=NOW + DAY, next_update=NOW + 2 * DAY)])
+    with pytest.raises(UnavailableError, match="set this machine's clock"):
+        early.authenticate(chip.evidence(DATA).encoded(), NOW)
 
 
 def test_lists_by_somebody_else(pki: AmdPki, chip: SnpSigner) -> None:

@@ -406,7 +406,11 @@ def test_refuses_a_leaf_that_issues() -> None:
 @pytest.mark.parametrize("days", [-2, 2])
 def test_refuses_certificates_outside_their_time(days: int) -> None:
     pinned = ENROLMENT.anchors()
-    assert refusal(CERTIFIED, pinned, NOW + timedelta(days=days)) == "TPM3"
+    now = NOW + timedelta(days=days)
+    assert refusal(CERTIFIED, pinned, now) == "TPM3"
+    with pytest.raises(UntrustedError) as caught:
+        TpmVerifier(pinned).authenticate(CERTIFIED.encoded(), now)
+    assert ("set this machine's clock" in str(caught.value)) is (days < 0)
 
 
 def test_revoked_certificates() -> None:

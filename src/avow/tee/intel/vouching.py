@@ -18,6 +18,7 @@ import dcap_qvl  # type: ignore[import-untyped]
 from cryptography import x509
 
 from avow.errors import Check, UnavailableError, UntrustedError
+from avow.evidence.validity import advice_at
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.intel.collateral import ISSUER_CHAINS, Collateral
 from avow.tee.intel.levels import (
@@ -191,12 +192,15 @@ class Voucher:
                 advice="fetch it and put it into the folder intel of the endorsements",
             )
         first = offered[0]
+        state = "out of date" if now >= first.valid_from else "not valid yet"
         said = f"valid from {_iso(first.valid_from)} to {_iso(first.valid_until)}"
         raise UnavailableError.at(
             self._checks.current,
             expected=f"{name} that is valid at {_iso(now)}",
-            actual=f"collateral that is out of date: {said}",
-            advice="fetch it anew, and see that the clock is right",
+            actual=f"collateral that is {state}: {said}",
+            advice=advice_at(
+                now, first.valid_from, "fetch it anew, and see that the clock is right"
+            ),
         )
 
     def _contained(self, call: Any) -> str:

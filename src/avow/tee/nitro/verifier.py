@@ -25,6 +25,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 from avow.errors import Check, MalformedError, UntrustedError, well_formed
 from avow.evidence.report_data import REPORT_DATA_BYTES
 from avow.evidence.roles import Authenticated
+from avow.evidence.validity import advice_at
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee import der
 from avow.tee.nitro.report import Document, parse_document
@@ -101,7 +102,11 @@ class NitroVerifier:
                     expected=f"{link.name} valid at {now:%Y-%m-%d %H:%M}",
                     actual=f"valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
                     f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M}",
-                    advice="ask for a new document, and see that the clock is right",
+                    advice=advice_at(
+                        now,
+                        certificate.not_valid_before_utc,
+                        "ask for a new document, and see that the clock is right",
+                    ),
                 )
         document.signed.verify(chain[-1].key, SIGNATURE)
         return document

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from avow.errors import Check, MalformedError, UnavailableError, UntrustedError
 from avow.evidence.roles import Authenticated
+from avow.evidence.validity import advice_at
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.snp.certificates import (
     AMD_ARC,
@@ -265,7 +266,11 @@ def _check_current(crl: RevocationList, now: datetime) -> None:
             REVOCATION,
             expected=f"a revocation list for {now:%Y-%m-%d %H:%M}",
             actual=f"one from {crl.this_update:%Y-%m-%d %H:%M} to {crl.next_update:%Y-%m-%d %H:%M}",
-            advice="fetch the list from AMD again, and see that the clock is right",
+            advice=advice_at(
+                now,
+                crl.this_update,
+                "fetch the list from AMD again, and see that the clock is right",
+            ),
         )
 
 
@@ -370,8 +375,12 @@ def _check_validity(chain: Chain, now: datetime) -> None:
                 expected=f"{certificate.common_name} valid at {now:%Y-%m-%d %H:%M}",
                 actual=f"valid from {certificate.not_before:%Y-%m-%d %H:%M} to "
                 f"{certificate.not_after:%Y-%m-%d %H:%M}",
-                advice="have the other side fetch its certificate again, and see that the clock "
-                "is right",
+                advice=advice_at(
+                    now,
+                    certificate.not_before,
+                    "have the other side fetch its certificate again, and see that the clock is "
+                    "right",
+                ),
             )
 
 

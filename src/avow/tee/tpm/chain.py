@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from avow.errors import Check, MalformedError, UnavailableError, UntrustedError
+from avow.evidence.validity import advice_at
 
 # TCG's extended key usages for the certificates of endorsement and of attestation keys
 # (EK Credential Profile, section 3.2; the OIDs tcg-kp-EKCertificate and tcg-kp-AIKCertificate).
@@ -140,7 +141,7 @@ def _check_link(
                 check,
                 expected=f"certificates that are valid at {now.isoformat()}",
                 actual=f"one from {each.not_valid_before_utc} to {each.not_valid_after_utc}",
-                advice=_RENEW,
+                advice=advice_at(now, each.not_valid_before_utc, _RENEW),
             )
     if not _issued(certificate, issuer):
         raise UntrustedError.at(
@@ -195,7 +196,7 @@ def _check_revocation(
                 check,
                 expected=f"a revocation list that is valid at {now.isoformat()}",
                 actual=f"one from {crl.last_update_utc} to {until}",
-                advice="fetch the issuer's current list",
+                advice=advice_at(now, crl.last_update_utc, "fetch the issuer's current list"),
             )
         if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
             raise UntrustedError.at(
