@@ -39,6 +39,7 @@ from avow.cli.store_opening import ALSO_KEY_HELP
 from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError, UntrustedError
 from avow.runtime.process import process_check
 from avow.sandbox.engine import LoadedCore, load
+from avow.sealing.lateness import AnchorLate, Notice
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 # What the core's heap may have is a limit of its own; stack, tables and fragmentation come on top.
@@ -267,6 +268,7 @@ def _run(
                         accept_rollback=accept_rollback,
                         new_store=new_store,
                         failed=lambda error: controls.put(Failed(error)),
+                        late=lambda notice: _log_lateness(notice, log),
                         note=lambda line: log.info("store", note=line),
                     )
                 )
@@ -288,6 +290,20 @@ def _run(
                 log.info(OPEN_UP)
             service.serve()
     return ExitCode.OK
+
+
+def _log_lateness(notice: Notice, log: FilteringBoundLogger) -> None:
+    """At `warning` both: whoever saw the one has to see the other."""
+    if isinstance(notice, AnchorLate):
+        log.warning(
+            "anchor late",
+            anchor=notice.anchor,
+            reason=notice.reason,
+            broker_ends_in_s=round(notice.left_s),
+            advice="bring it back in that time; until then a copy of the store goes unnoticed",
+        )
+    else:
+        log.warning("anchor back", anchor=notice.anchor, away_s=round(notice.away_s, 1))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from avow.errors import AvowError, UnavailableError, UntrustedError
 from avow.runtime.manifest import runtime_manifest
 from avow.sealing.anchor import begin_fresh, open_fresh
 from avow.sealing.keys import KeyBinding
+from avow.sealing.lateness import Notice
 
 
 def check_store(configuration: Configuration) -> None:
@@ -39,14 +40,15 @@ def open_state(
     accept_rollback: int | None,
     new_store: bool,
     failed: Callable[[AvowError], None],
+    late: Callable[[Notice], None],
     note: Callable[[str], None],
 ) -> Iterator[Journal | None]:
     """The journal, for as long as the broker runs; None where the configuration has no store.
 
     A store that is not there is made; beside an anchor only with `new_store`. When the broker ends
     in order, the store is committed and its anchor moved on; when an exception ends it, what was
-    not committed is dropped. `failed` is told when the anchor cannot be moved on, `note` of what is
-    made.
+    not committed is dropped. `failed` is told when the anchor cannot be moved on any more, `late`
+    when it could not be for now and when it can again, `note` of what is made.
     """
     settings = prepared.configuration.store
     if settings is None:
@@ -78,7 +80,7 @@ def open_state(
             settings.interval_ms,
             commit=fresh.commit if fresh.every_commit else None,
         )
-        with fresh.in_background(failed):
+        with fresh.in_background(failed, told=late):
             yield journal
         fresh.close()
 

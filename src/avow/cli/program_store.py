@@ -60,6 +60,7 @@ class ProgramStore:
         # Where the anchor moves with every commit: for those that the program asks for.
         self.keep_up = fresh.keep_up if fresh.every_commit else None
         self._fresh = fresh
+        self._note = note
 
     def commit(self) -> None:
         """Make durable what is written up to now."""
@@ -80,7 +81,7 @@ class ProgramStore:
     @contextmanager
     def anchored(self, failed: Callable[[AvowError], None]) -> Iterator[None]:
         """In here the anchor moves on with the store; `failed` is told when it cannot."""
-        with self._fresh.in_background(failed):
+        with self._fresh.in_background(failed, told=lambda notice: self._note(str(notice))):
             yield
 
 

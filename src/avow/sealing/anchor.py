@@ -30,6 +30,7 @@ from avow.errors import (
     RolledBackError,
     UnavailableError,
 )
+from avow.sealing.lateness import Lateness, Notice
 
 # Everything that is counted here is a u64 in the store's format.
 _COUNT_MAX: Final = 2**64 - 1
@@ -353,6 +354,7 @@ class Freshness:
         self._entropy = entropy
         self._lock = threading.Lock()
         self._behind: Step | None = None
+        self._lateness = Lateness("" if anchor is None else anchor.name, clock)
         self._anchored_sequence = 0
         self._advanced_at_s = clock()
 
@@ -373,7 +375,8 @@ class Freshness:
         while True:
             try:
                 self.advance()
-            except UnavailableError:
+            except UnavailableError as error:
+                self._lateness.failed(error, GRACE_S)
                 if self._clock() >= until_s:
                     raise
                 threading.Event().wait(RETRY_S)
@@ -452,13 +455,19 @@ class Freshness:
 
     @contextmanager
     def in_background(
-        self, failed: Callable[[AvowError], None], *, grace_s: float = GRACE_S
+        self,
+        failed: Callable[[AvowError], None],
+        *,
+        told: Callable[[Notice], None] = lambda notice: None,
+        grace_s: float = GRACE_S,
     ) -> Iterator[None]:
         """In here a thread calls `poll` at each interval.
 
         An anchor that cannot be reached is tried again for `grace_s`; whatever else goes wrong, and
         that too when the time is over, is handed to `failed`, once: nothing is protected any more.
+        `told` is told at once when the anchor is late, and when it is back, from any thread.
         """
+        self._lateness.told = told
         if self._anchor is None:
             yield
             return
@@ -477,15 +486,11 @@ class Freshness:
         self, stopped: threading.Event, failed: Callable[[AvowError], None], grace_s: float
     ) -> None:
         period_s = self._interval_s or INTERVAL_S
-        failing_since_s: float | None = None
         while not stopped.wait(max(self.due_in_s(), min(period_s, RETRY_S))):
             try:
                 self.poll()
-                failing_since_s = None
             except UnavailableError as error:
-                now_s = self._clock()
-                failing_since_s = now_s if failing_since_s is None else failing_since_s
-                if now_s - failing_since_s >= grace_s:
+                if self._lateness.failed(error, grace_s) >= grace_s:
                     failed(error)
                     return
             except AvowError as error:
@@ -518,6 +523,7 @@ class Freshness:
 
     def _done(self, root: Root) -> None:
         self._behind = None
+        self._lateness.succeeded()
         self._anchored_sequence = root.sequence
         self._advanced_at_s = self._clock()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from avow.sealing.anchor import (
     check_fresh,
     open_fresh,
 )
+from avow.sealing.lateness import AnchorBack, AnchorLate, Notice
 from tests.unit.sealing.anchor_world import (
     Chip,
     Crashed,
@@ -358,8 +360,10 @@ class Unreachable(CounterAnchor):
     def __init__(self, chip: Chip) -> None:
         super().__init__(chip, "the chip")
         self.failure: Callable[[], AvowError] | None = None
+        self.asked = threading.Semaphore(0)
 
     def advance(self, step: Step, root: Root) -> None:
+        self.asked.release()
         if self.failure is not None:
             raise self.failure()
         super().advance(step, root)
@@ -489,6 +493,53 @@ def test_background_tells_once(failure: Callable[[], AvowError], grace_s: float)
         store.commit()
         assert done.wait(10)
     assert len(told) == 1
+
+
+def test_background_says_when_the_anchor_is_late_and_when_it_is_back() -> None:
+    """At once, with the time that is left, and each of them once however often it is tried."""
+    world = begun("counter")
+    anchor = Unreachable(world.chip)
+    store = world.live().store
+    fresh = open_fresh(store, anchor, interval_s=0.01)
+    notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
+    failures: list[AvowError] = []
+    with fresh.in_background(failures.append, told=notices.put, grace_s=600):
+        anchor.failure = lambda: UnavailableError("expected a chip, got none; mend it")
+        store.commit()
+        late = notices.get(timeout=10)
+        assert isinstance(late, AnchorLate)
+        assert (late.reason, late.left_s) == ("expected a chip, got none; mend it", 600)
+        assert late.anchor in str(late)
+        assert "600 s" in str(late)
+        for _ in range(5):
+            assert anchor.asked.acquire(timeout=10)
+        anchor.failure = None
+        back = notices.get(timeout=10)
+        assert isinstance(back, AnchorBack)
+        assert 0 < back.away_s < 60
+    assert notices.empty()
+    assert not failures
+
+
+def test_a_commit_that_waits_for_its_anchor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avow.sealing.anchor.RETRY_S", 0.0)
+    world = begun("counter")
+    anchor = Unreachable(world.chip)
+    fresh = open_fresh(world.live().store, anchor, interval_s=0)
+    said: list[Notice] = []
+    with fresh.in_background(lambda error: None, told=said.append):
+        left = [True, True]
+
+        def three_times() -> AvowError:
+            if not left:
+                anchor.failure = None
+            else:
+                left.pop()
+            return unavailable()
+
+        anchor.failure = three_times
+        fresh.commit()
+    assert [type(each) for each in said] == [AnchorLate, AnchorBack]
 
 
 def test_background_tells_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
