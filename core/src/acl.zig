@@ -109,6 +109,17 @@ fn piece(bytes: []const u8, at: *usize) error{Malformed}![]const u8 {
 /// covers all of it, so that a wide subscription never slips through a narrow permission.
 pub fn allowed(access: Access, who: Who, topic: []const u8) bool {
     if (!active) return true;
+    const rule = first(access, who, topic) orelse return false;
+    return rule.allow;
+}
+
+/// The number of the rule that decides, counted from 1; 0: there is none.
+pub fn deciding(access: Access, who: Who, topic: []const u8) u32 {
+    const rule = first(access, who, topic) orelse return 0;
+    return @intCast(rule - rules.items.ptr + 1);
+}
+
+fn first(access: Access, who: Who, topic: []const u8) ?*const Rule {
     for (rules.items) |*rule| {
         if (rule.access & @backingInt(access) == 0) continue;
         if (rule.rank_min != 0 and !proven(rule, who.attestation)) continue;
@@ -117,9 +128,9 @@ pub fn allowed(access: Access, who: Who, topic: []const u8) bool {
             .user => if (who.user.len == 0 or !bytes_room.equal(rule.user, who.user)) continue,
             .anonymous => if (who.user.len != 0) continue,
         }
-        if (applies(rule.pattern, who.user, who.client_identifier, topic)) return rule.allow;
+        if (applies(rule.pattern, who.user, who.client_identifier, topic)) return rule;
     }
-    return false;
+    return null;
 }
 
 /// A rule with a condition never fits a client that has proven nothing (rank 0).

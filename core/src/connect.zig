@@ -15,6 +15,7 @@ const message_room = @import("message.zig");
 const packets = @import("wire/packets.zig");
 const properties = @import("wire/properties.zig");
 const reader = @import("wire/reader.zig");
+const refusals = @import("refusals.zig");
 const routing = @import("routing.zig");
 const session_room = @import("session.zig");
 const state = @import("state.zig");
@@ -37,6 +38,8 @@ pub fn handle(connection: *Connection, body: []const u8) void {
         error.Malformed => return refuseUnparsed(connection, body, .malformed_packet),
         error.Protocol => return refuseUnparsed(connection, body, .protocol_error),
     };
+    arriving = .{ .connection = connection, .packet = &packet };
+    defer arriving = null;
     connection.version = packet.version;
     connection.bridge = packet.bridge;
     if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
@@ -67,6 +70,27 @@ pub fn handle(connection: *Connection, body: []const u8) void {
 fn refuseVersion(connection: *Connection, version: u8) void {
     connection.version = version;
     refuse(connection, .unsupported_protocol_version, "MQTT 3.1, 3.1.1 and 5.0 are spoken here");
+}
+
+/// The CONNECT packet that is being handled.
+var arriving: ?struct { connection: *const Connection, packet: *const packets.Connect } = null;
+
+pub const Claimed = struct { client_identifier: []const u8 = "", user: []const u8 = "" };
+
+/// Who the client of a connection is, or says that it is where it has not been accepted.
+pub fn claimed(connection: *const Connection) Claimed {
+    if (connection.session) |session| return .{ .client_identifier = session.client_identifier, .user = session.user };
+    if (arriving) |at| if (at.connection == connection) return claimedBy(connection, at.packet);
+    if (connection.held_connect.len == 0) return .{ .user = connection.identity };
+    const packet = packets.connect(connection.held_connect) catch unreachable; // it was parsed before it was held
+    return claimedBy(connection, &packet);
+}
+
+fn claimedBy(connection: *const Connection, packet: *const packets.Connect) Claimed {
+    return .{
+        .client_identifier = refusals.beginning(packet.client_identifier),
+        .user = if (connection.identity.len != 0) connection.identity else refusals.beginning(packet.user_name orelse ""),
+    };
 }
 
 /// A CONNECT that cannot be read may still say its version: MQTT 5 clients are told [MQTT-3.1.4-1].
@@ -146,7 +170,10 @@ pub fn answered(connection: *Connection, ticket: u32, verdict: Verdict) void {
     switch (verdict.outcome) {
         0 => challenge(connection, verdict.data),
         1 => succeed(connection, verdict),
-        else => fail(connection, if (@backingInt(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text),
+        else => {
+            connection.end_told = true;
+            fail(connection, if (@backingInt(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text);
+        },
     }
 }
 
@@ -254,6 +281,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         const who: acl.Who = .{ .user = user, .client_identifier = name, .attestation = &connection.attestation };
         if (!sys.ofBridges(will.topic) and (sys.reserved(will.topic) or !acl.allowed(.publish, who, will.topic))) {
             stats.count(.acl_denied, 1);
+            connection.end_told = refusals.report(connection, .will, .not_authorized, who, will.topic);
             return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
         }
     }

@@ -11,6 +11,8 @@ const timers = @import("timers.zig");
 const transitions = @import("transitions.zig");
 const websocket = @import("wire/websocket.zig");
 const writer = @import("wire/writer.zig");
+const refusals = @import("refusals.zig");
+const connect = @import("connect.zig");
 const Outbox = @import("outbox.zig").Outbox;
 const Reason = @import("wire/reason.zig").Reason;
 const Session = @import("session.zig").Session;
@@ -75,6 +77,12 @@ pub const Connection = struct {
     outbox_rest: bool = false,
     will_wanted: bool = true,
     reported: bool = false,
+    refusals: refusals.Window = .{},
+    refusals_unreported: u32 = 0,
+    /// The host has given or was told the reason of the end.
+    end_told: bool = false,
+    /// What the peer spoke first, for the words when that was no MQTT.
+    first_byte: ?u8 = null,
 
     pub fn isActive(self: *const Connection) bool {
         return self.phase == .active;
@@ -270,9 +278,19 @@ fn doom(connection: *Connection) void {
 pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8) void {
     if (connection.reported) return;
     connection.reported = true;
-    const name: []const u8 = if (connection.session) |session| session.client_identifier else "";
     if (by == 1 and reason.blamesProtocol()) stats.count(.protocol_errors, 1);
-    events.disconnected(connection.id, @backingInt(reason), by, name, text);
+    const claimed = connect.claimed(connection);
+    events.disconnected(.{
+        .connection = connection.id,
+        .reason = @backingInt(reason),
+        .by = by,
+        .accepted = connection.session != null,
+        .told = connection.end_told,
+        .refusals = connection.refusals_unreported,
+        .client_identifier = claimed.client_identifier,
+        .user = claimed.user,
+        .text = text,
+    });
 }
 
 /// Fills the output table; true when it was too small for all that waits.

@@ -4,7 +4,7 @@ const std = @import("std");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 
-pub const Kind = enum(u8) { auth_request = 1, connected = 2, disconnected = 3, command_failed = 4, drained = 5 };
+pub const Kind = enum(u8) { auth_request = 1, connected = 2, disconnected = 3, command_failed = 4, drained = 5, refused = 6 };
 
 pub var region: heap.List(u8) = .{};
 var start: usize = 0;
@@ -44,18 +44,35 @@ fn cancel() void {
 }
 
 /// Reports are dropped when there is no memory for them: counters still tell.
-pub fn disconnected(connection: u32, reason: u8, by: u8, client_identifier: []const u8, text: []const u8) void {
-    disconnectedOrFail(connection, reason, by, client_identifier, text) catch return;
+pub fn disconnected(end: End) void {
+    disconnectedOrFail(end) catch return;
 }
 
-fn disconnectedOrFail(connection: u32, reason: u8, by: u8, client_identifier: []const u8, text: []const u8) heap.Error!void {
+/// `accepted`: there was a successful CONNACK; `told`: the host knows the reason already. `refusals`
+/// were not reported. Without a CONNECT that could be read there is no client identifier and no user.
+pub const End = struct {
+    connection: u32,
+    reason: u8,
+    by: u8,
+    accepted: bool,
+    told: bool,
+    refusals: u32,
+    client_identifier: []const u8,
+    user: []const u8,
+    text: []const u8,
+};
+
+fn disconnectedOrFail(end: End) heap.Error!void {
     try begin(.disconnected);
-    try number(u32, connection);
-    try number(u8, reason);
-    try number(u8, by);
-    try number(u16, 0);
-    try string(client_identifier);
-    try string(text);
+    try number(u32, end.connection);
+    try number(u8, end.reason);
+    try number(u8, end.by);
+    try number(u8, @as(u8, @intFromBool(end.accepted)) | @as(u8, @intFromBool(end.told)) << 1);
+    try number(u8, 0);
+    try number(u32, end.refusals);
+    try string(end.client_identifier);
+    try string(end.user);
+    try string(end.text);
     finish();
 }
 

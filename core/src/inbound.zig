@@ -13,6 +13,7 @@ const message_room = @import("message.zig");
 const packets = @import("wire/packets.zig");
 const properties = @import("wire/properties.zig");
 const reader = @import("wire/reader.zig");
+const refusals = @import("refusals.zig");
 const routing = @import("routing.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
@@ -28,6 +29,7 @@ const Reason = @import("wire/reason.zig").Reason;
 /// Plaintext from the transport.
 pub fn received(connection: *Connection, bytes: []u8) void {
     stats.count(.bytes_received, bytes.len);
+    if (connection.first_byte == null and bytes.len != 0) connection.first_byte = bytes[0];
     if (connection.phase == .upgrading) return upgrade(connection, bytes);
     if (connection.websocket != null) return unframe(connection, bytes);
     consume(connection, bytes);
@@ -42,7 +44,7 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
         .incomplete => if (piece.len < bytes.len) refuseUpgrade(connection, "the HTTP request is too large"),
         .refused => |answer| {
             connection.outbox.write(answer) catch {};
-            refuseUpgrade(connection, "not a WebSocket upgrade for the subprotocol mqtt");
+            refuseUpgrade(connection, otherProtocol(connection) orelse "not a WebSocket upgrade for the subprotocol mqtt");
         },
         .accepted => |done| {
             connection.partial.deinit();
@@ -199,9 +201,21 @@ pub fn goOn(connection: *Connection) void {
 /// Closes with the reason code of a packet that could not be accepted [MQTT-4.13.1-1].
 pub fn broken(connection: *Connection, problem: packets.Error) void {
     const reason: Reason = if (problem == error.Malformed) .malformed_packet else .protocol_error;
-    const text: []const u8 = if (problem == error.Malformed) "the packet is malformed" else "the packet breaks the protocol";
+    const text: []const u8 = otherProtocol(connection) orelse if (problem == error.Malformed) "the packet is malformed" else "the packet breaks the protocol";
     if (connection.phase == .authenticating) return connect.refuse(connection, reason, text);
     connection_room.close(connection, reason, text);
+}
+
+/// What the peer seems to speak instead of MQTT, by its first byte; null where it may be MQTT.
+pub fn otherProtocol(connection: *const Connection) ?[]const u8 {
+    if (connection.phase != .connecting and connection.phase != .upgrading) return null;
+    const web = connection.websocket != null;
+    return switch (connection.first_byte orelse return null) {
+        0x16 => "a TLS handshake came, and this listener has no TLS: let the client use mqtt:// or ws://, or give the listener a certificate and mqtts:// or wss://",
+        'G', 'P', 'H', 'O' => if (web) null else "an HTTP request came, and this listener speaks MQTT: let the client use mqtt://, or give the listener ws://",
+        0x10 => if (web and connection.phase == .upgrading) "MQTT came, and this listener speaks WebSocket: let the client use ws://, or give the listener mqtt://" else null,
+        else => null,
+    };
 }
 
 fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
@@ -352,6 +366,7 @@ fn take(connection: *Connection, packet: *const packets.Publish) Reason {
     const reason = judge(connection, packet);
     if (reason != .success) {
         stats.count(.publish_dropped, 1);
+        _ = refusals.report(connection, .publish, reason, session.who(), packet.topic);
         if (connection.version == 5 and packet.qos == 0 and reason == .payload_format_invalid)
             connection_room.close(connection, reason, "the payload is not UTF-8 as its format indicator says");
         return if (connection.version == 5) reason else accepted(connection, packet);
@@ -372,6 +387,7 @@ fn take(connection: *Connection, packet: *const packets.Publish) Reason {
     }
     const matched = routing.publish(session, &view) catch |problem| {
         stats.count(.publish_dropped, 1);
+        _ = refusals.report(connection, .publish, .quota_exceeded, session.who(), packet.topic);
         return switch (problem) {
             error.OutOfMemory, error.RetainedFull => if (connection.version == 5) .quota_exceeded else accepted(connection, packet),
         };

@@ -228,7 +228,7 @@ fn connectionTimer(connection: *Connection) void {
             connection_room.markDirty(connection);
         },
         .verifying, .authenticating => connect.refuse(connection, .not_authorized, "authentication took too long"),
-        .upgrading, .connecting => connection_room.finish(connection, .protocol_error, "no CONNECT came in time"), // section 4.13
+        .upgrading, .connecting => connection_room.finish(connection, .protocol_error, inbound.otherProtocol(connection) orelse "no CONNECT came in time"), // section 4.13
     }
 }
 

@@ -7,6 +7,7 @@ const heap = @import("heap.zig");
 const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
 const packets = @import("wire/packets.zig");
+const refusals = @import("refusals.zig");
 const routing = @import("routing.zig");
 const state = @import("state.zig");
 const subscriptions = @import("subscriptions.zig");
@@ -78,7 +79,12 @@ fn checkFeatures(entry: packets.Subscription, identified: bool) Error!void {
 
 fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) Outcome {
     const reason = judge(connection, entry, identifier);
-    if (reason != .success) return refused(connection.version, entry, reason);
+    if (reason != .success) {
+        // What a client is told as 0x80 so that it learns less, the host is told as it is.
+        const meant: Reason = if (reason == .unspecified) .not_authorized else reason;
+        _ = refusals.report(connection, .subscribe, meant, connection.session.?.who(), entry.filter);
+        return refused(connection.version, entry, reason);
+    }
     const session = connection.session.?;
     const qos: u2 = @intCast(@min(entry.qos, state.settings.maximum_qos)); // [MQTT-3.8.4-8]
     const added = subscriptions.add(session, entry.filter, .{

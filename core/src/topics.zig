@@ -46,6 +46,13 @@ pub fn parseShared(filter: []const u8) ?Shared {
     return .{ .group = group, .filter = rest[slash + 1 ..] };
 }
 
+/// The filter inside a shared one that is well-formed; any other as it is.
+pub fn ofShared(filter: []const u8) []const u8 {
+    if (!isShared(filter)) return filter;
+    const shared = parseShared(filter) orelse return filter;
+    return shared.filter;
+}
+
 /// Whether a filter matches a name; wildcards do not match a first level with `$` [MQTT-4.7.2-1].
 pub fn matches(filter: []const u8, name: []const u8) bool {
     if (name.len > 0 and name[0] == '$' and filter.len > 0 and (filter[0] == '+' or filter[0] == '#')) return false;

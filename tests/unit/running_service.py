@@ -45,9 +45,10 @@ def connected(connection: int, client: str) -> bytes:
     return event(2, struct.pack("<IBBH", connection, 5, 0, 60) + string(client) + string("alice"))
 
 
-def disconnected(connection: int, client: str) -> bytes:
+def disconnected(connection: int, client: str, *, by: int = 0, flags: int = 1) -> bytes:
     """DISCONNECTED."""
-    return event(3, struct.pack("<IBBH", connection, 0, 0, 0) + string(client) + string(""))
+    head = struct.pack("<IBBBxI", connection, 0x87, by, flags, 0)
+    return event(3, head + string(client) + string("alice") + string("a reason"))
 
 
 DRAINED = event(5, b"")

@@ -232,8 +232,43 @@ def test_failed_commands_are_logged() -> None:
 
 def test_those_who_never_became_clients_are_not_worth_a_line_each() -> None:
     with running() as made:
-        made.pump.batches.put(disconnected(7, ""))
+        made.pump.batches.put(disconnected(7, "", by=2, flags=0))
         assert made.line("client disconnected")["level"] == "debug"
+
+
+def test_whoever_the_core_refuses_is_a_line_and_no_second_one() -> None:
+    with running() as made:
+        made.pump.batches.put(disconnected(7, "device", by=1, flags=0))
+        line = made.line("connection refused")
+        assert (line["level"], line["client"], line["user"]) == ("info", "device", "alice")
+        assert (line["code"], line["reason"]) == ("0x87", "a reason")
+        # The answer to a login was a line already, and so was a refused will.
+        made.pump.batches.put(disconnected(8, "device", by=1, flags=2))
+        assert made.line("client disconnected")["level"] == "debug"
+
+
+@pytest.mark.parametrize(
+    ("action", "cause", "rule", "event_name", "words"),
+    [
+        (1, 1, 3, "publish refused", "acl[3]"),
+        (2, 2, 0, "subscription refused", "no access rule fits"),
+        (3, 3, 0, "connection refused for its will", "$SYS is the broker's own"),
+        (1, 0, 0, "publish refused", "the code says why"),
+    ],
+)
+def test_what_is_refused_is_a_line(
+    action: int, cause: int, rule: int, event_name: str, words: str
+) -> None:
+    head = struct.pack("<IBBBxII", 7, action, 0x87, cause, rule, 5)
+    with running() as made:
+        made.pump.batches.put(
+            event(6, head + string("device") + string("alice") + string("secret/x" * 20))
+        )
+        line = made.line(event_name)
+        assert (line["level"], line["client"], line["user"]) == ("info", "device", "alice")
+        assert line["topic"].startswith("secret/x")
+        assert words in line["rule"]
+        assert (line["code"], line["unreported_before"]) == ("0x87", 5)
 
 
 def test_reload_takes_users_rules_and_limits(tmp_path: Path) -> None:

@@ -154,9 +154,9 @@ class Authenticator:
             self._log.warning(
                 "login refused",
                 peer=origin.peer,
-                client=request.client,
+                client=shown(request.client),
                 reason="authentication method not offered",
-                method=_shown(request.method),
+                method=shown(request.method),
             )
             self._answer(
                 request,
@@ -208,9 +208,9 @@ class Authenticator:
             delay_s = self._ledger.failed(user, origin.host)
         self._log.warning(
             "login failed",
-            user=_shown(user),
+            user=shown(user),
             peer=origin.peer,
-            client=_shown(request.client),
+            client=shown(request.client),
             reason=reason,
             delay_s=round(delay_s, 3),
         )
@@ -230,7 +230,11 @@ class Authenticator:
             self.busy += 1
         self._exchanges.pop(request.connection, None)
         self._log.warning(
-            "login refused", user=_shown(request.user), peer=origin.peer, reason="server busy"
+            "login refused",
+            user=shown(request.user),
+            peer=origin.peer,
+            client=shown(request.client),
+            reason="server busy",
         )
         self._answer(
             request,
@@ -269,5 +273,6 @@ class Authenticator:
             self._log.debug("login answer dropped", reason="the broker is stopping")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A name that anybody can make up, as a line of the log shows it."""
     return name if len(name) <= _SHOWN_CHARACTERS else name[:_SHOWN_CHARACTERS] + "…"

@@ -6,7 +6,7 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from avow.errors import MalformedError
 
@@ -22,6 +22,7 @@ class EventKind(enum.IntEnum):
     DISCONNECTED = 3
     COMMAND_FAILED = 4
     DRAINED = 5
+    REFUSED = 6
 
 
 class AuthFlag(enum.IntFlag):
@@ -72,13 +73,52 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """A connection has ended; `client` is empty when it never connected."""
+    """A connection has ended. `accepted`: it had a successful CONNACK; before that `client` and
+    `user` are what the CONNECT claimed, if one came. `told`: what the host said, or was told by
+    another event, was the reason. `refusals` were not reported one by one."""
 
     connection: int
     code: int
     by: EndedBy
+    accepted: bool
+    told: bool
+    refusals: int
     client: str
+    user: str
     text: str
+
+
+class Action(enum.IntEnum):
+    """What was refused."""
+
+    PUBLISH = 1
+    SUBSCRIBE = 2
+    WILL = 3
+
+
+class Cause(enum.IntEnum):
+    """Why, where the reason code is 0x87 (not authorized)."""
+
+    REASON_CODE = 0
+    RULE = 1
+    NO_RULE = 2
+    RESERVED_TOPIC = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something on a connection was refused. `rule` counts from 1 where `cause` is RULE; before
+    this one `unreported` were refused that no event told of. Long texts are cut off."""
+
+    connection: int
+    action: Action
+    code: int
+    cause: Cause
+    rule: int
+    unreported: int
+    client: str
+    user: str
+    topic: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +134,9 @@ class Drained:
     """After DRAIN: the last connection is gone."""
 
 
-Event = AuthRequest | Connected | Disconnected | CommandFailed | Drained
+Event = AuthRequest | Connected | Disconnected | Refused | CommandFailed | Drained
+
+Value = TypeVar("Value", bound=enum.IntEnum)
 
 _HEAD = struct.Struct("<IB3x")
 _LENGTH = struct.Struct("<I")
@@ -177,9 +219,30 @@ def _decode(kind: int, body: _Body) -> Event:
                 user=body.text(),
             )
         case EventKind.DISCONNECTED:
-            connection, code, by, _ = body.fixed("<IBBH")
+            connection, code, by, flags, refusals = body.fixed("<IBBBxI")
             event = Disconnected(
-                connection, code, _ended_by(by), client=body.text(), text=body.text()
+                connection,
+                code,
+                _known(EndedBy, by),
+                bool(flags & 1),
+                bool(flags & 2),
+                refusals,
+                client=body.text(),
+                user=body.text(),
+                text=body.text(),
+            )
+        case EventKind.REFUSED:
+            connection, action, code, cause, rule, unreported = body.fixed("<IBBBxII")
+            event = Refused(
+                connection,
+                _known(Action, action),
+                code,
+                _known(Cause, cause),
+                rule,
+                unreported,
+                client=body.text(),
+                user=body.text(),
+                topic=body.text(),
             )
         case EventKind.COMMAND_FAILED:
             (command,) = body.fixed("<I")
@@ -192,11 +255,11 @@ def _decode(kind: int, body: _Body) -> Event:
     return event
 
 
-def _ended_by(value: int) -> EndedBy:
+def _known(values: type[Value], number: int) -> Value:
     try:
-        return EndedBy(value)
+        return values(number)
     except ValueError as error:
-        raise _malformed(f"an end by {value}") from error
+        raise _malformed(f"{values.__name__} {number}") from error
 
 
 def _malformed(what: str) -> MalformedError:

@@ -16,7 +16,7 @@ import resource
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,7 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from avow import __version__
 from avow.broker.acl import EVERYTHING_ALLOWED
-from avow.broker.authentication import Authenticator, Origin
+from avow.broker.authentication import Authenticator, Origin, shown
 from avow.broker.commands import (
     CommandKind,
     acl_command,
@@ -38,13 +38,16 @@ from avow.broker.config import Configuration
 from avow.broker.doors import CertificateRenewal, door_attestation
 from avow.broker.events import (
     PROTOCOLS,
+    Action,
     AuthRequest,
+    Cause,
     CommandFailed,
     Connected,
     Disconnected,
     Drained,
     EndedBy,
     Event,
+    Refused,
     decode_events,
 )
 from avow.broker.journal import Journal
@@ -66,6 +69,11 @@ EVENT_BATCHES_MAX = 10_000
 # How long a stop waits for a thread. All are daemons: one that hangs does not keep the process.
 STOP_TIMEOUT_S = 10.0
 _ENDED_BY = {EndedBy.CLIENT: "client", EndedBy.BROKER: "broker", EndedBy.NETWORK: "network"}
+_REFUSED = {
+    Action.PUBLISH: "publish refused",
+    Action.SUBSCRIBE: "subscription refused",
+    Action.WILL: "connection refused for its will",
+}
 
 
 class Control(enum.Enum):
@@ -102,11 +110,13 @@ class Service:
         load_judge: LoadJudge | None = None,
         provisioned: Provisioned | None = None,
         journal: Journal | None = None,
+        log_counters: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`reread` gives the configuration as it is now, for a reload. `attestation` has been
         measured with the digest of `prepared`; `load_judge` reads policies for clients. With
         `provisioned` secrets come from there, and the configuration stays as the owner saw it.
-        `journal` is read back here; its store stays the caller's, who closes it afterwards."""
+        `journal` is read back here; its store stays the caller's, who closes it afterwards.
+        `log_counters` are shown beside the others."""
         configuration = prepared.configuration
         self._prepared = prepared
         self._core = core
@@ -116,6 +126,7 @@ class Service:
         self._attestation = attestation
         self._load_judge = load_judge
         self._provisioned = provisioned
+        self._log_counters = log_counters
         self._memory_budget_bytes = configuration.limits.memory_budget_bytes
         self._certificates = CertificateRenewal(attestation, log)
         self._pump = Pump(
@@ -295,8 +306,8 @@ class Service:
             case Connected():
                 self._log.info(
                     "client connected",
-                    client=event.client,
-                    user=event.user,
+                    client=shown(event.client),
+                    user=shown(event.user),
                     peer=self._origins.of(event.connection).peer,
                     protocol=PROTOCOLS[event.protocol],
                     session_present=event.session_present,
@@ -306,6 +317,8 @@ class Service:
                 self._authenticator.ended(event.connection)
                 peer = self._origins.forget(event.connection).peer
                 self._log_disconnected(event, peer)
+            case Refused():
+                self._log_refused(event)
             case CommandFailed(command=CommandKind.AUTH_RESULT):
                 # The client had left before its answer came.
                 self._log.debug("login answer not needed", reason=event.text)
@@ -320,16 +333,32 @@ class Service:
             case Drained():
                 self._controls.put(Control.DRAINED)
 
+    def _log_refused(self, event: Refused) -> None:
+        self._log.info(
+            _REFUSED[event.action],
+            client=shown(event.client),
+            user=shown(event.user),
+            peer=self._origins.of(event.connection).peer,
+            topic=shown(event.topic),
+            code=f"0x{event.code:02x}",
+            rule=_rule_text(event),
+            **_unless_zero(unreported_before=event.unreported),
+        )
+
     def _log_disconnected(self, event: Disconnected, peer: str) -> None:
-        # Whoever never became a client is a port scan or a health check: not worth a line each.
-        write = self._log.info if event.client else self._log.debug
+        refused = event.by is EndedBy.BROKER and not event.accepted and not event.told
+        # Whoever comes and goes without a CONNECT is a port scan or a health check, and who was
+        # refused by us has a line already: not worth one at the level of the others.
+        write = self._log.info if event.accepted or refused else self._log.debug
         write(
-            "client disconnected",
-            client=event.client,
+            "connection refused" if refused else "client disconnected",
+            client=shown(event.client),
+            user=shown(event.user),
             peer=peer,
             by=_ENDED_BY[event.by],
             code=f"0x{event.code:02x}",
             reason=event.text,
+            **_unless_zero(unreported_refusals=event.refusals),
         )
 
     def _admit(self, arrival: Arrival) -> None:
@@ -393,6 +422,7 @@ class Service:
         evidence = Counters() if self._attestation is None else self._attestation.counters
         return {
             **self._pump.stats(),
+            **self._log_counters(),
             "clients_attested": self._handshakes["clients_attested"],
             "attestations_refused": self._refused_checks.total(),
             "quotes": evidence.quotes,
@@ -556,6 +586,23 @@ class Service:
             )
         else:
             self._log.critical("the broker cannot go on", reason=str(error))
+
+
+def _rule_text(event: Refused) -> str:
+    """The access rule as the file counts, or what else decided."""
+    match event.cause:
+        case Cause.RULE:
+            return f"acl[{event.rule}]"
+        case Cause.NO_RULE:
+            return "no access rule fits"
+        case Cause.RESERVED_TOPIC:
+            return "$SYS is the broker's own"
+        case _:
+            return "none; the code says why"
+
+
+def _unless_zero(**counts: int) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
 
 
 def _described(door: Door) -> dict[str, object]:

@@ -272,7 +272,7 @@ class Acceptor:
         except SSL.WantWriteError:
             self._await(handshake, selectors.EVENT_WRITE)
         except SSL.Error as error:
-            self._refuse(handshake, reason_of(error))
+            self._refuse(handshake, _handshake_reason(error))
         else:
             self._finish(handshake)
 
@@ -403,6 +403,20 @@ class Acceptor:
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
+
+
+# OpenSSL's words for a first record that is none of TLS.
+_NO_TLS = frozenset({"wrong version number", "http request", "https proxy request"})
+
+
+def _handshake_reason(error: SSL.Error) -> str:
+    reason = reason_of(error)
+    if reason not in _NO_TLS:
+        return reason
+    return (
+        f"no TLS came ({reason}), and this listener speaks nothing else: let the client use "
+        f"mqtts:// or wss://"
+    )
 
 
 def _close(sock: socket.socket) -> None:

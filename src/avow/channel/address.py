@@ -163,3 +163,16 @@ def resolve(address: Address) -> list[SocketAddress]:
     for family, _, _, _, target in found:
         unique[SocketAddress(family, str(target[0]), address.port)] = None
     return list(unique)
+
+
+def source_of(peer: str) -> str:
+    """Who a peer (`host:port`, as `host_and_port` writes it) counts as, where quantities are
+    shared out: an IPv4 address, or the /64 of an IPv6 address, which is what one site has."""
+    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    return str(ipaddress.ip_network((address, 64), strict=False))

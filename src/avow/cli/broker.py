@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from avow import __version__, artefacts
 from avow.broker.config import Configuration
 from avow.broker.config_file import Overrides, load_configuration
-from avow.broker.logs import make_log
+from avow.broker.logs import OpenLog, open_log
 from avow.broker.prepared import Prepared, prepare
 from avow.broker.service import Control, Controls, Failed, Service
 from avow.cli.anchors import NEW_STORE_HELP
@@ -205,13 +205,15 @@ def broker(
         _report_check(starting, printer(configuration))
         return ExitCode.OK
     by_default = config is None and not listen
-    return _run(
-        starting,
-        reread,
-        by_default=by_default,
-        accept_rollback=accept_rollback,
-        new_store=new_store,
-    )
+    with open_log(configuration.log, sys.stderr) as opened:
+        return _run(
+            opened,
+            starting,
+            reread,
+            by_default=by_default,
+            accept_rollback=accept_rollback,
+            new_store=new_store,
+        )
 
 
 def _report_check(prepared: Prepared | Unprovisioned, say: Callable[[str], None]) -> None:
@@ -232,6 +234,7 @@ def _report_check(prepared: Prepared | Unprovisioned, say: Callable[[str], None]
 
 
 def _run(
+    opened: OpenLog,
     starting: Prepared | Unprovisioned,
     reread: functools.partial[Configuration],
     *,
@@ -239,7 +242,7 @@ def _run(
     accept_rollback: int | None,
     new_store: bool,
 ) -> int:
-    log = make_log(starting.configuration.log, sys.stderr)
+    log = opened.log
     if starting.configuration.attestation.tee == SIMULATED:
         log = log.bind(warning=NOTHING_IS_PROTECTED)
     controls: Controls = queue.SimpleQueue()
@@ -282,6 +285,7 @@ def _run(
                     load_judge=load_judge,
                     provisioned=ready.provisioned,
                     journal=journal,
+                    log_counters=opened.counters,
                 )
                 if attestation is not None or ready.prepared.configuration.store is not None:
                     _check_process()

@@ -93,6 +93,7 @@ class Setting(enum.IntEnum):
     TOPIC_ALIAS_OUT_MAXIMUM = 20
     PERSIST_SESSIONS = 21
     WILL_DELAY_MAX_S = 22
+    DENIALS_EXPLAINED = 23
 
 
 class Access(enum.IntFlag):
@@ -263,8 +264,28 @@ class Disconnected:
     connection: int
     code: int
     by: int
+    accepted: bool
+    told: bool
+    refusals: int
     client_id: str
+    username: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A publish (action 1), subscription (2) or will (3) was refused. `cause`: 0 see the reason
+    code, 1 the rule, 2 no rule fits, 3 a topic of the broker's own."""
+
+    connection: int
+    action: int
+    code: int
+    cause: int
+    rule: int
+    unreported: int
+    client_id: str
+    username: str
+    topic: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +301,7 @@ class Drained:
     """After DRAIN, the last connection is gone."""
 
 
-Event = AuthRequest | Connected | Disconnected | CommandFailed | Drained
+Event = AuthRequest | Connected | Disconnected | CommandFailed | Drained | Refused
 
 
 class _EventReader:
@@ -346,10 +367,30 @@ def _connected(reader: _EventReader) -> Connected:
 
 
 def _disconnected(reader: _EventReader) -> Disconnected:
-    connection, code, by, zero = reader.take("<IBBH")
-    if zero or by > 2:
-        raise MalformedError(f"DISCONNECTED event: by {by}, reserved {zero}")
-    return Disconnected(connection, code, by, reader.text(), reader.text())
+    connection, code, by, flags, zero, refusals = reader.take("<IBBBBI")
+    if zero or by > 2 or flags > 3:
+        raise MalformedError(f"DISCONNECTED event: by {by}, flags {flags}, reserved {zero}")
+    return Disconnected(
+        connection,
+        code,
+        by,
+        bool(flags & 1),
+        bool(flags & 2),
+        refusals,
+        reader.text(),
+        reader.text(),
+        reader.text(),
+    )
+
+
+def _refused(reader: _EventReader) -> Refused:
+    connection, action, code, cause, zero, rule, unreported = reader.take("<IBBBBII")
+    if zero or not 1 <= action <= 3 or cause > 3 or (rule != 0) != (cause == 1):
+        raise MalformedError(
+            f"REFUSED event: {action}, cause {cause}, rule {rule}, reserved {zero}"
+        )
+    texts = reader.text(), reader.text(), reader.text()
+    return Refused(connection, action, code, cause, rule, unreported, *texts)
 
 
 def _event(kind: int, body: bytes) -> Event:
@@ -366,6 +407,8 @@ def _event(kind: int, body: bytes) -> Event:
         event = CommandFailed(command, reader.text())
     elif kind == 5:
         event = Drained()
+    elif kind == 6:
+        event = _refused(reader)
     else:
         raise MalformedError(f"event kind {kind} is not known")
     reader.finish()
