@@ -167,6 +167,8 @@ fn finishPartial(connection: *Connection, head: reader.Header) void {
 fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
     const partial = &connection.partial;
     const count = partial.items.len + bytes.len;
+    // Packets that never end must not take the memory of those that do.
+    if (count > partial.capacity and count > limits.partial_small_bytes and !routing.hasRoomForLarge(count)) return connection_room.abort(connection, .quota_exceeded, "no memory left");
     partial.ensureWithin(count, @max(total, count)) catch return connection_room.abort(connection, .quota_exceeded, "no memory left");
     partial.appendSlice(bytes) catch unreachable; // there is room
 }

@@ -29,6 +29,8 @@ pub const parked_bytes_max: u32 = 256 * 1024;
 /// The largest packet of a client that was not accepted yet. Every field of a CONNECT but the user
 /// properties may be as long as MQTT lets it be; mosquitto 2.1 takes 100,000 bytes.
 pub const connect_bytes_max: u32 = 384 * 1024;
+/// A larger part of a packet has to leave the last of the memory to others.
+pub const partial_small_bytes: u32 = 256;
 /// Longer client identifiers are refused with 0x85.
 pub const client_identifier_bytes_max: u32 = 4096;
 pub const upgrade_bytes_max: u32 = 8 * 1024;

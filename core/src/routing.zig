@@ -26,8 +26,13 @@ pub const Error = error{ OutOfMemory, RetainedFull };
 
 pub fn hasRoom(view: *const View) bool {
     const size = @sizeOf(Message) + view.topic.len + view.properties.len + view.payload.len;
-    const headroom: u64 = if (size <= small_bytes) small_headroom_bytes else heap.budget_bytes / 64;
-    return heap.used_bytes + size + headroom <= heap.budget_bytes;
+    if (size > small_bytes) return hasRoomForLarge(size);
+    return heap.used_bytes + size + small_headroom_bytes <= heap.budget_bytes;
+}
+
+/// For large messages, and for packets that have not come whole.
+pub fn hasRoomForLarge(size: usize) bool {
+    return heap.used_bytes + size + heap.budget_bytes / 64 <= heap.budget_bytes;
 }
 
 /// Routes a message and retains it where it says so. Returns how many sessions matched.

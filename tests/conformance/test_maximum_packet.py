@@ -314,6 +314,27 @@ def test_the_memory_of_a_packet_is_not_twice_the_packet(core: CoreDriver) -> Non
     assert core.heap_bytes - before < 65_536
 
 
+def test_packets_that_never_end_do_not_silence_the_broker() -> None:
+    """The last memory is kept for small packets: who asks for more is ended, not who has some."""
+    core = CoreDriver(settings={Setting.MEMORY_BUDGET_BYTES: 8 * 1024 * 1024})
+    subscriber = connected(core, "s")
+    subscriber.subscribe("t", qos=1)
+    publisher = connected(core, "p")
+    publisher.publish("t", b"first", 1)
+    subscriber.expect_publish("t", b"first", 1)
+    part = Publish("t", bytes(100_000)).encode()
+    large = [connected(core, f"large {number}") for number in range(140)]
+    small = [connected(core, f"small {number}") for number in range(100)]
+    for size, flood in ((60_000, large), (3_000, small)):
+        for client in flood:
+            client.send(part[:size])
+        assert flood[-1].closed, f"there is room for all parts of {size} bytes"
+    for number in range(100):
+        publisher.publish("t", b"%d" % number, 1)
+        subscriber.expect_publish("t", b"%d" % number, 1)
+    connected(core, "new").ping()
+
+
 def test_after_a_packet_that_was_too_large_nothing_is_read(core: CoreDriver) -> None:
     core.settings({Setting.MAXIMUM_PACKET_BYTES: 100})
     watcher = connected(core, "w")
