@@ -132,3 +132,12 @@ def test_strangers_with_noise_harm_nobody(broker: ServiceProcess, tmp_path: Path
         assert _settled(url, client), f"seed {SEED}"
         assert _metric(url, "heap_bytes") <= before * 1.05, f"seed {SEED}"
         assert _metric(url, "clients_connected") == 1
+
+
+def test_a_packet_that_is_too_large_is_named_in_the_log(broker: ServiceProcess) -> None:
+    """At the default level, with the key to raise: a client of MQTT 3.1.1 is told nothing."""
+    with socket.create_connection(("127.0.0.1", broker.port()), timeout=30) as device:
+        device.sendall(Connect("bridge", version=4).encode() + b"\x33\x81\x80\x80\x01")
+        line = broker.event("client disconnected", matches=lambda one: one["client"] == "bridge")
+    assert line["level"] == "info"
+    assert line["reason"] == "a packet of 2097158 bytes, more than maximum_packet_bytes (2097152)"
