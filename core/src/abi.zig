@@ -31,6 +31,7 @@ pub const flag_close: u16 = 1;
 pub const flag_pause: u16 = 2;
 pub const flag_resume: u16 = 4;
 pub const flag_abort: u16 = 8;
+pub const flag_hold: u16 = 16;
 pub const flag_blocked: u16 = 0x100;
 pub const flag_failed: u16 = 0x200;
 

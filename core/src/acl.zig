@@ -5,6 +5,7 @@ const bytes_room = @import("bytes.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const topics = @import("topics.zig");
+const work = @import("work.zig");
 
 pub const Access = enum(u8) { publish = 1, subscribe = 2 };
 const Principal = enum(u8) { anyone = 0, user = 1, anonymous = 2 };
@@ -120,7 +121,10 @@ pub fn deciding(access: Access, who: Who, topic: []const u8) u32 {
 }
 
 fn first(access: Access, who: Who, topic: []const u8) ?*const Rule {
+    var looked: usize = 0;
+    defer work.spend(looked / 2);
     for (rules.items) |*rule| {
+        looked += 1;
         if (rule.access & @backingInt(access) == 0) continue;
         if (rule.rank_min != 0 and !proven(rule, who.attestation)) continue;
         switch (rule.principal) {

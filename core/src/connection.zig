@@ -6,7 +6,10 @@ const acl = @import("acl.zig");
 const events = @import("events.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
+const fanout = @import("fanout.zig");
+const stalling = @import("stalling.zig");
 const stats = @import("stats.zig");
+const subscribe = @import("subscribe.zig");
 const timers = @import("timers.zig");
 const transitions = @import("transitions.zig");
 const websocket = @import("wire/websocket.zig");
@@ -62,13 +65,22 @@ pub const Connection = struct {
     reauthenticating: bool = false,
 
     next_dirty: ?*Connection = null,
+    previous_dirty: ?*Connection = null,
     dirty: bool = false,
+    /// A publish of this connection that takes several turns.
+    job: ?*fanout.Job = null,
+    /// A SUBSCRIBE or UNSUBSCRIBE that takes several turns.
+    filters: ?*subscribe.Unfinished = null,
+    /// Input that waits until this connection's work may go on.
+    stall: ?*stalling.Stall = null,
     next_doomed: ?*Connection = null,
     doomed: bool = false,
     blocked: bool = false,
     /// Reading is paused, as the host knows it; `pause_due`: a change has to be told.
     paused: bool = false,
     pause_due: bool = false,
+    /// The host has to hold the peer's end back until RESUME: input of before still waits.
+    hold_due: bool = false,
     close_due: bool = false,
     abort_due: bool = false,
     /// Messages wait in the session until the outbox has drained.
@@ -83,6 +95,11 @@ pub const Connection = struct {
     end_told: bool = false,
     /// What the peer spoke first, for the words when that was no MQTT.
     first_byte: ?u8 = null,
+
+    /// A packet of this connection takes several turns; the next one is not looked at before.
+    pub fn isWaiting(self: *const Connection) bool {
+        return self.job != null or self.filters != null;
+    }
 
     pub fn isActive(self: *const Connection) bool {
         return self.phase == .active;
@@ -166,6 +183,7 @@ pub fn free(connection: *Connection) void {
     if (connection.dirty) removeDirty(connection);
     timers.cancel(&connection.timer);
     dropConnectState(connection);
+    stalling.drop(connection);
     connection.partial.deinit();
     connection.outbox.deinit();
     for (connection.aliases_in) |alias| heap.freeSlice(alias);
@@ -191,33 +209,25 @@ pub fn markDirty(connection: *Connection) void {
     if (connection.dirty) return;
     connection.dirty = true;
     connection.next_dirty = null;
+    connection.previous_dirty = last_dirty;
     if (last_dirty) |last| last.next_dirty = connection else first_dirty = connection;
     last_dirty = connection;
 }
 
 pub fn popDirty() ?*Connection {
     const connection = first_dirty orelse return null;
-    first_dirty = connection.next_dirty;
-    if (first_dirty == null) last_dirty = null;
-    connection.dirty = false;
+    removeDirty(connection);
     return connection;
 }
 
 fn removeDirty(connection: *Connection) void {
-    var previous: ?*Connection = null;
-    var item = first_dirty;
-    while (item) |found| : (item = found.next_dirty) {
-        if (found == connection) {
-            if (previous) |before| before.next_dirty = found.next_dirty else first_dirty = found.next_dirty;
-            if (last_dirty == found) last_dirty = previous;
-            return;
-        }
-        previous = found;
-    }
+    connection.dirty = false;
+    if (connection.previous_dirty) |previous| previous.next_dirty = connection.next_dirty else first_dirty = connection.next_dirty;
+    if (connection.next_dirty) |following| following.previous_dirty = connection.previous_dirty else last_dirty = connection.previous_dirty;
 }
 
 pub fn wantPause(connection: *Connection, pause: bool) void {
-    if (connection.paused == pause) return;
+    if (connection.paused == pause or (!pause and connection.stall != null)) return;
     connection.paused = pause;
     connection.pause_due = !connection.pause_due;
     markDirty(connection);
@@ -266,6 +276,7 @@ fn doom(connection: *Connection) void {
     connection.phase = .closing;
     connection.close_due = true;
     connection.partial.deinit();
+    stalling.drop(connection);
     timers.cancel(&connection.timer);
     dropConnectState(connection);
     markDirty(connection);
@@ -309,6 +320,10 @@ fn offer(connection: *Connection) void {
     if (connection.pause_due) {
         flags |= if (connection.paused) abi.flag_pause else abi.flag_resume;
         connection.pause_due = false;
+    }
+    if (connection.hold_due) {
+        if (connection.stall != null) flags |= abi.flag_hold;
+        connection.hold_due = false;
     }
     if (connection.blocked and !connection.abort_due) {
         if (flags != 0) abi.output(connection.id, flags, 0, 0);

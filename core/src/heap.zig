@@ -217,26 +217,46 @@ pub fn List(comptime T: type) type {
 }
 
 /// A hash table of objects that carry `hash: u32`. Open addressing with the hashes beside the
-/// pointers: a look-up touches one cache line of the table and then only the object it wants.
+/// pointers: a look-up touches one cache line of the table and then only the object it wants. When it
+/// grows, what it holds moves a few slots with each insertion: in one go, millions would take a while.
 pub fn Table(comptime T: type) type {
     return struct {
         slots: []Slot = &.{},
+        /// The smaller table of before, from `moved` on; what was taken out of it is marked `gone`.
+        old: []Slot = &.{},
+        moved: usize = 0,
         count: usize = 0,
 
         const Self = @This();
         const Slot = struct { hash: u32, item: ?*T };
+        /// The hash of a slot in `old` that was used; of one that never was it is 0.
+        const gone = 1;
+        /// The table doubles at three quarters: before it has to again, all has moved.
+        const moved_each_time = 4;
 
         /// Room for one more, at a load of three quarters at the most.
         pub fn reserve(self: *Self) Error!void {
+            if (self.old.len != 0) self.move(moved_each_time);
             if ((self.count + 1) * 4 <= self.slots.len * 3) return;
-            const old = self.slots;
-            const bigger = try slice(Slot, @max(64, old.len * 2));
+            while (self.old.len != 0) self.move(moved_each_time);
+            const bigger = try slice(Slot, @max(64, self.slots.len * 2));
             @memset(bigger, .{ .hash = 0, .item = null });
+            self.old = self.slots;
             self.slots = bigger;
-            for (old) |slot| {
-                if (slot.item) |item| self.place(item);
+            self.moved = 0;
+        }
+
+        fn move(self: *Self, most: usize) void {
+            const end = @min(self.old.len, self.moved + most);
+            for (self.old[self.moved..end]) |*slot| {
+                const item = slot.item orelse continue;
+                slot.* = .{ .hash = gone, .item = null };
+                self.place(item);
             }
-            freeSlice(old);
+            self.moved = end;
+            if (end != self.old.len) return;
+            freeSlice(self.old);
+            self.old = &.{};
         }
 
         fn place(self: *Self, item: *T) void {
@@ -254,16 +274,24 @@ pub fn Table(comptime T: type) type {
 
         pub const Probe = struct {
             slots: []const Slot,
+            old: []const Slot,
             hash: u32,
             index: usize,
 
             pub fn next(self: *Probe) ?*T {
-                if (self.slots.len == 0) return null;
-                const mask = self.slots.len - 1;
-                while (self.slots[self.index].item) |item| {
-                    const same = self.slots[self.index].hash == self.hash;
-                    self.index = (self.index + 1) & mask;
-                    if (same) return item;
+                while (self.slots.len != 0) {
+                    const mask = self.slots.len - 1;
+                    while (true) {
+                        const slot = self.slots[self.index];
+                        if (slot.item == null and slot.hash != gone) break;
+                        self.index = (self.index + 1) & mask;
+                        if (slot.hash == self.hash) {
+                            if (slot.item) |item| return item;
+                        }
+                    }
+                    self.slots = self.old;
+                    self.old = &.{};
+                    self.index = if (self.slots.len == 0) 0 else self.hash & (self.slots.len - 1);
                 }
                 return null;
             }
@@ -271,14 +299,18 @@ pub fn Table(comptime T: type) type {
 
         /// The objects with this hash.
         pub fn probe(self: *const Self, hash: u32) Probe {
-            return .{ .slots = self.slots, .hash = hash, .index = if (self.slots.len == 0) 0 else hash & (self.slots.len - 1) };
+            return .{ .slots = self.slots, .old = self.old, .hash = hash, .index = if (self.slots.len == 0) 0 else hash & (self.slots.len - 1) };
         }
 
         /// Closes the gap, so that no tombstones slow later look-ups down.
         pub fn remove(self: *Self, item: *T) void {
+            self.count -= 1;
             const mask = self.slots.len - 1;
             var gap = item.hash & mask;
-            while (self.slots[gap].item != item) gap = (gap + 1) & mask;
+            while (self.slots[gap].item != item) {
+                if (self.slots[gap].item == null) return self.removeOld(item);
+                gap = (gap + 1) & mask;
+            }
             var index = gap;
             while (true) {
                 index = (index + 1) & mask;
@@ -289,7 +321,28 @@ pub fn Table(comptime T: type) type {
                 gap = index;
             }
             self.slots[gap] = .{ .hash = 0, .item = null };
-            self.count -= 1;
+        }
+
+        fn removeOld(self: *Self, item: *T) void {
+            const mask = self.old.len - 1;
+            var index = item.hash & mask;
+            while (self.old[index].item != item) index = (index + 1) & mask;
+            self.old[index] = .{ .hash = gone, .item = null };
+        }
+
+        /// For walks through all: positions from 0 on, of which some are empty.
+        pub fn positions(self: *const Self) usize {
+            return self.slots.len + self.old.len;
+        }
+
+        pub fn at(self: *const Self, position: usize) ?*T {
+            return if (position < self.slots.len) self.slots[position].item else self.old[position - self.slots.len].item;
+        }
+
+        pub fn deinit(self: *Self) void {
+            freeSlice(self.slots);
+            freeSlice(self.old);
+            self.* = .{};
         }
     };
 }

@@ -15,6 +15,7 @@ const properties = @import("wire/properties.zig");
 const reader = @import("wire/reader.zig");
 const refusals = @import("refusals.zig");
 const routing = @import("routing.zig");
+const stalling = @import("stalling.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscribe = @import("subscribe.zig");
@@ -23,6 +24,7 @@ const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
 const websocket = @import("wire/websocket.zig");
 const writer = @import("wire/writer.zig");
+const work = @import("work.zig");
 const Connection = connection_room.Connection;
 const Reason = @import("wire/reason.zig").Reason;
 
@@ -30,6 +32,13 @@ const Reason = @import("wire/reason.zig").Reason;
 pub fn received(connection: *Connection, bytes: []u8) void {
     stats.count(.bytes_received, bytes.len);
     if (connection.first_byte == null and bytes.len != 0) connection.first_byte = bytes[0];
+    take(connection, bytes);
+}
+
+/// What `received` does, and what is done again with what had to wait.
+pub fn take(connection: *Connection, bytes: []u8) void {
+    if (connection.phase == .closing) return;
+    if (connection.stall != null) return stalling.hold(connection, bytes);
     if (connection.phase == .upgrading) return upgrade(connection, bytes);
     if (connection.websocket != null) return unframe(connection, bytes);
     consume(connection, bytes);
@@ -67,6 +76,7 @@ fn unframe(connection: *Connection, bytes: []u8) void {
     const decoder = connection.websocket.?;
     var rest = bytes;
     while (connection.phase != .closing) {
+        if (connection.stall != null) return if (rest.len != 0) stalling.hold(connection, rest);
         const event = decoder.next(&rest) catch return connection_room.close(connection, .protocol_error, "the WebSocket frame is not allowed");
         switch (event) {
             .need_more => return,
@@ -89,24 +99,39 @@ fn unframe(connection: *Connection, bytes: []u8) void {
 
 /// MQTT bytes in whatever pieces they come.
 fn consume(connection: *Connection, bytes: []const u8) void {
+    const count = handleMost(connection, bytes);
+    if (count < bytes.len or connection.isWaiting()) stalling.begin(connection, bytes[count..]);
+}
+
+/// How many bytes were taken: the rest waits, because the connection's share of work is used up or
+/// a packet takes several turns.
+pub fn handleMost(connection: *Connection, bytes: []const u8) usize {
     var rest = bytes;
     while (rest.len != 0 and connection.phase != .closing) {
-        if (connection.phase == .verifying) return park(connection, rest);
+        if (work.over() or connection.isWaiting()) return bytes.len - rest.len;
+        if (connection.phase == .verifying) {
+            park(connection, rest);
+            break;
+        }
         if (connection.partial.items.len != 0) {
-            if (!completePartial(connection, &rest)) return;
+            if (!completePartial(connection, &rest)) return if (connection.isWaiting()) bytes.len - rest.len else bytes.len;
             continue;
         }
-        if (!mayBegin(connection, rest[0])) return;
-        const head = reader.header(rest) catch return broken(connection, error.Malformed);
+        if (!mayBegin(connection, rest[0])) break;
+        const head = reader.header(rest) catch {
+            broken(connection, error.Malformed);
+            break;
+        };
         const total = if (head) |found| found.header_bytes + found.remaining else 0;
+        if (tooLarge(connection, head)) break;
         if (head == null or rest.len < total) {
-            if (tooLarge(connection, total)) return;
-            return keep(connection, rest, total);
+            keep(connection, rest, total);
+            break;
         }
-        if (tooLarge(connection, total)) return;
         handle(connection, head.?, rest[head.?.header_bytes..total]);
         rest = rest[total..];
     }
+    return bytes.len;
 }
 
 /// A packet's first byte says whether it may come now at all: what cannot is not waited for.
@@ -130,7 +155,7 @@ fn completePartial(connection: *Connection, rest: *[]const u8) bool {
         return false;
     };
     const total = if (head) |found| found.header_bytes + found.remaining else partial.items.len + 1;
-    if (tooLarge(connection, @intCast(total))) return false;
+    if (tooLarge(connection, head)) return false;
     const count = @min(total - partial.items.len, rest.len);
     keep(connection, rest.*[0..count], @intCast(total));
     if (connection.phase == .closing) return false;
@@ -148,7 +173,7 @@ fn afterHeader(connection: *Connection) bool {
         return false;
     };
     const found = head orelse return true;
-    if (tooLarge(connection, found.header_bytes + found.remaining)) return false;
+    if (tooLarge(connection, found)) return false;
     if (found.remaining == 0) finishPartial(connection, found);
     return true;
 }
@@ -174,11 +199,16 @@ fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
 }
 
 /// Who has not been accepted yet may send less: CONNECT and AUTH of a stranger cost memory.
-fn tooLarge(connection: *Connection, total: u32) bool {
+/// What is no PUBLISH is work that cannot be interrupted, and has a bound of its own.
+fn tooLarge(connection: *Connection, head: ?reader.Header) bool {
+    const found = head orelse return false;
+    const total = found.header_bytes + found.remaining;
     const configured = state.settings.packetBytesTold() orelse limits.packet_bytes_max;
-    const most = if (connection.phase == .active) configured else @min(configured, limits.connect_bytes_max);
+    const is_publish = typeOf(found.first) == .publish;
+    const bound = if (connection.phase != .active) limits.connect_bytes_max else if (is_publish) limits.packet_bytes_max else limits.control_packet_bytes_max;
+    const most = @min(configured, bound);
     if (total <= most) return false;
-    const name: []const u8 = if (most == configured) "maximum_packet_bytes" else "the bound of CONNECT and AUTH";
+    const name: []const u8 = if (most == configured) "maximum_packet_bytes" else if (connection.phase != .active) "the bound of CONNECT and AUTH" else "the bound of packets other than PUBLISH";
     var buffer: [128]u8 = undefined;
     const text = std.fmt.bufPrint(&buffer, "a packet of {d} bytes, more than {s} ({d})", .{ total, name, most }) catch unreachable;
     connection_room.close(connection, .packet_too_large, text); // [MQTT-3.2.2-15]
@@ -224,6 +254,7 @@ fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
     const packet = typeOf(head.first);
     const flags: u4 = @intCast(head.first & 0x0F);
     stats.count(.messages_received, 1);
+    work.spend(2 + body.len / work.unit_bytes);
     connection.last_packet_ms = state.now_ms;
     switch (packet) {
         .connect => connect.handle(connection, body),
@@ -272,6 +303,7 @@ fn release(connection: *Connection, body: []const u8) void {
     const parsed = packets.acknowledgement(connection.version, .pubrel, body) catch |problem| return broken(connection, problem);
     const session = connection.session.?;
     const index = std.mem.findScalar(u16, session.received.items, parsed.packet_identifier);
+    work.spend(session.received.items.len / 64);
     switch (transitions.inboundEffect(if (index == null) .unknown else .received, .pubrel)) {
         .complete => {
             const list = &session.received;
@@ -296,6 +328,7 @@ fn publish(connection: *Connection, flags: u4, body: []const u8) void {
     const session = connection.session.?;
     if (packet.qos == 2) {
         const known = std.mem.findScalar(u16, session.received.items, packet.packet_identifier) != null;
+        work.spend(session.received.items.len / 64);
         if (transitions.inboundEffect(if (known) .received else .unknown, .publish) == .repeat)
             return acknowledge(connection, .pubrec, packet.packet_identifier, .success);
     }
@@ -304,12 +337,29 @@ fn publish(connection: *Connection, flags: u4, body: []const u8) void {
         if (connection.unacknowledged + session.received.items.len >= @as(u32, settings.receive_maximum) + @intFromBool(packet.qos == 1))
             return connection_room.close(connection, .receive_maximum_exceeded, "more publishes are unacknowledged than this server's receive maximum"); // [MQTT-3.3.4-7]
     }
-    const reason = take(connection, &packet);
-    switch (packet.qos) {
+    const reason = route(connection, &packet) orelse return;
+    confirm(connection, packet.qos, packet.packet_identifier, reason);
+}
+
+fn confirm(connection: *Connection, qos: u2, packet_identifier: u16, reason: Reason) void {
+    switch (qos) {
         0 => {},
-        1 => acknowledge(connection, .puback, packet.packet_identifier, reason),
-        else => acknowledge(connection, .pubrec, packet.packet_identifier, reason),
+        1 => acknowledge(connection, .puback, packet_identifier, reason),
+        else => acknowledge(connection, .pubrec, packet_identifier, reason),
     }
+}
+
+/// A publish that took several turns has been given to all who match.
+pub fn published(connection: *Connection, qos: u2, packet_identifier: u16, matched: u32) void {
+    const reason = outcome(connection, qos, packet_identifier, matched);
+    if (connection.phase == .closing) return;
+    confirm(connection, qos, packet_identifier, reason);
+    stalling.goOnLater(connection);
+}
+
+fn outcome(connection: *Connection, qos: u2, packet_identifier: u16, matched: u32) Reason {
+    _ = accepted(connection, qos, packet_identifier);
+    return if (matched == 0 and connection.version == 5) .no_matching_subscribers else .success;
 }
 
 /// Replaces an alias by its topic and checks the name (sections 3.3.2.1 and 3.3.2.3.4).
@@ -362,8 +412,8 @@ fn remember(connection: *Connection, alias: u16, topic: []const u8) bool {
     return true;
 }
 
-/// Checks and routes; the reason goes into the acknowledgement.
-fn take(connection: *Connection, packet: *const packets.Publish) Reason {
+/// Checks and routes; the reason goes into the acknowledgement. Null: the answer comes later.
+fn route(connection: *Connection, packet: *const packets.Publish) ?Reason {
     const session = connection.session.?;
     const reason = judge(connection, packet);
     if (reason != .success) {
@@ -371,7 +421,7 @@ fn take(connection: *Connection, packet: *const packets.Publish) Reason {
         _ = refusals.report(connection, .publish, reason, session.who(), packet.topic);
         if (connection.version == 5 and packet.qos == 0 and reason == .payload_format_invalid)
             connection_room.close(connection, reason, "the payload is not UTF-8 as its format indicator says");
-        return if (connection.version == 5) reason else accepted(connection, packet);
+        return if (connection.version == 5) reason else accepted(connection, packet.qos, packet.packet_identifier);
     }
     var view: message_room.View = .{
         .topic = packet.topic,
@@ -387,26 +437,26 @@ fn take(connection: *Connection, packet: *const packets.Publish) Reason {
         const room = state.scratch.items.ptr[0..view.properties.len];
         view.properties = room[0..properties.forwardInto(room, view.properties)];
     }
-    const matched = routing.publish(session, &view) catch |problem| {
+    const origin: routing.Origin = .{ .session = session, .connection = connection, .packet_identifier = packet.packet_identifier };
+    const matched = routing.publish(origin, &view) catch |problem| {
         stats.count(.publish_dropped, 1);
         _ = refusals.report(connection, .publish, .quota_exceeded, session.who(), packet.topic);
         return switch (problem) {
-            error.OutOfMemory, error.RetainedFull => if (connection.version == 5) .quota_exceeded else accepted(connection, packet),
+            error.OutOfMemory, error.RetainedFull => if (connection.version == 5) .quota_exceeded else accepted(connection, packet.qos, packet.packet_identifier),
         };
     };
-    _ = accepted(connection, packet);
-    return if (matched == 0 and connection.version == 5) .no_matching_subscribers else .success;
+    return outcome(connection, packet.qos, packet.packet_identifier, matched orelse return null);
 }
 
 /// MQTT 3.1.1 has no negative acknowledgement (section 3.3.5): the exchange goes on, the message is gone.
-fn accepted(connection: *Connection, packet: *const packets.Publish) Reason {
-    if (packet.qos != 2) return .success;
+fn accepted(connection: *Connection, qos: u2, packet_identifier: u16) Reason {
+    if (qos != 2) return .success;
     const session = connection.session.?;
-    session.received.append(packet.packet_identifier) catch {
+    session.received.append(packet_identifier) catch {
         connection_room.abort(connection, .quota_exceeded, "no memory left");
         return .success;
     };
-    journal.receivedAdded(session, packet.packet_identifier);
+    journal.receivedAdded(session, packet_identifier);
     return .success;
 }
 

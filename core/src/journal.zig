@@ -165,14 +165,16 @@ pub fn subscribed(subscription: *const Subscription) void {
     writeSubscription(subscription);
 }
 
+/// On the stack it would be filled with a pattern each time.
+var filter_text: [subscriptions.filter_bytes_max]u8 = undefined;
+
 fn writeSubscription(subscription: *const Subscription) void {
     const options = subscription.options;
     begin(.subscribe);
     number(u64, subscription.session.serial);
     number(u8, @as(u8, options.qos) | (@as(u8, @intFromBool(options.no_local)) << 2) | (@as(u8, @intFromBool(options.retain_as_published)) << 3));
     number(u32, options.identifier);
-    var text: [subscriptions.filter_bytes_max]u8 = undefined;
-    string(subscriptions.filterText(subscription, &text));
+    string(subscriptions.filterText(subscription, &filter_text));
     finish();
 }
 
@@ -290,9 +292,9 @@ pub fn snapshotPiece(restart: bool) bool {
     }
     region.clear();
     if (!enabled) return false;
-    const slots = session_room.table.slots;
-    while (snapshot_slot < slots.len) : (snapshot_slot += 1) {
-        const session = slots[snapshot_slot].item orelse continue;
+    const table = &session_room.table;
+    while (snapshot_slot < table.positions()) : (snapshot_slot += 1) {
+        const session = table.at(snapshot_slot) orelse continue;
         if (session.journaled and !snapshotSession(session)) return true;
     }
     while (snapshot_retained) |node| {

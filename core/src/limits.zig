@@ -39,6 +39,21 @@ pub const websocket_control_bytes_max: u32 = 125;
 /// 2 MiB in Wasm pages of 64 KiB.
 pub const growth_pages: u32 = 32;
 
+/// What a turn may cost, in units of some 50 ns (work.zig): 10 ms, so that a turn and the next one,
+/// with what goes beyond for those who ask for little, are over within 50 ms.
+pub const turn_units: u64 = 200_000;
+/// What each connection's input gets in a turn in any case.
+pub const connection_units_least: u64 = 4_000;
+/// What the input of a connection that was interrupted gets before the next one has its turn, and
+/// each kind of work that goes on in the background.
+pub const share_units: u64 = turn_units / 4;
+/// A publish that costs less is never put off.
+pub const publish_units: u64 = 1_000;
+/// So many members of a shared subscription are asked who is the readiest.
+pub const group_members_looked_at = 1024;
+/// Packets other than PUBLISH are not larger; their size is work that cannot be interrupted.
+pub const control_packet_bytes_max: u32 = 1024 * 1024;
+
 pub const connections_max: u32 = 4 * 1024 * 1024;
 pub const acl_rules_max: u32 = 100_000;
 /// Distinct topics whose subscribers are remembered (direct-mapped).
@@ -65,6 +80,7 @@ comptime {
     std.debug.assert(chunk_small_bytes < chunk_large_bytes);
     std.debug.assert(chunk_large_bytes < outbox_soft_bytes);
     std.debug.assert(segments_per_connection < output_records);
+    std.debug.assert(connection_units_least < share_units and publish_units < share_units);
     std.debug.assert(std.math.isPowerOfTwo(match_cache_slots));
 }
 

@@ -16,18 +16,22 @@ const delivery = @import("delivery.zig");
 const events = @import("events.zig");
 const Fields = @import("fields.zig").Fields;
 const hash_room = @import("hash.zig");
+const fanout = @import("fanout.zig");
 const heap = @import("heap.zig");
 const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
 const limits = @import("limits.zig");
+const matching = @import("matching.zig");
 const restore_room = @import("restore.zig");
 const retained = @import("retained.zig");
 const session_room = @import("session.zig");
+const stalling = @import("stalling.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
 const sys = @import("sys.zig");
 const timers = @import("timers.zig");
+const work = @import("work.zig");
 const Connection = connection_room.Connection;
 
 pub const panic = std.debug.FullPanic(stop);
@@ -59,6 +63,7 @@ export fn init(entropy: u32) u32 {
     hash_room.start(random);
     session_room.seed = random.int(u64);
     subscriptions.seed(random.int(u64));
+    matching.setSeed(random.int(u64));
     retained.tree.seed(random.int(u64));
     heap.budget_bytes = state.settings.memory_budget_bytes;
     life = .ready;
@@ -74,12 +79,20 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     events.clear();
     journal.clear();
     if (life == .ready) begin();
+    work.beginTurn();
     takeResults();
     for (abi.inputs[0..input_count]) |record| {
+        work.beginShare(limits.connection_units_least, limits.turn_units);
         take(record);
         settleDoomed();
     }
+    stalling.goOn();
+    settleDoomed();
     runTimers();
+    settleDoomed();
+    fanout.goOn();
+    work.beginShare(limits.share_units, limits.share_units);
+    _ = session_room.clearEnded();
     settleDoomed();
     journal.begun = true;
     abi.output_count = 0;
@@ -205,7 +218,10 @@ fn settleDoomed() void {
 }
 
 fn runTimers() void {
-    while (timers.due(state.now_ms)) |timer| {
+    work.beginShare(limits.share_units, limits.share_units);
+    while (!work.over()) {
+        const timer = timers.due(state.now_ms) orelse return;
+        work.spend(work.node_units);
         switch (timer.kind) {
             .connection => connectionTimer(@fieldParentPtr("timer", timer)),
             .session => connect.sessionExpired(@fieldParentPtr("expiry_timer", timer)),
@@ -220,6 +236,11 @@ fn connectionTimer(connection: *Connection) void {
     switch (connection.phase) {
         .active => {
             const at = connection.last_packet_ms + connection.keep_alive_ms;
+            if (connection.stall != null) {
+                connection.last_packet_ms = state.now_ms; // what it has sent was not looked at yet
+                timers.set(&connection.timer, state.now_ms + connection.keep_alive_ms) catch connection_room.abort(connection, .server_busy, "no memory left");
+                return;
+            }
             if (state.now_ms >= at) return connection_room.close(connection, .keep_alive_timeout, "nothing came for one and a half times the keep alive"); // [MQTT-3.1.2-22]
             timers.set(&connection.timer, at) catch connection_room.abort(connection, .server_busy, "no memory left");
         },
@@ -281,6 +302,7 @@ fn release() void {
         const connection = connection_room.get(record.connection) orelse continue;
         if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
     }
+    if (!stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
     publishResult();
     abi.result.flags = if (more) abi.result_more else 0;
 }

@@ -56,12 +56,12 @@ fn Index(comptime T: type) type {
         }
 
         fn deinit(self: *@This(), comptime each: ?fn (*T) void) void {
-            for (self.table.slots) |slot| {
-                const entry = slot.item orelse continue;
+            for (0..self.table.positions()) |position| {
+                const entry = self.table.at(position) orelse continue;
                 if (each) |function| function(entry.value);
                 heap.destroy(entry);
             }
-            heap.freeSlice(self.table.slots);
+            self.table.deinit();
             self.* = .{};
         }
     };
@@ -339,8 +339,8 @@ fn finish() heap.Error!void {
 pub fn settle() void {
     var list: heap.List(*Session) = .{};
     defer list.deinit();
-    for (session_room.table.slots) |slot| {
-        const session = slot.item orelse continue;
+    for (0..session_room.table.positions()) |position| {
+        const session = session_room.table.at(position) orelse continue;
         list.append(session) catch @panic("no memory to restore");
     }
     for (list.items) |session| {

@@ -16,7 +16,7 @@ const Value = struct {
     }
 };
 
-pub const Tree = topics.Tree(Value);
+pub const Tree = topics.Tree(Value, heap.release);
 pub const Node = Tree.Node;
 pub var tree: Tree = .{};
 

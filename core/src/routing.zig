@@ -4,7 +4,11 @@ const std = @import("std");
 const acl = @import("acl.zig");
 const delivery = @import("delivery.zig");
 const heap = @import("heap.zig");
+const fanout = @import("fanout.zig");
 const journal = @import("journal.zig");
+const limits = @import("limits.zig");
+const matching = @import("matching.zig");
+const work = @import("work.zig");
 const message_room = @import("message.zig");
 const retained = @import("retained.zig");
 const state = @import("state.zig");
@@ -14,6 +18,7 @@ const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const timers = @import("timers.zig");
 const Message = message_room.Message;
+const Connection = @import("connection.zig").Connection;
 const Session = @import("session.zig").Session;
 const View = message_room.View;
 
@@ -35,11 +40,16 @@ pub fn hasRoomForLarge(size: usize) bool {
     return heap.used_bytes + size + heap.budget_bytes / 64 <= heap.budget_bytes;
 }
 
-/// Routes a message and retains it where it says so. Returns how many sessions matched.
-pub fn publish(publisher: ?*const Session, view: *View) Error!u32 {
+/// Where a message comes from: a session (null: the broker itself), and the packet that is to be
+/// acknowledged (null: none).
+pub const Origin = struct { session: ?*const Session = null, connection: ?*Connection = null, packet_identifier: u16 = 0 };
+
+/// Routes a message and retains it where it says so. Returns how many sessions matched; null: it
+/// takes longer, `fanout` goes on with it and answers.
+pub fn publish(origin: Origin, view: *View) Error!?u32 {
     defer view.done();
     if (view.retain) try retain(view);
-    return route(publisher, view);
+    return route(origin, view);
 }
 
 fn retain(view: *View) Error!void {
@@ -53,28 +63,69 @@ fn retain(view: *View) Error!void {
     if (!sys.reserved(view.topic)) journal.retainedPut(message);
 }
 
-fn route(publisher: ?*const Session, view: *View) u32 {
-    const found = subscriptions.match(view.topic) catch blk: {
-        subscriptions.forgetMatches();
-        break :blk subscriptions.match(view.topic) catch {
+fn route(origin: Origin, view: *View) heap.Error!?u32 {
+    const match = matching.match(view.topic) catch blk: {
+        matching.forget();
+        break :blk matching.match(view.topic) catch {
             stats.count(.publish_dropped, 1);
             return 0;
         };
     };
+    const found = match orelse return later(origin, view);
+    const receivers = found.entries.len + found.groups.len;
+    const cost = receivers * costOf(view);
+    if (cost > limits.publish_units and cost > work.left()) return later(origin, view);
+    work.spend(cost);
+    var place: Place = .{ .acl_generation = acl.generation };
+    _ = giveAll(found, view, if (origin.session) |session| session.serial else 0, &place, false);
+    return @intCast(receivers);
+}
+
+fn later(origin: Origin, view: *View) heap.Error!?u32 {
+    try fanout.add(origin, view);
+    return null;
+}
+
+/// To one receiver.
+fn costOf(view: *const View) usize {
+    return 1 + view.payload.len / work.unit_bytes;
+}
+
+/// How far the receivers of a message have been served.
+pub const Place = struct { entry: usize = 0, group: usize = 0, acl_generation: u64 };
+
+/// False: the share of work is used up, and `place` says where to go on. What is not given in pieces
+/// was found and paid for just now.
+pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place, comptime in_pieces: bool) bool {
     var shared: delivery.Shared = .{};
-    for (found.entries) |entry| {
-        if (entry.no_local != .none and entry.session == publisher) {
-            local(entry, view);
-            continue;
+    for (found.entries[place.entry..], place.entry..) |*entry, index| {
+        const session = entry.session;
+        if (in_pieces) {
+            place.entry = index;
+            if (work.over()) return false;
+            work.spend(costOf(view));
+            // Sessions may have ended, and rules changed, since the receivers were found.
+            if (session.ended or (place.acl_generation != acl.generation and !acl.allowed(.subscribe, session.who(), view.topic))) continue;
         }
-        give(entry.session, view, .{
-            .qos = @min(entry.qos, view.qos),
-            .retain = view.retain and entry.retain_as_published, // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
-            .identifiers = found.identifiers[entry.identifiers_start..][0..entry.identifiers_count],
+        const own = session.serial == publisher;
+        if (own and !entry.own) continue; // [MQTT-3.8.3-3]
+        const count = if (own) entry.own_identifiers_count else entry.identifiers_count;
+        give(session, view, .{
+            .qos = @min(if (own) entry.own_qos else entry.qos, view.qos),
+            .retain = view.retain and if (own) entry.own_retain_as_published else entry.retain_as_published, // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+            .identifiers = found.identifiers[entry.identifiers_start..][0..count],
         }, &shared);
     }
-    for (found.groups) |group| giveGroup(group, view, &shared);
-    return @intCast(found.entries.len + found.groups.len);
+    place.entry = found.entries.len;
+    for (found.groups[place.group..], place.group..) |group, index| {
+        if (in_pieces) {
+            place.group = index;
+            if (work.over()) return false;
+            work.spend(costOf(view));
+        }
+        giveGroup(group, view, &shared);
+    }
+    return true;
 }
 
 fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery.Shared) void {
@@ -83,17 +134,6 @@ fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery
         return delivery.sendAtMostOnce(connection, view, terms, shared);
     }
     delivery.sendReliably(session, view, terms);
-}
-
-/// A publisher that matches its own message: only subscriptions without No Local count [MQTT-3.8.3-3].
-fn local(entry: subscriptions.Entry, view: *View) void {
-    if (entry.no_local == .all) return;
-    var identifiers: heap.List(u32) = .{};
-    defer identifiers.deinit();
-    const found = subscriptions.matchLocal(entry.session, view.topic, &identifiers) catch return stats.count(.publish_dropped, 1);
-    const own = found orelse return;
-    var shared: delivery.Shared = .{};
-    give(own.session, view, .{ .qos = @min(own.qos, view.qos), .retain = view.retain and own.retain_as_published, .identifiers = identifiers.items }, &shared);
 }
 
 /// One member gets it: in turns, the ready before the busy, the connected before the absent
@@ -111,7 +151,10 @@ fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscr
     var best: ?*subscriptions.Subscription = null;
     var best_rank: u8 = 0;
     var member = start;
-    while (true) {
+    var looked: usize = 0;
+    defer work.spend(looked / 4);
+    while (looked < limits.group_members_looked_at or best == null) {
+        looked += 1;
         const rank = readiness(member, view);
         if (rank > best_rank) {
             best = member;
@@ -126,6 +169,7 @@ fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscr
 
 fn readiness(member: *const subscriptions.Subscription, view: *const View) u8 {
     const session = member.session;
+    if (session.ended) return 0;
     if (!acl.allowed(.subscribe, session.who(), view.topic)) return 0;
     const connection = session.connection orelse return if (session.durable() and member.options.qos != 0 and view.qos != 0) 1 else 0;
     if (!connection.isActive()) return 0;
@@ -140,7 +184,7 @@ pub fn publishWill(session: *Session) void {
     // A will's expiry interval counts from its publication: it was kept as a duration.
     if (view.expires_at_ms != message_room.never) view.expires_at_ms += state.now_ms;
     if (acl.allowed(.publish, session.who(), view.topic)) {
-        _ = publish(session, &view) catch stats.count(.publish_dropped, 1);
+        _ = publish(.{ .session = session }, &view) catch stats.count(.publish_dropped, 1);
     } else stats.count(.acl_denied, 1);
     timers.cancel(&session.will_timer);
     session.setWill(null, 0);

@@ -7,7 +7,10 @@ const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
 const stats = @import("stats.zig");
 const timers = @import("timers.zig");
+const fanout = @import("fanout.zig");
 const journal = @import("journal.zig");
+const matching = @import("matching.zig");
+const work = @import("work.zig");
 const transitions = @import("transitions.zig");
 const subscriptions = @import("subscriptions.zig");
 const Message = @import("message.zig").Message;
@@ -98,9 +101,11 @@ pub const Session = struct {
 
     first_subscription: ?*Subscription = null,
     subscription_count: u32 = 0,
-    /// Where the match that is being made has put this session.
-    match_stamp: u64 = 0,
-    match_index: u32 = 0,
+    /// Where the matches that are being made have put this session: a short and a long one.
+    places: [2]matching.Place = @splat(.{}),
+    /// It is over; what it still has is given back turn by turn.
+    ended: bool = false,
+    next_ended: ?*Session = null,
 
     /// Identifier n is slot n - 1.
     slots: []Slot = &.{},
@@ -214,34 +219,59 @@ pub fn setSerial(session: *Session, serial: u64) void {
     last_serial = @max(last_serial, serial);
 }
 
-/// Forgets the session and all that it holds. Its will must have been dealt with, its connection be gone.
+var first_ended: ?*Session = null;
+var last_ended: ?*Session = null;
+
+/// Forgets the session. Its will must have been dealt with, its connection be gone. Nobody finds it any
+/// more and it gets nothing; its subscriptions and messages go now, or in later turns where they are many.
 pub fn end(session: *Session) void {
     std.debug.assert(session.connection == null);
     journal.sessionEnd(session);
-    while (session.first_subscription) |subscription| subscriptions.remove(subscription);
-    clearOutbound(session);
-    session.received.deinit();
+    session.ended = true;
     session.setWill(null, 0);
     timers.cancel(&session.expiry_timer);
     table.remove(session);
     stats.uncount(.sessions, 1);
-    heap.freeSlice(session.client_identifier);
-    heap.freeSlice(session.user);
-    heap.destroy(session);
-}
-
-fn clearOutbound(session: *Session) void {
     stats.uncount(.inflight, session.inflight);
     stats.uncount(.queued, session.waiting.count);
-    while (session.sent.first) |delivery| {
-        session.sent.remove(delivery);
-        delivery.destroy();
+    if (last_ended) |last| last.next_ended = session else first_ended = session;
+    last_ended = session;
+    _ = clearEnded();
+}
+
+pub fn anyEnded() bool {
+    return first_ended != null;
+}
+
+/// Goes on with sessions that are over; true when there are none.
+pub fn clearEnded() bool {
+    while (first_ended) |session| {
+        if (!dismantle(session)) return false;
+        first_ended = session.next_ended;
+        if (first_ended == null) last_ended = null;
+        fanout.release(@ptrCast(session), @sizeOf(Session));
     }
-    while (session.waiting.first) |delivery| {
-        session.waiting.remove(delivery);
-        delivery.destroy();
+    return true;
+}
+
+/// False: the share of work is used up.
+fn dismantle(session: *Session) bool {
+    while (session.first_subscription) |subscription| {
+        if (work.over()) return false;
+        work.spend(work.node_units);
+        subscriptions.remove(subscription);
+    }
+    for ([_]*Queue{ &session.sent, &session.waiting }) |queue| {
+        while (queue.first) |delivery| {
+            if (work.over()) return false;
+            work.spend(work.node_units);
+            queue.remove(delivery);
+            delivery.destroy();
+        }
     }
     heap.freeSlice(session.slots);
-    session.slots = &.{};
-    session.inflight = 0;
+    session.received.deinit();
+    heap.freeSlice(session.client_identifier);
+    heap.freeSlice(session.user);
+    return true;
 }

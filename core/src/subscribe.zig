@@ -12,16 +12,113 @@ const routing = @import("routing.zig");
 const state = @import("state.zig");
 const subscriptions = @import("subscriptions.zig");
 const topics = @import("topics.zig");
+const work = @import("work.zig");
 const writer = @import("wire/writer.zig");
 const Connection = connection_room.Connection;
+const Session = @import("session.zig").Session;
 const Reason = @import("wire/reason.zig").Reason;
 
 /// What each filter of the packet led to, in its order.
 const Outcome = struct { code: u8, entered: bool, existed: bool };
-var outcomes: heap.List(Outcome) = .{};
+
+/// A packet of which a part of the filters has taken effect. It is answered when all have.
+pub const Unfinished = struct {
+    body: []u8,
+    removes: bool,
+    /// The filters that have not: so many bytes at the end of the body.
+    left_bytes: usize,
+    outcomes: heap.List(Outcome) = .{},
+};
 
 pub fn subscribe(connection: *Connection, body: []const u8) void {
-    subscribeOrFail(connection, body) catch |problem| refuse(connection, problem);
+    start(connection, body, false) catch |problem| refuse(connection, problem);
+}
+
+pub fn unsubscribe(connection: *Connection, body: []const u8) void {
+    start(connection, body, true) catch |problem| refuse(connection, problem);
+}
+
+fn start(connection: *Connection, body: []const u8, removes: bool) Error!void {
+    const list = try packets.FilterList.parse(connection.version, if (removes) .unsubscribe else .subscribe, body);
+    if (removes) try checkNames(list) else try checkAll(list, connection.version);
+    var outcomes: heap.List(Outcome) = .{};
+    errdefer outcomes.deinit();
+    const left_bytes = try takeEffect(connection, list, removes, list.from.rest().len, &outcomes);
+    if (left_bytes == 0) {
+        defer outcomes.deinit();
+        return finish(connection, list, removes, outcomes.items);
+    }
+    const copy = try heap.copy(body);
+    errdefer heap.freeSlice(copy);
+    const unfinished = try heap.create(Unfinished);
+    unfinished.* = .{ .body = copy, .removes = removes, .left_bytes = left_bytes, .outcomes = outcomes };
+    connection.filters = unfinished;
+}
+
+/// Goes on with a packet that took its share of an earlier turn.
+pub fn goOn(connection: *Connection) void {
+    goOnOrFail(connection) catch |problem| refuse(connection, problem);
+}
+
+fn goOnOrFail(connection: *Connection) Error!void {
+    const unfinished = connection.filters.?;
+    const list = try packets.FilterList.parse(connection.version, if (unfinished.removes) .unsubscribe else .subscribe, unfinished.body);
+    unfinished.left_bytes = try takeEffect(connection, list, unfinished.removes, unfinished.left_bytes, &unfinished.outcomes);
+    if (unfinished.left_bytes != 0) return;
+    // Taken out first: the answer may end the connection.
+    connection.filters = null;
+    defer release(unfinished);
+    try finish(connection, list, unfinished.removes, unfinished.outcomes.items);
+}
+
+/// The connection is over.
+pub fn drop(connection: *Connection) void {
+    const unfinished = connection.filters orelse return;
+    connection.filters = null;
+    release(unfinished);
+}
+
+fn release(unfinished: *Unfinished) void {
+    heap.freeSlice(unfinished.body);
+    unfinished.outcomes.deinit();
+    heap.destroy(unfinished);
+}
+
+/// Filters become subscriptions, or are removed, while the share of work lasts. Returns how many
+/// bytes of the list are left.
+fn takeEffect(connection: *Connection, from: packets.FilterList, removes: bool, left_bytes: usize, outcomes: *heap.List(Outcome)) Error!usize {
+    const identifier = from.properties.subscription_identifier orelse 0;
+    var list = from;
+    list.from.at = list.from.bytes.len - left_bytes;
+    while (list.from.rest().len != 0) {
+        if (removes) {
+            try outcomes.append(leave(connection.session.?, (try list.nextFilter()).?));
+        } else try outcomes.append(enter(connection, (try list.nextSubscription()).?, identifier));
+        if (work.over()) break;
+    }
+    return list.from.rest().len;
+}
+
+fn finish(connection: *Connection, start_of: packets.FilterList, removes: bool, outcomes: []const Outcome) Error!void {
+    if (removes) return answer(connection, .unsuback, start_of.packet_identifier, outcomes, connection.version == 5);
+    try answer(connection, .suback, start_of.packet_identifier, outcomes, true);
+    const identifier = start_of.properties.subscription_identifier orelse 0;
+    var list = start_of;
+    for (outcomes) |outcome| {
+        const entry = (try list.nextSubscription()).?;
+        if (!outcome.entered or topics.isShared(entry.filter)) continue;
+        const wanted = entry.retain_handling == 0 or (entry.retain_handling == 1 and !outcome.existed); // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+        if (wanted) routing.sendRetained(connection.session.?, entry.filter, .{ .qos = @intCast(outcome.code), .identifier = identifier });
+    }
+}
+
+/// [MQTT-3.10.4-1]
+fn leave(session: *Session, filter: []const u8) Outcome {
+    const found = subscriptions.get(session, filter) orelse
+        return .{ .code = @backingInt(Reason.no_subscription_existed), .entered = false, .existed = false };
+    subscriptions.remove(found);
+    journal.unsubscribed(session, filter);
+    return .{ .code = 0, .entered = false, .existed = true };
 }
 
 fn refuse(connection: *Connection, problem: Error) void {
@@ -38,33 +135,24 @@ fn refuse(connection: *Connection, problem: Error) void {
 
 const Error = packets.Error || heap.Error || error{ Filter, Shared, Wildcard, Identifier };
 
-fn subscribeOrFail(connection: *Connection, body: []const u8) Error!void {
-    const start = try packets.FilterList.parse(connection.version, .subscribe, body);
-    try checkAll(start, connection.version);
-    outcomes.clear();
-    const identifier = start.properties.subscription_identifier orelse 0;
-    var list = start;
-    while (try list.nextSubscription()) |entry| try outcomes.append(enter(connection, entry, identifier));
-    try answer(connection, .suback, start.packet_identifier, true);
-    list = start;
-    for (0..outcomes.items.len) |index| {
-        const outcome = outcomes.items[index];
-        const entry = (try list.nextSubscription()).?;
-        if (!outcome.entered or topics.isShared(entry.filter)) continue;
-        const wanted = entry.retain_handling == 0 or (entry.retain_handling == 1 and !outcome.existed); // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
-        if (wanted) routing.sendRetained(connection.session.?, entry.filter, .{ .qos = @intCast(outcome.code), .identifier = identifier });
-    }
-}
-
 /// The whole packet is checked before any of it takes effect.
-fn checkAll(start: packets.FilterList, version: u8) Error!void {
-    var list = start;
+fn checkAll(start_of: packets.FilterList, version: u8) Error!void {
+    var list = start_of;
     while (try list.nextSubscription()) |entry| {
-        if (version == 5) try checkFeatures(entry, start.properties.subscription_identifier != null);
+        if (version == 5) try checkFeatures(entry, start_of.properties.subscription_identifier != null);
         if (topics.isShared(entry.filter)) {
             if (topics.parseShared(entry.filter) == null) return error.Filter; // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
             if (entry.no_local and version == 5) return error.Protocol; // [MQTT-3.8.3-4]
         } else if (!topics.validFilter(entry.filter)) return error.Filter;
+    }
+}
+
+fn checkNames(start_of: packets.FilterList) Error!void {
+    var list = start_of;
+    while (try list.nextFilter()) |filter| {
+        if (topics.isShared(filter)) {
+            if (topics.parseShared(filter) == null) return error.Filter;
+        } else if (!topics.validFilter(filter)) return error.Filter;
     }
 }
 
@@ -129,33 +217,8 @@ fn judge(connection: *const Connection, entry: packets.Subscription, identifier:
     return .success;
 }
 
-pub fn unsubscribe(connection: *Connection, body: []const u8) void {
-    unsubscribeOrFail(connection, body) catch |problem| refuse(connection, problem);
-}
-
-fn unsubscribeOrFail(connection: *Connection, body: []const u8) Error!void {
-    const start = try packets.FilterList.parse(connection.version, .unsubscribe, body);
-    var list = start;
-    while (try list.nextFilter()) |filter| {
-        if (topics.isShared(filter)) {
-            if (topics.parseShared(filter) == null) return error.Filter;
-        } else if (!topics.validFilter(filter)) return error.Filter;
-    }
-    outcomes.clear();
-    const session = connection.session.?;
-    list = start;
-    while (try list.nextFilter()) |filter| {
-        if (subscriptions.get(session, filter)) |found| {
-            subscriptions.remove(found); // [MQTT-3.10.4-1]
-            journal.unsubscribed(session, filter);
-            try outcomes.append(.{ .code = 0, .entered = false, .existed = true });
-        } else try outcomes.append(.{ .code = @backingInt(Reason.no_subscription_existed), .entered = false, .existed = false });
-    }
-    try answer(connection, .unsuback, start.packet_identifier, connection.version == 5);
-}
-
-fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16, with_codes: bool) heap.Error!void {
-    const codes: u32 = if (with_codes) @intCast(outcomes.items.len) else 0;
+fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16, outcomes: []const Outcome, with_codes: bool) heap.Error!void {
+    const codes: u32 = if (with_codes) @intCast(outcomes.len) else 0;
     const inner = 2 + @as(u32, @intFromBool(connection.version == 5)) + codes;
     const bytes = try heap.slice(u8, inner + 8);
     defer heap.freeSlice(bytes);
@@ -164,6 +227,6 @@ fn answer(connection: *Connection, packet: packets.Type, packet_identifier: u16,
     to.variable(inner);
     to.u16_(packet_identifier);
     if (connection.version == 5) to.byte(0);
-    if (with_codes) for (outcomes.items) |outcome| to.byte(outcome.code);
+    if (with_codes) for (outcomes) |outcome| to.byte(outcome.code);
     connection.send(to.written());
 }

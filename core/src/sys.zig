@@ -138,5 +138,5 @@ fn text(topic: []const u8, value: []const u8) void {
         .retain = true,
         .expires_at_ms = message_room.never,
     };
-    _ = routing.publish(null, &view) catch stats.count(.publish_dropped, 1);
+    _ = routing.publish(.{}, &view) catch stats.count(.publish_dropped, 1);
 }

@@ -4,6 +4,7 @@ const std = @import("std");
 const bytes_room = @import("bytes.zig");
 const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
+const work = @import("work.zig");
 
 /// [MQTT-4.7.1-1], [MQTT-4.7.3-1]; UTF-8 has been checked by the parser.
 pub fn validName(name: []const u8) bool {
@@ -74,8 +75,8 @@ pub fn covers(wide: []const u8, narrow: []const u8) bool {
 }
 
 /// A tree whose nodes are topic levels. Children are found through one hash table for the whole
-/// tree, so a step costs the same however many siblings there are.
-pub fn Tree(comptime Value: type) type {
+/// tree, so a step costs the same however many siblings there are. `release` takes back a node.
+pub fn Tree(comptime Value: type, comptime release: fn ([*]u8, usize) void) type {
     return struct {
         root: Node = .{ .parent = null, .hash = 0, .path_hash = 0, .level_bytes = 0, .value = .{} },
         table: heap.Table(Node) = .{},
@@ -159,7 +160,10 @@ pub fn Tree(comptime Value: type) type {
         pub fn find(self: *Self, topic: []const u8) ?*Node {
             var node: *Node = &self.root;
             var levels = std.mem.splitScalar(u8, topic, '/');
-            while (levels.next()) |level| node = self.child(node, level) orelse return null;
+            while (levels.next()) |level| {
+                work.spend(work.node_units);
+                node = self.child(node, level) orelse return null;
+            }
             return node;
         }
 
@@ -169,6 +173,7 @@ pub fn Tree(comptime Value: type) type {
             errdefer self.prune(node);
             var levels = std.mem.splitScalar(u8, topic, '/');
             while (levels.next()) |level| {
+                work.spend(work.node_units + 2);
                 node = self.child(node, level) orelse try self.add(node, level);
             }
             return node;
@@ -195,12 +200,13 @@ pub fn Tree(comptime Value: type) type {
             var node = start;
             while (node.parent) |parent| {
                 if (node.first_child != null or !node.value.isEmpty()) return;
+                work.spend(work.node_units + 2);
                 self.table.remove(node);
                 if (parent.plus == node) parent.plus = null;
                 if (parent.hash_sign == node) parent.hash_sign = null;
                 if (node.previous_sibling) |previous| previous.next_sibling = node.next_sibling else parent.first_child = node.next_sibling;
                 if (node.next_sibling) |following| following.previous_sibling = node.previous_sibling;
-                heap.release(@ptrCast(node), @sizeOf(Node) + node.level_bytes);
+                release(@ptrCast(node), @sizeOf(Node) + node.level_bytes);
                 node = parent;
             }
         }

@@ -24,10 +24,20 @@ const NEVER: u64 = std.math.maxInt(u64);
 /// The core gets exactly one CLOSED; the first reason stands.
 pub fn announce(pump: *Pump, number: u32, reason: Reason) loop.Error!void {
     const connection = &pump.connections.items[number];
+    if (connection.closed_held) {
+        connection.closed_reason = reason;
+        return announceHeld(pump, number);
+    }
     if (connection.closed_queued) return;
     try pump.closed.push(pump.allocator, number);
     connection.closed_queued = true;
     connection.closed_reason = reason;
+}
+
+/// The peer's end, which was held back, or what came instead.
+pub fn announceHeld(pump: *Pump, number: u32) loop.Error!void {
+    try pump.closed.push(pump.allocator, number);
+    pump.connections.items[number].closed_held = false;
 }
 
 pub fn fail(pump: *Pump, number: u32) loop.Error!void {

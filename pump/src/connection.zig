@@ -44,6 +44,10 @@ pub const Connection = struct {
     /// CLOSED was given to a step.
     closed_delivered: bool = false,
     paused: bool = false,
+    /// The core still has input of before: an end by the peer is told after RESUME.
+    held: bool = false,
+    /// Such an end waits.
+    closed_held: bool = false,
     /// The core was told BLOCKED and gets one WRITABLE.
     blocked: bool = false,
     /// The kernel reported an end or an error: read on until it shows.

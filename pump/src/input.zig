@@ -112,6 +112,11 @@ fn open(pump: *Pump, entry: Entry) loop.Error!void {
 fn deliverClosed(pump: *Pump, batch: *Batch) loop.Error!void {
     while (!batch.isFull()) {
         const number = pump.closed.pop() orelse return;
+        const connection = &pump.connections.items[number];
+        if (connection.held and connection.closed_reason == .peer and connection.state == .open) {
+            connection.closed_held = true;
+            continue;
+        }
         batch.put(.closed, number, @backingInt(pump.connections.items[number].closed_reason), 0);
         try closing.afterDelivery(pump, number);
     }

@@ -34,8 +34,13 @@ fn deliver(pump: *Pump, records: []Output) loop.Error!void {
     for (records) |record| {
         flags |= record.flags;
         if (record.flags & Output.PAUSE != 0) connection.paused = true;
-        if (record.flags & Output.RESUME != 0) connection.paused = false;
+        if (record.flags & Output.HOLD != 0) connection.held = true;
+        if (record.flags & Output.RESUME != 0) {
+            connection.paused = false;
+            connection.held = false;
+        }
     }
+    if (connection.closed_held and !connection.held) try closing.announceHeld(pump, number);
     if (flags & Output.RESUME != 0 and !connection.paused and (connection.readable or connection.tls_pending))
         try pump.markReady(number);
 

@@ -62,6 +62,7 @@ pub const Output = extern struct {
     pub const CLOSE: u16 = 1;
     pub const PAUSE: u16 = 2;
     pub const RESUME: u16 = 4;
+    pub const HOLD: u16 = 16;
     pub const ABORT: u16 = 8;
     pub const BLOCKED: u16 = 0x100;
     pub const FAILED: u16 = 0x200;

@@ -64,7 +64,7 @@ class Transport(enum.IntEnum):
     WEBSOCKET = 1
 
 
-CLOSE, PAUSE, RESUME, ABORT = 1, 2, 4, 8
+CLOSE, PAUSE, RESUME, ABORT, HOLD = 1, 2, 4, 8, 16
 BLOCKED, FAILED = 0x100, 0x200
 
 

@@ -110,6 +110,9 @@ class Connection:
     closed: str | None = None
     """Set by the core ("close" or "abort") or by this side ("peer")."""
     paused: bool = False
+    held: bool = False
+    """The core still has input of before: an end by the peer is told after RESUME."""
+    end_held: bool = False
     window: int | None = None
     """Bytes that the peer still takes; None is no limit. See `open_window`."""
     blocked: bool = False
@@ -152,6 +155,8 @@ class CoreDriver:
         self.next_deadline_ms = abi.NO_DEADLINE
         self.heap_bytes = 0
         self.turns = 0
+        self.one_step = False
+        """A turn is one step, even when the core says MORE."""
         self.observer: Callable[[int, int, bytes], None] | None = None
         """Called with (kind, connection, bytes) for every input, when the core gets it."""
         self.waiting: tuple[int, bytes] | None = None
@@ -335,6 +340,9 @@ class CoreDriver:
 
     def _give_up(self, connection: Connection, by: ClosedBy) -> None:
         connection.backlog.clear()
+        if connection.held and by is ClosedBy.PEER:
+            connection.end_held = True
+            return
         self._inputs.append((connection.number, Input.CLOSED, by, b""))
 
     def open_window(self, connection: Connection, window: int | None) -> None:
@@ -417,7 +425,7 @@ class CoreDriver:
                     return
                 self._commit_batch()
             self._take_outputs(closed)
-            if not self._inputs and not self._flags & 1:
+            if self.one_step or (not self._inputs and not self._flags & 1):
                 return
         raise CoreContractError(f"the core said MORE for {_TURNS_MAX} turns")
 
@@ -535,7 +543,7 @@ class CoreDriver:
             )
         if number not in self.connections:
             raise CoreContractError(f"an output for connection {number}, which is not open")
-        if reserved or flags & ~15:
+        if reserved or flags & ~31:
             raise CoreContractError(f"an output has flags {flags:#x}, reserved {reserved}")
         if address + length > self._size:
             raise CoreContractError("an output lies outside of linear memory")
@@ -546,11 +554,19 @@ class CoreDriver:
         """Takes the bytes of one output; gives how many, and whether the peer is full."""
         if flags & abi.PAUSE:
             connection.paused = True
+        if flags & abi.HOLD:
+            connection.held = True
         if flags & abi.RESUME:
-            connection.paused = False
+            connection.paused = connection.held = False
             while connection.backlog:
                 self._queue_data(connection, connection.backlog.popleft())
+            if connection.end_held:
+                connection.end_held = False
+                self._inputs.append((connection.number, Input.CLOSED, ClosedBy.PEER, b""))
         if not connection.alive:
+            if connection.end_held and flags & (abi.CLOSE | abi.ABORT):
+                connection.end_held = False
+                self._inputs.append((connection.number, Input.CLOSED, ClosedBy.PEER, b""))
             return length, False  # our CLOSED is on its way: these bytes go nowhere
         taken = length
         if stalled:

@@ -1,0 +1,55 @@
+//! How much one turn may do. A unit is about what it costs to give a small message to one more
+//! receiver, some 50 ns.
+//! Whoever works on what a client can make large counts units and stops when its share is used up;
+//! the rest is done in later turns (docs/decisions/0013-what-one-turn-may-cost.md).
+
+const limits = @import("limits.zig");
+
+/// A node of a large tree, looked at, made or removed, is not in the processor's caches.
+pub const node_units = 4;
+
+pub var spent: u64 = 0;
+/// What works now may go on until `spent` is here.
+/// Until the first turn without a bound: reading a journal back is nobody's turn.
+var end: u64 = @import("std").math.maxInt(u64);
+var turn_end: u64 = 0;
+
+pub fn beginTurn() void {
+    turn_end = spent + limits.turn_units;
+    end = turn_end;
+}
+
+/// What follows may use what is left of the turn, but `least` in any case, so that whoever asks for
+/// little is served however much the others ask for.
+pub fn beginShare(least: u64, most: u64) void {
+    end = @max(spent + least, @min(turn_end, spent + most));
+}
+
+pub fn spend(units: usize) void {
+    spent += units;
+}
+
+/// Copying costs too: so many bytes a unit.
+pub const unit_bytes = 512;
+
+/// What follows has to be done as a whole; `bind` gets what this returns.
+pub fn unbind() u64 {
+    defer end = @import("std").math.maxInt(u64);
+    return end;
+}
+
+pub fn bind(bound: u64) void {
+    end = bound;
+}
+
+pub fn left() u64 {
+    return end -| spent;
+}
+
+pub fn over() bool {
+    return spent >= end;
+}
+
+pub fn turnIsOver() bool {
+    return spent >= turn_end;
+}
