@@ -38,11 +38,14 @@ from avow.testing.attested_peer import (
     policy_text,
     stripped_answer,
 )
+from avow.testing.pki import Authority
 from tests.integration.attested_endpoint import AttestedEndpoint, attested_endpoint
 from tests.integration.service_process import ServiceProcess, avow, service
 
 PATIENCE_S = 20.0
 OTHER_MODULE = bytes(32)
+# A client speaks first, and MQTT begins with CONNECT.
+FIRST = b"\x10"
 
 
 class ProxyProcess:
@@ -206,7 +209,7 @@ def test_mosquitto_through_the_proxy(endpoint: AttestedEndpoint) -> None:
 
 
 def test_many_clients_at_once(echoing: AttestedEndpoint) -> None:
-    data = os.urandom(300_000)
+    data = FIRST + os.urandom(300_000)
     with proxy(echoing) as running:
         connections = [running.connect() for _ in range(20)]
         got: list[bytes] = []
@@ -225,7 +228,7 @@ def test_many_clients_at_once(echoing: AttestedEndpoint) -> None:
 
 
 def test_half_a_connection_and_large_amounts(echoing: AttestedEndpoint) -> None:
-    data = os.urandom(30_000_000)
+    data = FIRST + os.urandom(30_000_000)
     with proxy(echoing) as running, running.connect() as client:
         assert exchange(client, data) == data
 
@@ -233,8 +236,8 @@ def test_half_a_connection_and_large_amounts(echoing: AttestedEndpoint) -> None:
 def test_a_client_that_does_not_read_is_not_buffered(echoing: AttestedEndpoint) -> None:
     """The proxy reads no further: what was written stays with the writer."""
     with proxy(echoing) as running, running.connect() as client:
-        client.sendall(b"x")
-        assert client.recv(1) == b"x"
+        client.sendall(FIRST)
+        assert client.recv(1) == FIRST
         client.setblocking(False)
         written = 0
         while select.select([], [client], [], 0.5)[1]:
@@ -249,6 +252,7 @@ def test_evidence_is_refused(echoing: AttestedEndpoint) -> None:
     echoing.peer.run(OTHER_MODULE)
     with proxy(echoing) as running:
         with running.connect() as client:
+            client.sendall(FIRST)
             assert gone(client)
         entry = running.event("refused")
         assert (entry["check"], entry["level"]) == ("P4", "warning")
@@ -259,11 +263,11 @@ def test_evidence_is_refused(echoing: AttestedEndpoint) -> None:
         # The next client is let through when the broker is the right one again.
         echoing.peer.run(MODULE)
         with running.connect() as client:
-            client.sendall(b"x")
-            assert client.recv(1) == b"x"
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
         echoing.peer.change(first_word=stripped_answer())
         with running.connect() as client:
-            client.sendall(b"secret")
+            client.sendall(FIRST + b"secret")
             assert gone(client)
         assert running.event("refused", 2)["check"] == "C11"
 
@@ -290,6 +294,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         )
         try:
             with running.connect() as client:
+                client.sendall(FIRST)
                 assert gone(client)
             assert "refused connection" in running.event("not connected")["reason"]
             assert running.stop() == 0
@@ -314,8 +319,8 @@ def test_a_client_in_a_tee(echoing: AttestedEndpoint) -> None:
     )
     with proxy(echoing, "--tee", "simulated") as running:
         with running.connect() as client:
-            client.sendall(b"x")
-            assert client.recv(1) == b"x"
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
         outcome = echoing.peer.outcome()
         assert isinstance(outcome, Outcome)
         assert outcome.peer is not None
@@ -327,23 +332,183 @@ def test_connections_are_bounded(echoing: AttestedEndpoint) -> None:
     """With one place, the second client waits until the first has left."""
     with proxy(echoing, "--connections-max", "1") as running:
         with running.connect() as first:
-            first.sendall(b"1")
-            assert first.recv(1) == b"1"
+            first.sendall(FIRST)
+            assert first.recv(1) == FIRST
             second = running.connect()
-            second.sendall(b"2")
+            second.sendall(FIRST)
             second.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 second.recv(1)
         second.settimeout(PATIENCE_S)
         with second:
-            assert second.recv(1) == b"2"
+            assert second.recv(1) == FIRST
+
+
+def test_a_full_proxy_says_so_once_and_once_when_it_is_free_again(
+    echoing: AttestedEndpoint,
+) -> None:
+    with proxy(echoing, "--connections-max", "2") as running:
+        with contextlib.ExitStack() as all_:
+            clients = [all_.enter_context(running.connect()) for _ in range(5)]
+            for client in clients:
+                client.sendall(FIRST)
+            for client in clients[:2]:
+                assert client.recv(1) == FIRST
+            entry = running.event("full")
+            assert (entry["connections"], entry["connections_max"]) == (2, 2)
+            assert entry["level"] == "warning"
+            assert entry["by_owner"] == {f"user {os.getuid()}": 2}
+        entry = running.event("places free again")
+        assert entry["connections_max"] == 2
+        assert entry["full_s"] >= 0
+    events = [each["event"] for each in running.entries]
+    assert (events.count("full"), events.count("places free again")) == (1, 1)
+
+
+def test_one_user_does_not_take_the_last_places(echoing: AttestedEndpoint) -> None:
+    """Seven of eight; the eighth is for others."""
+    with proxy(echoing, "--connections-max", "8") as running, contextlib.ExitStack() as all_:
+        clients = [all_.enter_context(running.connect()) for _ in range(8)]
+        for client in clients:
+            client.sendall(FIRST)
+        for client in clients[:7]:
+            assert client.recv(1) == FIRST
+        assert running.event("full")["connections"] == 7
+        clients[7].settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            clients[7].recv(1)
+        clients[0].close()
+        clients[7].settimeout(PATIENCE_S)
+        assert clients[7].recv(1) == FIRST
+
+
+def test_silent_clients_cost_the_server_nothing(echoing: AttestedEndpoint) -> None:
+    """They hold no places either: who speaks is served, however many of them there are."""
+    with (
+        proxy(echoing, "--connections-max", "1") as running,
+        contextlib.ExitStack() as all_,
+    ):
+        for _ in range(300):
+            all_.enter_context(running.connect())
+        with running.connect() as client:
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
+        assert isinstance(echoing.peer.outcome(), Outcome)
+        assert echoing.peer.outcomes.empty()
+        assert "others came" in running.event("turned away")["reason"]
+        assert [each["event"] for each in running.entries].count("turned away") <= 10
+
+
+def test_what_is_no_mqtt_is_turned_away(echoing: AttestedEndpoint) -> None:
+    """As a web page speaks, which can reach every port of this machine."""
+    with proxy(echoing) as running, running.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert gone(client)
+        entry = running.event("turned away")
+        assert "web page" in entry["reason"]
+        assert entry["owner"] == f"user {os.getuid()}"
+        assert echoing.peer.outcomes.empty()
+
+
+UPGRADE = b"GET /mqtt HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n%s\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "allowed"),
+    [
+        (UPGRADE % (b"127.0.0.1:1884", b""), True),
+        (UPGRADE % (b"127.0.0.1:1884", b"Origin: http://127.0.0.1:3000\r\n"), False),
+        (UPGRADE % (b"127.0.0.1:1884", b"Origin: https://evil.example\r\n"), False),
+        (UPGRADE % (b"evil.example:1884", b"Origin: http://evil.example:1884\r\n"), False),
+        (UPGRADE % (b"proxy.example", b""), True),
+        (UPGRADE % (b"localhost", b"Origin: https://panel.example\r\n"), True),
+    ],
+)
+def test_web_pages_are_turned_away(echoing: AttestedEndpoint, head: bytes, allowed: bool) -> None:
+    options = ("--allow-origin", "https://panel.example", "--allow-host", "proxy.example")
+    with proxy(echoing, *options, scheme="ws") as running, running.connect() as client:
+        # In two pieces, as a slow sender does.
+        client.sendall(head[:30])
+        client.sendall(head[30:])
+        if allowed:
+            assert client.recv(len(head), socket.MSG_WAITALL) == head
+        else:
+            assert client.recv(65536).startswith(b"HTTP/1.1 403 Forbidden\r\n")
+            assert gone(client)
+            assert running.event("turned away")
+            assert echoing.peer.outcomes.empty()
+
+
+def test_files_are_read_again(echoing: AttestedEndpoint) -> None:
+    """For new connections; those that are there stay, and what is wrong changes nothing."""
+    right = echoing.policy.read_text()
+    with proxy(echoing) as running, running.connect() as kept:
+        kept.sendall(FIRST)
+        assert kept.recv(1) == FIRST
+        echoing.policy.write_text(policy_text(OTHER_MODULE))
+        running.process.send_signal(signal.SIGHUP)
+        running.event("reloaded")
+        with running.connect() as client:
+            client.sendall(FIRST)
+            assert gone(client)
+        assert running.event("refused")["check"] == "P4"
+        echoing.policy.write_text("version = 1\nnonsense")
+        running.process.send_signal(signal.SIGHUP)
+        assert str(echoing.policy) in running.event("reload refused")["reason"]
+        authorities = echoing.ca.read_bytes()
+        echoing.policy.write_text(right)
+        Authority("another").write(echoing.ca)
+        running.process.send_signal(signal.SIGHUP)
+        running.event("reloaded", 2)
+        with running.connect() as client:
+            client.sendall(FIRST)
+            assert gone(client)
+        assert running.event("refused", 2)["check"] == "C23"
+        echoing.ca.write_bytes(authorities)
+        running.process.send_signal(signal.SIGHUP)
+        running.event("reloaded", 3)
+        with running.connect() as client:
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
+        kept.sendall(b"y")
+        assert kept.recv(1) == b"y"
+
+
+def test_a_client_in_a_tee_reads_its_files_again(echoing: AttestedEndpoint) -> None:
+    """Its configuration is its policy: what it shows of itself changes with it."""
+    echoing.peer.change(
+        settings=replace(
+            echoing.peer.conduct.settings,
+            ask_clients=AskClients.ALWAYS,
+            judge=Judge(verifiers(), None),
+        )
+    )
+
+    def shown(running: ProxyProcess) -> dict[str, Any]:
+        with running.connect() as client:
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
+        outcome = echoing.peer.outcome()
+        assert isinstance(outcome, Outcome)
+        assert outcome.verified is not None
+        return dict(outcome.verified.claims)
+
+    with proxy(echoing, "--tee", "simulated") as running:
+        before = shown(running)
+        echoing.policy.write_text(policy_text() + "# another\n")
+        running.process.send_signal(signal.SIGHUP)
+        running.event("reloaded")
+        after = shown(running)
+    digest = sha256(echoing.policy.read_bytes()).digest()
+    assert after["configuration"] == digest != before["configuration"]
+    assert after["module"] == before["module"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_with_clients_connected(echoing: AttestedEndpoint, number: signal.Signals) -> None:
     with proxy(echoing) as running, running.connect() as client:
-        client.sendall(b"x")
-        assert client.recv(1) == b"x"
+        client.sendall(FIRST)
+        assert client.recv(1) == FIRST
         assert running.stop(number) == 0
         assert gone(client)
         assert running.event("stopped")
@@ -364,6 +529,7 @@ def test_it_stops_with_clients_connected(echoing: AttestedEndpoint, number: sign
         (["--listen", "mqtt://[::]:0", "--connect", "mqtts://h"], "--unsafe-listen-anywhere"),
         (["--connect", "mqtts://h", "--policy", "absent"], "no such file"),
         (["--policy", "P"], "'--connect'"),
+        (["--connect", "mqtts://h", "--policy", "P", "--allow-host", "h"], "ws:// for --listen"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -395,8 +561,8 @@ def test_listening_anywhere_has_to_be_said(echoing: AttestedEndpoint) -> None:
     )
     try:
         with running.connect() as client:
-            client.sendall(b"x")
-            assert client.recv(1) == b"x"
+            client.sendall(FIRST)
+            assert client.recv(1) == FIRST
         assert running.stop() == 0
     finally:
         running.close()

@@ -27,7 +27,7 @@ from avow.evidence.roles import Attester, answers_at_once
 MEASURE_PATIENCE_S: Final = 15.0
 
 
-class _OneAtATime:
+class OneAtATime:
     """An attester is used by one thread: the issuer's, or the one that measures."""
 
     def __init__(self, attester: Attester) -> None:
@@ -90,7 +90,7 @@ class ServerAttestation:
         waiting_max: int,
         quote_timeout_s: float,
     ) -> None:
-        self._attester = _OneAtATime(attester)
+        self._attester = OneAtATime(attester)
         self._module = module
         self._runtime = runtime
         self._boot_id = secrets.token_bytes(BOOT_ID_BYTES)

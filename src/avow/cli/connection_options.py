@@ -181,6 +181,16 @@ class AttestationArguments:
             AttestationFiles(self.policy, self.tee, self.module, self.endorsements)
         )
 
+    def again(self, before: Attestation) -> Attestation:
+        """`before`, made of what the files hold now. Raises an `AvowError`; then it stays."""
+        from avow.client.wiring import AttestationFiles, attestation_again
+
+        if self.policy is None:
+            return before
+        return attestation_again(
+            before, AttestationFiles(self.policy, self.tee, self.module, self.endorsements)
+        )
+
     @property
     def notice(self) -> str:
         """What each line on standard error begins with: that nothing is protected, if so."""

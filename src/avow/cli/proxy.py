@@ -7,6 +7,7 @@ import socket
 import sys
 
 import click
+from structlog.typing import FilteringBoundLogger
 
 from avow import __version__
 from avow.broker.config import Log
@@ -19,12 +20,16 @@ from avow.channel.address import (
     parse_server_address,
     resolve,
 )
+from avow.channel.web_origin import WebRule
 from avow.cli.command_error import CommandError, configuration_errors
 from avow.cli.connection_options import AttestationArguments, TlsArguments, secure_options
 from avow.cli.exit_codes import ExitCode
 from avow.cli.interrupts import signals_told
 from avow.client.attested_context import AttestedContext
+from avow.client.attested_socket import Attestation
+from avow.client.options import ClientTls
 from avow.client.proxy import CONNECTIONS_MAX, Proxy
+from avow.errors import AvowError
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 DEFAULT_LISTEN = "mqtt://127.0.0.1:1883"
@@ -63,6 +68,21 @@ _ENCRYPTED = {Scheme.MQTT: Scheme.MQTTS, Scheme.WS: Scheme.WSS}
     help="Listen on addresses that other machines reach too: the way to the proxy is neither "
     "encrypted nor attested.",
 )
+@click.option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="With ws://: a web page's origin that may connect, such as http://127.0.0.1:3000; pages "
+    "may not, unless they are named. More than once for several.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="With ws://: a name that clients know the proxy by, besides localhost and addresses.",
+)
 @secure_options(tee=True)
 def proxy(
     security: TlsArguments,
@@ -71,6 +91,8 @@ def proxy(
     server: str,
     connections_max: int,
     unsafe_listen_anywhere: bool,
+    origins: tuple[str, ...],
+    hosts: tuple[str, ...],
 ) -> int:
     """Give every MQTT client on this machine an attested connection, unchanged.
 
@@ -79,7 +101,10 @@ def proxy(
     mosquitto_pub -t home/door -m open
 
     A client is let through only after the broker's evidence has satisfied the policy; else its
-    connection is closed, and the log names the check. SIGTERM and Ctrl-C end it.
+    connection is closed, and the log names the check.
+
+    SIGHUP reads the policy, certificates and endorsements again: they count for new connections,
+    and those that are there stay. SIGTERM and Ctrl-C end it.
     """
     with configuration_errors():
         listen_address = parse_listen_address(listen)
@@ -92,13 +117,22 @@ def proxy(
         if attestation is None:
             raise click.UsageError("missing option '--policy'")
         context = AttestedContext.of(attestation, tls)
+        web = _web_rule(listen_address, hosts, origins)
         targets = [(each.family, each.host) for each in resolve(listen_address)]
         listening = open_listeners(targets, listen_address.port, listen_address)
     log = make_log(Log(), sys.stderr)
     if attested.notice:
         log = log.bind(warning=NOTHING_IS_PROTECTED)
-    running = Proxy(listening, address, context, log=log, connections_max=connections_max)
-    with signals_told((signal.SIGTERM, signal.SIGINT), lambda _: running.stop()):
+    running = Proxy(listening, address, context, log=log, connections_max=connections_max, web=web)
+    files = _Files(attested, tls, attestation)
+
+    def tell(number: int) -> None:
+        if number == signal.SIGHUP:
+            files.read_again(running, log)
+        else:
+            running.stop()
+
+    with signals_told((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), tell):
         log.info("avow proxy", version=__version__, server=str(address))
         log.info("listening", url=str(listen_address.at_port(_port(listening))))
         running.serve()
@@ -106,6 +140,42 @@ def proxy(
         attestation.issuer.stop()
     log.info("stopped")
     return ExitCode.OK
+
+
+class _Files:
+    """What the proxy has read, and reads again."""
+
+    def __init__(
+        self, attested: AttestationArguments, tls: ClientTls, attestation: Attestation
+    ) -> None:
+        self._attested = attested
+        self._tls = tls
+        self._attestation = attestation
+
+    def read_again(self, running: Proxy, log: FilteringBoundLogger) -> None:
+        """New connections get what is in the files now. Where anything in them is wrong, all stays
+        as it was."""
+        try:
+            # Certificates first: what is measured cannot be taken back.
+            context = AttestedContext.of(self._attestation, self._tls)
+            self._attestation = self._attested.again(self._attestation)
+        except AvowError as error:
+            log.error("reload refused", reason=str(error), advice="what was read before counts on")
+            return
+        running.use(context.attesting(self._attestation))
+        log.info("reloaded", policy=str(self._attested.policy))
+
+
+def _web_rule(listen: Address, hosts: tuple[str, ...], origins: tuple[str, ...]) -> WebRule | None:
+    if listen.scheme.websocket:
+        return WebRule.of((listen.host, *hosts), origins)
+    if hosts or origins:
+        raise CommandError(
+            "expected ws:// for --listen beside --allow-origin and --allow-host, got mqtt://: no "
+            "page speaks that; leave them out",
+            ExitCode.USAGE,
+        )
+    return None
 
 
 def _check_addresses(listen: Address, server: Address, *, anywhere: bool) -> None:

@@ -80,6 +80,15 @@ class AttestedContext(_Shape):
         context._prepare(attestation, tls)
         return context
 
+    def attesting(self, attestation: Attestation) -> AttestedContext:
+        """The same TLS with another attestation; nothing is read again."""
+        context = object.__new__(type(self))
+        context._attestation = attestation
+        context._tls = self._tls
+        context._context = self._context
+        context._latest = None
+        return context
+
     def _prepare(self, attestation: Attestation, tls: ClientTls) -> None:
         self._attestation = attestation
         self._tls = tls

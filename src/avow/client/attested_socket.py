@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 from OpenSSL import SSL
 
+from avow.channel.attestation import OneAtATime
 from avow.channel.conversation import run_client_exchange
 from avow.channel.exchange import CONTEXT_BYTES, ClientExchange, ClientSettings, Outcome
 from avow.channel.issuer import Issuer
@@ -35,11 +36,13 @@ from avow.errors import AvowError, UnavailableError
 class Attestation:
     """What a client asks of servers and shows of itself. Any number of connections may share it.
 
-    `issuer` is started, and there exactly when the settings have an identity.
+    `issuer` is started, and there exactly when the settings have an identity; so is `attester`, for
+    measuring another configuration.
     """
 
     settings: ClientSettings
     issuer: Issuer | None = None
+    attester: OneAtATime | None = None
 
 
 class AttestedSocket(TlsSocket):

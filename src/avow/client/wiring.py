@@ -7,12 +7,12 @@ platforms, the policy, an attester and what it measures. It decides nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from avow.channel.attestation import try_platform
+from avow.channel.attestation import OneAtATime, try_platform
 from avow.channel.attested_identity import make_identity
 from avow.channel.exchange import ClientSettings
 from avow.channel.issuer import Issuer
@@ -52,14 +52,31 @@ def attestation_of(files: AttestationFiles) -> Attestation:
     if files.tee is None:
         return Attestation(ClientSettings(judge))
     workload = _own_workload(policy, files.module)
-    attester = open_attester(files.tee)
+    attester = OneAtATime(open_attester(files.tee))
     now = datetime.now(UTC)
     attester.measure(workload)
     try_platform(attester, workload, now)
     identity = make_identity(attester.platform, workload, now)
     issuer = Issuer(attester)
     issuer.start()
-    return Attestation(ClientSettings(judge, identity), issuer)
+    return Attestation(ClientSettings(judge, identity), issuer, attester)
+
+
+def attestation_again(before: Attestation, files: AttestationFiles) -> Attestation:
+    """`before` with what the files say now: the policy, the endorsements, and this program's own
+    evidence for that policy, with the key and the platform that it has.
+
+    Raises as `attestation_of`; then `before` is as it was.
+    """
+    policy = load_policy(files.policy)
+    judge = judge_of(policy, files.endorsements)
+    identity = before.settings.identity
+    if identity is None or before.attester is None:
+        return Attestation(ClientSettings(judge))
+    workload = replace(_own_workload(policy, files.module), boot_id=identity.workload.boot_id)
+    before.attester.measure(workload)
+    settings = ClientSettings(judge, identity.with_workload(workload))
+    return Attestation(settings, before.issuer, before.attester)
 
 
 def judge_of(policy: Policy | None, endorsements: Path | None) -> Judge:
