@@ -1,9 +1,10 @@
 """Unpacks Debian's newest mosquitto beside its own libraries, without installing anything.
 
-    python bench/fetch_mosquitto.py [--suite unstable] [--dest DIR]
+    python bench/fetch_mosquitto.py [--suite unstable] [--dest DIR] [--mirror URL]
 
-Prints the path of a start script that `python -m bench --peer PATH` takes. apt checks Debian's
-signatures; the system's package lists and its installed packages are not touched.
+The mirror is the one that apt uses on this machine, whichever form its sources have. Prints the
+path of a start script that `python -m bench --peer PATH` takes. apt checks Debian's signatures; the
+system's package lists and its installed packages are not touched.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-MIRROR = "http://deb.debian.org/debian"
+# A line for each of its sources, whether they are in sources.list or in *.sources: apt-get(8).
+SOURCES = ("apt-get", "--print-uris", "update")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 DEFAULT_DEST = Path.home() / ".cache" / "avow-bench"
 # Dependencies that only an installed service needs.
@@ -30,6 +32,22 @@ def _run(command: list[str], folder: Path) -> str:
     if done.returncode != 0:
         raise FetchError(f"{shlex.join(command[:1] + command[-2:])} failed: {done.stderr.strip()}")
     return done.stdout
+
+
+def mirror_of(sources: str) -> str:
+    """The URL of Debian's archive among those that apt would fetch lists from. Errors: FetchError.
+
+    It is the one that ends in `debian`, as mirrors do; security updates and packages of others have
+    other names.
+    """
+    for line in sources.splitlines():
+        url, found, _ = line.partition("/dists/")
+        if found and url.endswith("/debian"):
+            return url.removeprefix("'")
+    raise FetchError(
+        "expected a mirror of Debian (a URL that ends in /debian) among apt's sources, got none; "
+        "name one by --mirror URL"
+    )
 
 
 def _apt_options(folder: Path, suite: str, mirror: str) -> list[str]:
@@ -89,10 +107,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dest", type=Path, default=DEFAULT_DEST, help=f"default: {DEFAULT_DEST}")
     parser.add_argument("--suite", default="unstable", help="Debian suite (default: unstable)")
-    parser.add_argument("--mirror", default=MIRROR, help=f"default: {MIRROR}")
+    parser.add_argument("--mirror", metavar="URL", help="default: the one in apt's sources")
     arguments = parser.parse_args()
     try:
-        print(fetch(arguments.dest, arguments.suite, arguments.mirror))
+        mirror = arguments.mirror or mirror_of(_run(list(SOURCES), Path.cwd()))
+        print(fetch(arguments.dest, arguments.suite, mirror))
     except (FetchError, OSError) as error:
         print(f"mosquitto could not be fetched: {error}", file=sys.stderr)
         return 1
