@@ -29,7 +29,7 @@ endif
 FUZZ_S ?= 60
 FAULTS ?= 5000
 
-.PHONY: help absent demo test lint bench fuzz torture docs build clean
+.PHONY: help absent demo test lint bench fuzz torture docs build lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -67,27 +67,30 @@ docs: build ## the documentation, into site/
 build: $(READY) $(if $(TPM_BUILD),$(TPM_READY)) ## compile core and pump, and print their SHA-256
 	@$(BIN)/python hatch_build.py
 
+lock: build ## the lock files in requirements/, for the newest versions that pyproject.toml allows
+	$(BIN)/python requirements/lock.py
+
 clean: ## remove all that was built or downloaded into this folder
 	rm -rf $(VENV) build dist site src/avow/_native .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The compiler goes in first and is used without build isolation, else pip would download and unpack
-# it a second time.
-$(READY): pyproject.toml
+# Every file that is installed has to have a hash in requirements/ (`make lock`). The compiler goes in
+# first and is used without build isolation, else pip would take another one, which has none.
+$(READY): pyproject.toml requirements/build.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "avow needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "== 1/3 virtual environment in $(VENV)"
 	$(PYTHON) -m venv --clear $(VENV)
 	@echo "== 2/3 the Zig compiler (100 MB, once)"
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
-		| xargs $(PIP) install
+	$(PIP) install --require-hashes -r requirements/build.txt
 	@echo "== 3/3 avow, its dependencies and the tools"
-	$(PIP) install --no-build-isolation --editable '.[dev]'
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Compiled here, as there is no wheel of tpm2-pytss.
-$(TPM_READY): $(READY)
+$(TPM_READY): $(READY) requirements/tpm-build.txt requirements/tpm.txt
 	@echo "== and the TPM's library, compiled for libtss2"
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["tpm"])' \
-		| xargs $(PIP) install
+	$(PIP) install --require-hashes -r requirements/tpm-build.txt
+	$(PIP) install --require-hashes --no-build-isolation -r requirements/tpm.txt
 	@touch $@
