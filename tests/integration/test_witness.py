@@ -53,6 +53,7 @@ from avow.sealing.witness_service import (
     Witness,
     WitnessMemory,
     WitnessService,
+    neighbourhood,
     open_state,
 )
 from tests.unit.sealing.anchor_world import Disk, FakeRoot, FakeStore
@@ -424,21 +425,83 @@ def test_who_is_slow_is_let_go(memory: WitnessMemory) -> None:
 
 
 def test_no_more_connections_than_there_may_be(memory: WitnessMemory) -> None:
+    """Whoever has been silent for longest goes for who comes."""
+
     async def visit(visitor: Visitor) -> None:
-        _, first, _ = await visitor.greeted()
+        first, _, _ = await visitor.greeted()
+        second, _, _ = await visitor.greeted()
         await visitor.greeted()
-        assert await ended(await visitor.connect())
-        first.close()
-        await first.wait_closed()
-        while True:
-            try:
-                await visitor.greeted()
-            except (asyncio.IncompleteReadError, ConnectionResetError):
-                continue
-            return
+        assert await ended(first)
+        await visitor.greeted()
+        assert await ended(second)
 
     events = serve(memory, ServiceLimits(connections_max=2), visit)
-    assert events[0].what == "connection refused"
+    assert [event.what for event in events] == ["strangers let go"]
+
+
+def test_silent_strangers_keep_no_store_from_starting(memory: WitnessMemory) -> None:
+    """However many there are, and however fast they come again."""
+
+    async def visit(visitor: Visitor) -> None:
+        going_on = True
+
+        async def flood() -> None:
+            while going_on:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", visitor._port)
+                    await reader.readexactly(GREETING_BYTES)
+                    visitor._writers.append(writer)
+
+        floods = [asyncio.create_task(flood()) for _ in range(4)]
+        try:
+            for number in range(20):
+                anchor = visitor.anchor(store_key(bytes([number]) * 32, STORE_ID))
+                await asyncio.to_thread(anchor.advance, step(1), FakeRoot(2, D1, 1))
+                anchor.close()
+        finally:
+            going_on = False
+            await asyncio.gather(*floods)
+
+    events = serve(memory, ServiceLimits(connections_max=32), visit)
+    whats = [event.what for event in events]
+    assert whats.count("new store") == 20
+    assert whats.count("strangers let go") <= 3
+
+
+@pytest.mark.parametrize(
+    ("peer", "whose"),
+    [
+        (("192.0.2.7", 1), "192.0.2.7"),
+        (("::ffff:192.0.2.7", 1, 0, 0), "192.0.2.7"),
+        (("2001:db8:1:2:3:4:5:6", 1, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 1, 0, 2), "fe80::/64"),
+        (None, ""),
+    ],
+)
+def test_whose_a_connection_may_be(peer: object, whose: str) -> None:
+    assert neighbourhood(peer) == whose
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
+def test_the_memory_is_its_owners_alone(tmp_path: Path, mask: int) -> None:
+    """Whatever the umask is, and whatever the file was; SQLite's journal too."""
+    folder = tmp_path / "state"
+    before = os.umask(mask)
+    try:
+        if mask == 0o777:
+            folder.mkdir()
+            folder.chmod(0o755)
+            (folder / "witness.db").touch()
+            (folder / "witness.db").chmod(0o666)
+        memory, _ = open_state(folder)
+        memory.keep(NAME, Record(State(1, 1, D1, D1)))
+        modes = {each.name: each.stat().st_mode & 0o777 for each in folder.iterdir()}
+        memory.close()
+    finally:
+        os.umask(before)
+    assert modes.keys() == {"witness.db", "witness.db-journal", "witness.key"}
+    assert modes["witness.db"] == modes["witness.db-journal"] == 0o600
+    assert modes["witness.key"] & 0o077 == 0
 
 
 def test_more_stores_than_connections(memory: WitnessMemory) -> None:
@@ -461,7 +524,7 @@ def test_more_stores_than_connections(memory: WitnessMemory) -> None:
             each.close()
 
     events = serve(memory, ServiceLimits(connections_max=2), visit)
-    assert {event.what for event in events} == {"new store", "connection refused"}
+    assert {event.what for event in events} == {"new store", "strangers let go"}
 
 
 def test_who_is_busy_is_not_let_go(memory: WitnessMemory) -> None:

@@ -213,8 +213,9 @@ def open_request(content: bytes, challenge: bytes, witness: bytes, number: int) 
         )
     except (InvalidSignature, ValueError) as error:
         raise UntrustedError(
-            "expected a request that its store signed for this connection, got another signature; "
-            "see what else connects here"
+            "expected a request that its store signed for this connection and this witness's key, "
+            "got another signature; see whether its --anchor names another key, or what else "
+            "connects here"
         ) from error
     if counted != number:
         raise UntrustedError(

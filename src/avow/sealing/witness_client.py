@@ -29,6 +29,7 @@ from avow.sealing.witness import (
     decode_greeting,
     open_answer,
     public_bytes,
+    public_key_text,
     sign_request,
 )
 
@@ -248,6 +249,13 @@ class WitnessAnchor:
             except OSError as error:
                 self.close()
                 failure = error
+        if isinstance(failure, _DroppedError):
+            raise UnavailableError(
+                f"expected {self.name} to answer, got that it greeted and then ended the "
+                f"connection ({failure.strerror}): it may have another key than "
+                f"{public_key_text(self._witness)}, which the anchor names; compare with the first "
+                f"line that `avow witness` prints there, and see its log"
+            ) from failure
         raise UnavailableError(
             f"expected {self.name} to answer within {self._timeout_s:g} s, got: "
             f"{failure.strerror or failure}; see that `avow witness` runs there and can be reached:"
@@ -272,8 +280,7 @@ class WitnessAnchor:
                 *(() if state is None else (state,)),
             )
             content = sign_request(request, self._key, connection.challenge, self._witness)
-            connection.link.send(content, deadline_s - time.monotonic())
-            answered = connection.link.receive(ANSWER_BYTES, deadline_s - time.monotonic())
+            answered = _answer_to(content, connection, deadline_s)
             with _others():
                 answer = open_answer(answered, request, self._witness, connection.challenge)
         except BaseException:
@@ -294,6 +301,22 @@ class WitnessAnchor:
                 connection = _Connection(link, decode_greeting(greeting))
             undo.pop_all()
         return connection
+
+
+class _DroppedError(ConnectionError):
+    """The witness ended the connection at its first request."""
+
+
+def _answer_to(content: bytes, connection: _Connection, deadline_s: float) -> bytes:
+    """Raises `OSError`."""
+    try:
+        connection.link.send(content, deadline_s - time.monotonic())
+        return connection.link.receive(ANSWER_BYTES, deadline_s - time.monotonic())
+    except ConnectionError as error:
+        if connection.number > 1:
+            # It was idle for long, or the witness was started again.
+            raise
+        raise _DroppedError(error.errno, error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,12 +42,19 @@ from avow.sealing.witness import (
 
 KEY_NAME: Final = "witness.key"
 STATE_NAME: Final = "witness.db"
+_FILE_MODE: Final = 0o600
 STORES_MAX: Final = 10_000
 CONNECTIONS_MAX: Final = 256
 # One message, once it has begun; and until the next one of who has no store here yet.
 MESSAGE_TIMEOUT_S: Final = 5.0
 # Stores keep their connections from one advance to the next.
 IDLE_TIMEOUT_S: Final = 3600.0
+# Strangers of one address beyond this part of all are the first to go.
+_SHARE: Final = 8
+# Addresses that stores have come from, which go last.
+_HOSTS_KNOWN_MAX: Final = 4096
+# One line about strangers in so many seconds.
+_NOTE_EVERY_S: Final = 10.0
 
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS stores "
@@ -65,6 +74,7 @@ class WitnessMemory:
         Raises `InUseError`, `DamagedError`, `UnavailableError` and `StorageError`.
         """
         self._path = path
+        _make_private(path)
         with self._failures():
             self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:
@@ -181,6 +191,26 @@ def open_state(
         raise
 
 
+def _make_private(path: Path) -> None:
+    """The memory, made if it is not there, is its owner's alone, whatever the umask is and whatever
+    an earlier release left; SQLite gives its journal the same mode."""
+    try:
+        # Before SQLite has it open: to close any descriptor of a file ends a process's locks on it.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            os.fchmod(descriptor, _FILE_MODE)
+        finally:
+            os.close(descriptor)
+        journal = path.with_name(f"{path.name}-journal")
+        if journal.exists():
+            journal.chmod(_FILE_MODE)
+    except OSError as error:
+        raise StorageError(
+            f"expected to have the witness's memory {path} for its owner alone, got "
+            f"{error.strerror}; see who owns the file"
+        ) from error
+
+
 def _lost(state: Path) -> UnavailableError:
     return UnavailableError(
         f"expected the memory {state} to hold what it knew, as its key is there, got none: this "
@@ -213,7 +243,9 @@ class Reply:
 class ServiceLimits:
     """What strangers may use up. Of times the unit is seconds.
 
-    `connections_max` stores may be connected; as many others may be about to say who they are.
+    `connections_max` stores may be connected; as many others may be about to say who they are. Of
+    these the one goes for a newcomer that has been silent for longest, from the address with the
+    most.
     """
 
     connections_max: int = CONNECTIONS_MAX
@@ -290,7 +322,11 @@ class WitnessService:
         self._note = note
         # Those whose store is remembered, and those who have not shown one.
         self._stores: set[asyncio.Task[None]] = set()
-        self._strangers: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], str] = {}
+        # Where stores that are remembered have come from, the newest last.
+        self._hosts_known: dict[str, None] = {}
+        self._let_go = 0
+        self._noted_at_s = -_NOTE_EVERY_S
         # Of the first, who waits for its next request, the longest first.
         self._idle: dict[asyncio.Task[None], None] = {}
         self._failed: asyncio.Future[None] | None = None
@@ -322,22 +358,43 @@ class WitnessService:
             stopping.cancel()
             self._failed.cancel()
             server.close()
-            connections = self._stores | self._strangers
+            connections = self._stores | self._strangers.keys()
             for task in connections:
                 task.cancel()
             await asyncio.gather(*connections, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._strangers) >= self._limits.connections_max:
-            self._note(Event("connection refused", reason="there are as many as there may be"))
-            writer.transport.abort()
-            return
+            self._make_room()
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
-        self._strangers.add(task)
+        self._strangers[task] = neighbourhood(writer.get_extra_info("peername"))
         task.add_done_callback(self._forget)
 
+    def _make_room(self) -> None:
+        """Ends the connection of a stranger, so that whoever comes is heard: a store says at once
+        who it is, and is none any more."""
+        crowds = Counter(self._strangers.values())
+        host, most = crowds.most_common(1)[0]
+        if most <= max(1, self._limits.connections_max // _SHARE):
+            unknown = [each for each in self._strangers.values() if each not in self._hosts_known]
+            host = next(iter(unknown), host)
+        longest = next(task for task, where in self._strangers.items() if where == host)
+        self._forget(longest)
+        longest.cancel()
+        self._let_go += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._noted_at_s >= _NOTE_EVERY_S:
+            self._note(
+                Event(
+                    "strangers let go",
+                    reason=f"{self._let_go}, the last from {host}: there are as many connections "
+                    f"that say nothing as there may be",
+                )
+            )
+            self._noted_at_s, self._let_go = now_s, 0
+
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._strangers.discard(task)
+        self._strangers.pop(task, None)
         self._stores.discard(task)
         self._idle.pop(task, None)
 
@@ -346,7 +403,11 @@ class WitnessService:
         be, the one that was idle for longest ends: its store connects again when it has to."""
         if task in self._stores:
             return
-        self._strangers.discard(task)
+        host = self._strangers.pop(task)
+        self._hosts_known.pop(host, None)
+        self._hosts_known[host] = None
+        if len(self._hosts_known) > _HOSTS_KNOWN_MAX:
+            del self._hosts_known[next(iter(self._hosts_known))]
         self._stores.add(task)
         if len(self._stores) > self._limits.connections_max:
             # Where all are busy it is this one, after its answer.
@@ -398,6 +459,20 @@ class WitnessService:
                 return await reader.readexactly(1)
         finally:
             self._idle.pop(task, None)
+
+
+def neighbourhood(peer: Any) -> str:
+    """Whose a connection may be: an IPv4 address, or the 64 bits of an IPv6 address that one
+    customer has at least."""
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except (ValueError, TypeError, IndexError):
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return f"{ipaddress.ip_network((int(address) >> 64 << 64, 64))}"
+    return str(address)
 
 
 def run_service(

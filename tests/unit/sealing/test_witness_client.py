@@ -17,6 +17,7 @@ from avow.sealing.witness import (
     GREETING_BYTES,
     encode_greeting,
     public_bytes,
+    public_key_text,
     store_key,
 )
 from avow.sealing.witness_client import Endpoint, WitnessAnchor, parse_endpoint
@@ -338,3 +339,19 @@ def test_endpoints(text: str, endpoint: Endpoint) -> None:
 def test_no_endpoints(text: str) -> None:
     with pytest.raises(MalformedError, match="HOST:PORT"):
         parse_endpoint(text)
+
+
+def test_a_witness_with_another_key_is_named(wire: Wire) -> None:
+    """It greets, cannot check the signature, and ends the connection without an answer."""
+    wire.faults = ["lost answer", "lost answer"]
+    asked = anchor(wire)
+    with pytest.raises(UnavailableError, match="another key") as caught:
+        asked.read()
+    assert public_key_text(public_bytes(WITNESS)) in str(caught.value)
+    # A connection that was of use before ended for another reason.
+    wire.faults = []
+    asked.read()
+    asked._timeout_s = 0.2
+    wire.faults = ["lost answer", "nothing comes"]
+    with pytest.raises(UnavailableError, match="to answer within"):
+        asked.read()
