@@ -17,8 +17,10 @@ from tests.unit.sandbox.wasi_guest import (
     DSYNC,
     END,
     EXCL,
+    FD_DATASYNC,
     FD_READ,
     FD_SEEK,
+    FD_SYNC,
     FD_TELL,
     FD_WRITE,
     FILE_RIGHTS,
@@ -316,6 +318,27 @@ def test_sync_commits_the_store() -> None:
         before = disk.syncs
         guest.call("fd_sync", directory)
         assert disk.syncs > before
+
+
+@pytest.mark.parametrize("name", ["fd_sync", "fd_datasync"])
+def test_who_may_sync_may_sync_data(name: str) -> None:
+    """A C library asks for the right to the weaker one only where it opens for writing."""
+    disk = MemoryDisk()
+    with sealed_guest(disk=disk) as guest:
+        guest.open("a", CREAT)
+        for fd in (
+            guest.open("a", rights=FD_READ | FD_SYNC),
+            guest.open(".", DIRECTORY, rights=FD_SYNC),
+        ):
+            guest.mkdir(f"d{fd}")
+            before = disk.syncs
+            guest.call(name, fd)
+            assert disk.syncs > before
+        assert guest.errno(name, guest.open("a", rights=FD_READ)) == Errno.NOTCAPABLE
+        # The weaker one alone does not allow the stronger.
+        weak = guest.open("a", rights=FD_DATASYNC)
+        assert guest.errno("fd_datasync", weak) == Errno.SUCCESS
+        assert guest.errno("fd_sync", weak) == Errno.NOTCAPABLE
 
 
 @pytest.mark.parametrize("flags", [SYNC, DSYNC])

@@ -76,7 +76,10 @@ def test_trailing_slashes_ask_for_a_directory(guest: Guest) -> None:
     guest.mkdir("d")
     guest.symlink("d", "l")
     guest.symlink("a", "m")
-    assert refused(guest.open, "a/") == Errno.NOTDIR
+    assert refused(guest.open, "a/", rights=READ_RIGHTS) == Errno.NOTDIR
+    assert refused(guest.open, "a/", CREAT, rights=READ_RIGHTS) == Errno.ISDIR
+    assert refused(guest.open, "a/") == Errno.ISDIR
+    assert refused(guest.open, "m/") == Errno.ISDIR
     assert refused(guest.open, "new/", CREAT) == Errno.ISDIR
     assert refused(guest.stat, "a/") == Errno.NOTDIR
     assert refused(guest.stat, "m/") == Errno.NOTDIR

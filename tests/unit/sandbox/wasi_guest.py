@@ -35,6 +35,7 @@ FILE_RIGHTS = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 8, 21, 22, 23, 27
 READ_RIGHTS = FILE_RIGHTS & ~(1 << 6)
 DIRECTORY_RIGHTS = sum(1 << bit for bit in (0, 3, 4, *range(9, 21), 21, 23, 24, 25, 26))
 FD_READ, FD_SEEK, FD_TELL, FD_WRITE = 1 << 1, 1 << 2, 1 << 5, 1 << 6
+FD_DATASYNC, FD_SYNC = 1 << 0, 1 << 4
 
 ROOT = 3
 PAGE_BYTES = 65536

@@ -258,7 +258,11 @@ pub fn fd_sync(self: *Wasi, _: Memory, fd: u32) Error!void {
 }
 
 pub fn fd_datasync(self: *Wasi, _: Memory, fd: u32) Error!void {
-    return makeDurable(self, try self.find(fd), rights.FD_DATASYNC);
+    const descriptor = try self.find(fd);
+    // Who may do the stronger may do the weaker: a C library asks for the right to `fd_datasync` only
+    // where it opens for writing, and for that to `fd_sync` always.
+    const needed = if (descriptor.base & rights.FD_SYNC != 0) rights.FD_SYNC else rights.FD_DATASYNC;
+    return makeDurable(self, descriptor, needed);
 }
 
 fn makeDurable(self: *Wasi, descriptor: *Descriptor, needed: u64) Error!void {

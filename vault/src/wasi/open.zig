@@ -123,7 +123,9 @@ fn reopen(self: *Wasi, directory: *const Descriptor, place: paths.Place, request
         },
         .link => return if (request.has(DIRECTORY)) error.NOTDIR else error.LOOP,
         else => {
-            if (request.has(DIRECTORY) or place.wants_directory) return error.NOTDIR;
+            if (request.has(DIRECTORY)) return error.NOTDIR;
+            // What a slash makes a directory can be neither made nor written as a file.
+            if (place.wants_directory) return if (request.writes() or request.has(CREAT) or request.has(TRUNC)) error.ISDIR else error.NOTDIR;
             if ((request.writes() or request.has(TRUNC)) and directory.read_only) return error.ROFS;
             if (request.has(TRUNC)) self.store.?.resize(place.inode.?, 0, now_ns) catch |err| return self.failed(err);
         },
