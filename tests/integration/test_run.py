@@ -83,6 +83,27 @@ def avow_run(
     )
 
 
+def test_a_library_does_not_look_like_success(folder: Path) -> None:
+    library = '(module (memory (export "memory") 1) (func (export "_initialize")))'
+    (folder / "library.wasm").write_bytes(wat2wasm(library))
+    finished = avow_run(folder, "library.wasm")
+    assert finished.returncode == 0
+    assert "library.wasm is a library (a reactor)" in sentence(finished)
+    finished = avow_run(folder, "library.wasm", "--", "in.png", "out.json")
+    assert finished.returncode == 100
+    assert "reads no arguments" in sentence(finished)
+
+
+def test_imports_are_refused_before_anything_is_compiled(folder: Path) -> None:
+    """Code that no compiler takes is not reached."""
+    broken = bytearray(wat2wasm('(module (import "env" "f" (func)) (func (export "_start")))'))
+    broken[-1] ^= 0xFF
+    (folder / "broken.wasm").write_bytes(broken)
+    finished = avow_run(folder, "broken.wasm")
+    assert finished.returncode == 101
+    assert "env.f" in sentence(finished)
+
+
 @contextmanager
 def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A run that is going on, with pipes, and is gone afterwards."""

@@ -19,11 +19,12 @@ from avow.cli.app_options import (
 from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
 from avow.cli.program_store import NoStore, ProgramStore, open_program_store, store_options
 from avow.cli.program_trust import ProgramTrust, program_trust, trust_options
+from avow.cli.progress import progress
 from avow.cli.supervision import end_at_once, native_signals, supervise
-from avow.errors import AvowError, MalformedError, UntrustedError
+from avow.errors import AvowError, MalformedError, ModuleError, UntrustedError
 from avow.runtime.sealed import callers_environment
 from avow.sandbox.grants import Grants
-from avow.sandbox.program import Surroundings, kind_of, load
+from avow.sandbox.program import Program, Surroundings, check_imports, kind_of, load
 from avow.sealing.store import Store
 
 
@@ -59,7 +60,10 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
         program_trust(app, module, given, _say) as trust,
         _store(app, module, given, trust) as store,
     ):
-        program = load(content, limits=app.limits, cache=store.cache)
+        with configuration_errors(), storage_errors():
+            check_imports(content, app.grants, trust.imports)
+        with progress(f"compiling {app.module.name}"):
+            program = load(content, limits=app.limits, cache=store.cache)
         if program.sha256 != module:
             raise UntrustedError(
                 f"expected to run the module {module.hex()} that was measured, got "
@@ -67,6 +71,7 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
             )
         with configuration_errors(), storage_errors():
             program.check(app.grants, trust.imports)
+            _check_library(program, app)
             _prepare_folders(app.grants, store.store)
         surroundings = Surroundings(
             arguments=app.arguments,
@@ -80,6 +85,22 @@ def _run(app: EffectiveApp, content: bytes, given: dict[str, Any]) -> int:
         )
         with store.anchored(lambda error: end_at_once(error, store)):
             return supervise(lambda: program.start(surroundings), app.limits, store)
+
+
+def _check_library(program: Program, app: EffectiveApp) -> None:
+    """A library looks like a program that worked: it ends with 0 and has said nothing."""
+    if not program.is_library:
+        return
+    if len(app.arguments) > 1:
+        raise ModuleError(
+            f"expected a program, which exports `_start`, got the library {app.module.name} "
+            f"(a reactor), which reads no arguments; build it as a command, or call its functions "
+            f"from a program of yours"
+        )
+    _say(
+        f"{app.module.name} is a library (a reactor): only its `_initialize` is run, and none of "
+        f"its functions is called"
+    )
 
 
 @contextmanager

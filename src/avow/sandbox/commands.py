@@ -38,17 +38,24 @@ if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings
 
 # In the order in which they are looked for: what has `_start` is a command, whatever else it has.
-_ENTRIES: Final = ("_start", "_initialize")
+LIBRARY_ENTRY: Final = "_initialize"
+_ENTRIES: Final = ("_start", LIBRARY_ENTRY)
 # Functions that avow knows, by module, and the grant that allows them.
 GRANTED_MODULES: Final = {"avow_evidence": "evidence", "avow_verify": "evidence"}
 
 
 def check(module: Module, grants: Grants, extra_imports: Sequence[ExtraImport]) -> None:
     """Raises `ImportsError` that names every import that nobody would answer."""
+    check_names([(each.module, each.name or "") for each in module.imports], grants, extra_imports)
+
+
+def check_names(
+    imports: Sequence[tuple[str, str]], grants: Grants, extra_imports: Sequence[ExtraImport]
+) -> None:
+    """The same for imports by module and name, whatever their types."""
     offered = {(each.module, each.name): each for each in extra_imports}
     missing: list[str] = []
-    for item in module.imports:
-        place = (item.module, item.name or "")
+    for place in imports:
         name = printable(f"{place[0]}.{place[1]}")
         if place in offered and (offered[place].grant != "evidence" or grants.evidence):
             continue
@@ -113,7 +120,7 @@ def run(engine: Engine, module: Module, limits: Limits, surroundings: Surroundin
             if wasi.exit_code is None:
                 report_damage(wasi)
                 in_use = 0 if memory is None else memory.data_len(store)
-                raise _error_of(error, limits, in_use) from error
+                raise _error_of(error, limits, in_use, wasi.last_refused) from error
         report_damage(wasi)
         return (wasi.exit_code or 0) & 0xFF
 
@@ -137,9 +144,11 @@ def report_damage(wasi: Wasi) -> None:
         return
 
 
-def _error_of(error: Trap | WasmtimeError, limits: Limits, memory_bytes: int) -> AvowError:
+def _error_of(
+    error: Trap | WasmtimeError, limits: Limits, memory_bytes: int, refused: str
+) -> AvowError:
     if isinstance(error, Trap) or is_limit(error):
-        return stopped(error, limits, memory_bytes)
+        return stopped(error, limits, memory_bytes, refused)
     return _unlinked(error, limits)
 
 
@@ -154,6 +163,11 @@ def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
         return ImportsError(
             f"expected imports of the types that WASI preview 1 gives them, got others ({reason}); "
             f"build the module again"
+        )
+    if "shared memory" in reason:
+        return ModuleError(
+            "expected a program without threads, got one with a shared memory; build it again "
+            "without threads"
         )
     # What the vault says of a call of WASI (vault/src/wasi/functions.zig).
     if "has to export its memory" in reason:

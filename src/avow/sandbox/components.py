@@ -30,6 +30,7 @@ from avow.errors import (
     MalformedError,
     ModuleError,
 )
+from avow.sandbox import preview2_http
 from avow.sandbox.commands import report_damage
 from avow.sandbox.component_functions import Failed, HostFunctions
 from avow.sandbox.engine_settings import limited_store
@@ -41,14 +42,14 @@ from avow.sandbox.limits import (
     Limits,
 )
 from avow.sandbox.preview2 import RESOURCES, Preview2
-from avow.sandbox.traps import one_line, stopped
+from avow.sandbox.traps import one_line, printable, stopped
 from avow.sandbox.wasi import Wasi
 from avow.sandbox.wasi_calls import WasiCalls
 
 if TYPE_CHECKING:
     from avow.sandbox.program import Surroundings
 
-# What `add_wasip2` defines, without the version.
+# What is defined, without the version.
 INTERFACES: Final = frozenset(
     f"wasi:{package}/{name}"
     for package, names in {
@@ -58,6 +59,8 @@ INTERFACES: Final = frozenset(
         ),
         "clocks": ("monotonic-clock", "wall-clock"),
         "filesystem": ("preopens", "types"),
+        # avow's own: imported by what never uses it, and denied to what does.
+        "http": ("outgoing-handler", "types"),
         "io": ("error", "poll", "streams"),
         "random": ("insecure", "insecure-seed", "random"),
         "sockets": (
@@ -95,9 +98,15 @@ def check(
             "expected grants that a component can have, got `evidence`: its functions are only "
             "there for modules of WASI preview 1; build the program as one, or remove the grant"
         )
+    check_names(list(component.type.imports(engine)))
+    _check_types(engine, component)
+
+
+def check_names(imports: Sequence[str]) -> None:
+    """Raises `ImportsError` that names each import that nobody answers, whatever its type."""
     missing = [
-        f"{name} (no grant allows it)"
-        for name in component.type.imports(engine)
+        f"{printable(name)} (no grant allows it)"
+        for name in imports
         if _interface(name) not in INTERFACES
     ]
     if missing:
@@ -105,7 +114,6 @@ def check(
             f"expected interfaces of WASI 0.2, this component wants {', '.join(missing)}; build it "
             f"without them"
         )
-    _check_types(engine, component)
 
 
 def _check_types(engine: Engine, component: Component) -> None:
@@ -117,6 +125,8 @@ def _check_types(engine: Engine, component: Component) -> None:
     """
     linker = Linker(engine)
     linker.add_wasip2()
+    if any(_interface(name) in preview2_http.INTERFACES for name in component.type.imports(engine)):
+        linker.add_wasi_http()
     store = Store(engine)
     store.set_limits(instances=0)
     try:
@@ -156,7 +166,7 @@ def run(engine: Engine, component: Component, limits: Limits, surroundings: Surr
         except WasmtimeError as error:
             if functions.raised is not None:
                 raise functions.raised from error
-            raise _stopped(error, limits) from error
+            raise _stopped(error, limits, wasi.last_refused) from error
         finally:
             # What the program met of damage counts more than what it made of that.
             report_damage(wasi)
@@ -263,7 +273,7 @@ def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
     return refuse
 
 
-def _stopped(error: WasmtimeError, limits: Limits) -> AvowError:
+def _stopped(error: WasmtimeError, limits: Limits, refused: str) -> AvowError:
     reason = one_line(error)
     if "exceeds memory limits" in reason:
         return LimitError(
@@ -280,4 +290,4 @@ def _stopped(error: WasmtimeError, limits: Limits) -> AvowError:
             "expected a component to hand over 2 MiB in one call at most, this one handed over "
             "more, which wasmtime does not pass on; it has to write in smaller pieces"
         )
-    return stopped(error, limits, 0)
+    return stopped(error, limits, 0, refused)

@@ -41,9 +41,13 @@ CORE_SETTINGS: Final[Settings] = {
     "wasm_multi_memory": False,
 }
 
+# Atomic instructions on a memory of its own are an ordinary program's (compilers emit them for
+# one that has no thread); what makes a thread possible is a shared memory, and there is none.
 # Relaxed SIMD may give other results on other machines; like this it gives the same.
 _PROGRAM_SETTINGS: Final[Settings] = {
     **CORE_SETTINGS,
+    "wasm_threads": True,
+    "shared_memory": False,
     "wasm_simd": True,
     "wasm_relaxed_simd_deterministic": True,
     "wasm_exceptions": True,
@@ -54,7 +58,8 @@ _PROGRAM_SETTINGS: Final[Settings] = {
 # memory, traps without signals, foreign targets and flags, wasmtime's own cache on the disk.
 _ALLOWED: Final[Mapping[str, tuple[Any, ...] | range]] = {
     "cranelift_opt_level": ("speed",),
-    "wasm_threads": (False,),
+    "wasm_threads": (False, True),
+    "shared_memory": (False,),
     "wasm_memory64": (False,),
     "wasm_multi_memory": (False,),
     "wasm_simd": (True,),

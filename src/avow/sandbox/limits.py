@@ -114,8 +114,11 @@ _LIMIT_TRAPS: Final = {
 }
 
 
-def error_of_trap(code: str, message: str, limits: Limits, memory_bytes: int) -> AvowError:
-    """What a trap is called: `code` is wasmtime's name of it, `memory_bytes` the memory then.
+def error_of_trap(
+    code: str, message: str, limits: Limits, memory_bytes: int, refused: str = ""
+) -> AvowError:
+    """What a trap is called: `code` is wasmtime's name of it, `memory_bytes` the memory then, and
+    `refused` the last grant that the program would have needed.
 
     A memory that cannot grow is no trap: `memory.grow` returns -1, and nearly every program then
     stops itself. So a trap with nearly all memory in use is said to be that.
@@ -128,6 +131,11 @@ def error_of_trap(code: str, message: str, limits: Limits, memory_bytes: int) ->
             f"expected the program to fit in {limits.memory_max_bytes} bytes of memory, it stopped "
             f"itself ({message}) with {memory_bytes} in use; raise --memory-max-bytes if it needs "
             f"more"
+        )
+    if refused:
+        return TrapError(
+            f"expected the program to go on without {refused}, it ended itself after it was "
+            f"refused that ({message}); grant it with `--grant`, or use a program that does without"
         )
     return TrapError(
         f"expected a program that keeps to the rules of WebAssembly, this one was stopped: "

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from wasmtime.component import Record, ResourceHost, Variant
 
 from avow.errors import ImportsError, LimitError, TrapError
+from avow.sandbox import preview2_http
 from avow.sandbox.component_functions import Failed
 from avow.sandbox.preview2_sockets import Address, Socket, Sockets, resolved
 from avow.sandbox.wasi_calls import Filestat, RefusedError, WasiCalls
@@ -28,6 +29,7 @@ RESOURCES: Final[Mapping[str, int]] = {
             *("descriptor", "directory-entry-stream", "terminal-input", "terminal-output"),
             *("network", "tcp-socket", "udp-socket", "incoming-datagram-stream"),
             *("outgoing-datagram-stream", "resolve-address-stream"),
+            *preview2_http.RESOURCES,
         ),
         start=1,
     )
@@ -170,6 +172,7 @@ class Preview2:
         # Those that listen follow the folders (`Wasi`).
         listening = tuple(enumerate(listeners, start=len(_STDIO) + len(self._preopened)))
         self._kept = frozenset(range(len(_STDIO) + len(self._preopened) + len(listening)))
+        self._on_denied, self._http_was_denied = on_denied, False
         self._sockets = Sockets(
             *(calls, self, endpoints), listeners=listening, resolve=resolve, on_denied=on_denied
         )
@@ -204,7 +207,13 @@ class Preview2:
             "wasi:filesystem/preopens": {"get-directories": self._directories},
             "wasi:filesystem/types": self._of_files(),
             **self._sockets.functions(),
+            **preview2_http.functions(self.own, self._http_denied),
         }
+
+    def _http_denied(self) -> None:
+        if not self._http_was_denied:
+            self._http_was_denied = True
+            self._on_denied("the program wanted to make an HTTP request; no grant allows that")
 
     def drop(self, rep: int) -> None:
         """The program has no handle of that thing any more."""

@@ -24,6 +24,7 @@ from avow.sandbox.compiled_cache import CompiledCache, compile_or_find, key_of
 from avow.sandbox.engine_settings import engine_for, program_settings
 from avow.sandbox.extra_imports import ExtraImport
 from avow.sandbox.grants import Grants
+from avow.sandbox.imports import component_imports, core_imports
 from avow.sandbox.limits import (
     HOST_STACK_BYTES,
     Limits,
@@ -95,6 +96,11 @@ class Program:
     _engine: Engine
     _code: Any
 
+    @property
+    def is_library(self) -> bool:
+        """A reactor: of it only `_initialize` is run, and nobody reads its arguments."""
+        return self.kind is Kind.MODULE and commands.entry_of(self._code) == commands.LIBRARY_ENTRY
+
     def check(self, grants: Grants, extra_imports: tuple[ExtraImport, ...] = ()) -> None:
         """Raises `ImportsError`, which names all imports that nobody would answer, and
         `DeniedError` for a grant that a program of this kind cannot have."""
@@ -161,6 +167,17 @@ class Running:
             self._ended.set()
 
 
+def check_imports(
+    content: bytes, grants: Grants, extra_imports: tuple[ExtraImport, ...] = ()
+) -> None:
+    """Raises `ImportsError` as `Program.check` will, for imports that exist nowhere or are not
+    granted: before anything is compiled, which takes long where a program is large."""
+    if kind_of(content) is Kind.MODULE:
+        commands.check_names(core_imports(content), grants, extra_imports)
+    else:
+        components.check_names(component_imports(content))
+
+
 def load(
     content: bytes | bytearray | memoryview,
     *,
@@ -189,7 +206,7 @@ def load(
     except WasmtimeError as error:
         raise ModuleError(
             f"expected a valid WebAssembly {kind.value}, got one that is not ({one_line(error)}); "
-            f"build it again, without threads and 64-bit memories"
+            f"build it again, without 64-bit memories"
         ) from error
     return Program(sha256, kind, limits, from_cache, engine, code)
 

@@ -43,12 +43,15 @@ def is_limit(error: WasmtimeError) -> bool:
     return _GC_HEAP_FULL in str(error)
 
 
-def stopped(error: WasmtimeError | Trap, limits: Limits, memory_bytes: int) -> AvowError:
-    """The error for a program that was stopped with `memory_bytes` of memory in use."""
+def stopped(
+    error: WasmtimeError | Trap, limits: Limits, memory_bytes: int, refused: str = ""
+) -> AvowError:
+    """The error for a program that was stopped with `memory_bytes` of memory in use, after it was
+    `refused` a grant."""
     reason = one_line(error)
     code = ""
     if isinstance(error, Trap):
         code = "" if error.trap_code is None else error.trap_code.name
     else:
         code = next((code for text, code in _CODES.items() if text in reason), "")
-    return error_of_trap(code, reason, limits, memory_bytes)
+    return error_of_trap(code, reason, limits, memory_bytes, refused)

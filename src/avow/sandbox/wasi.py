@@ -255,6 +255,7 @@ class Wasi:
         self._memory_folders = MemoryFolders()
         self._connect = connect
         self._on_denied, self._on_signal = on_denied, on_signal
+        self.last_refused = ""
         self._keep_up = keep_up
         self._library = _load_library()
         if len(entropy) != 32:
@@ -524,6 +525,7 @@ class Wasi:
 
     def _denied(self, _: int, text: int, length: int) -> None:
         grant = ctypes.string_at(text, length).decode("utf-8", "backslashreplace")
+        self.last_refused = printable(grant)
         # To tell it is no affair of the program's: standard error may be gone.
         with contextlib.suppress(OSError):
             self._on_denied(printable(grant))

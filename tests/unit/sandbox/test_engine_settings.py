@@ -40,7 +40,8 @@ def test_of_a_program(settings_made: list[dict[str, Any]]) -> None:
     assert settings_made == [
         {
             "cranelift_opt_level": "speed",
-            "wasm_threads": False,
+            "wasm_threads": True,
+            "shared_memory": False,
             "wasm_memory64": False,
             "wasm_multi_memory": False,
             "wasm_simd": True,
@@ -70,7 +71,6 @@ def test_of_the_core(settings_made: list[dict[str, Any]]) -> None:
         ("cache", True),
         ("target", "pulley64"),
         ("shared_memory", True),
-        ("wasm_threads", True),
         ("wasm_memory64", True),
         ("cranelift_opt_level", "none"),
         ("profiler", "perfmap"),
