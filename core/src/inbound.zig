@@ -134,12 +134,31 @@ pub fn handleMost(connection: *Connection, bytes: []const u8) usize {
     return bytes.len;
 }
 
+/// What a packet's first byte says, by phase and version (0: not known yet). One look-up a packet.
+const Beginning = enum(u8) { allowed, malformed, protocol_error };
+const version_count = 6;
+const phase_count = @typeInfo(transitions.Phase).@"enum".field_names.len;
+const beginnings = blk: {
+    @setEvalBranchQuota(1_000_000);
+    var table: [phase_count][version_count][256]Beginning = undefined;
+    for (&table, 0..) |*versions, phase| {
+        for (versions, 0..) |*bytes, version| {
+            for (bytes, 0..) |*beginning, first| {
+                const packet = typeOf(first);
+                const known = packets.flagsValid(version, packet, first & 0x0F) and (packet != .auth or version == 5);
+                const now = transitions.accepts(@fromBackingInt(phase), packet);
+                beginning.* = if (!known) .malformed else if (now) .allowed else .protocol_error;
+            }
+        }
+    }
+    break :blk table;
+};
+
 /// A packet's first byte says whether it may come now at all: what cannot is not waited for.
-fn mayBegin(connection: *Connection, first: u8) bool {
-    const packet = typeOf(first);
-    const known = packets.flagsValid(connection.version, packet, @intCast(first & 0x0F)) and (packet != .auth or connection.version == 5);
-    if (known and transitions.accepts(connection.phase, packet)) return true;
-    broken(connection, if (known) error.Protocol else error.Malformed);
+inline fn mayBegin(connection: *Connection, first: u8) bool {
+    const beginning = beginnings[@backingInt(connection.phase)][connection.version][first];
+    if (beginning == .allowed) return true;
+    broken(connection, if (beginning == .malformed) error.Malformed else error.Protocol);
     return false;
 }
 
@@ -189,7 +208,7 @@ fn finishPartial(connection: *Connection, head: reader.Header) void {
 
 /// Keeps a part of a packet. The list grows as bytes come, not by what a header says, and at most to
 /// the packet's size (`total`; 0: not known).
-fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
+noinline fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
     const partial = &connection.partial;
     const count = partial.items.len + bytes.len;
     // Packets that never end must not take the memory of those that do.
@@ -200,8 +219,14 @@ fn keep(connection: *Connection, bytes: []const u8, total: u32) void {
 
 /// Who has not been accepted yet may send less: CONNECT and AUTH of a stranger cost memory.
 /// What is no PUBLISH is work that cannot be interrupted, and has a bound of its own.
-fn tooLarge(connection: *Connection, head: ?reader.Header) bool {
+inline fn tooLarge(connection: *Connection, head: ?reader.Header) bool {
     const found = head orelse return false;
+    const least = @min(limits.connect_bytes_max, limits.control_packet_bytes_max);
+    if (found.header_bytes + found.remaining <= @min(least, state.settings.maximum_packet_bytes)) return false;
+    return aboveItsBound(connection, found);
+}
+
+noinline fn aboveItsBound(connection: *Connection, found: reader.Header) bool {
     const total = found.header_bytes + found.remaining;
     const configured = state.settings.packetBytesTold() orelse limits.packet_bytes_max;
     const is_publish = typeOf(found.first) == .publish;
@@ -293,10 +318,9 @@ fn acknowledgement(connection: *Connection, packet: packets.Type, body: []const 
 
 fn acknowledge(connection: *Connection, packet: packets.Type, packet_identifier: u16, reason: Reason) void {
     var bytes: [8]u8 = undefined;
-    const whole = writer.acknowledgement(&bytes, connection.version, packet, packet_identifier, reason);
     // That nobody subscribes may be left unsaid (table 3-4); that a message was refused may not.
-    if (reason == .no_matching_subscribers and !connection.takes(whole)) return acknowledge(connection, packet, packet_identifier, .success);
-    connection.send(whole);
+    const unsaid = reason == .no_matching_subscribers and connection.maximum_packet_bytes < writer.acknowledgement_bytes_max;
+    connection.send(writer.acknowledgement(&bytes, connection.version, packet, packet_identifier, if (unsaid) .success else reason));
 }
 
 fn release(connection: *Connection, body: []const u8) void {

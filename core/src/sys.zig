@@ -21,6 +21,7 @@ pub fn ofBridges(topic: []const u8) bool {
 /// Topics that only the broker publishes to (MQTT 5.0, section 4.7.2): a value that a client could
 /// write would be taken for the broker's. They are made anew at each start.
 pub fn reserved(topic: []const u8) bool {
+    if (topic.len == 0 or topic[0] != '$') return false; // every message comes this way
     const system = std.mem.startsWith(u8, topic, "$SYS/") or std.mem.eql(u8, topic, "$SYS");
     return system and !ofBridges(topic);
 }

@@ -53,6 +53,9 @@ fn first(packet: Type, flags: u8) u8 {
     return @as(u8, @backingInt(packet)) << 4 | flags;
 }
 
+/// With a reason code and nothing else.
+pub const acknowledgement_bytes_max = 5;
+
 /// PUBACK, PUBREC, PUBREL, PUBCOMP; reason and text only where MQTT 5 and the client allow.
 pub fn acknowledgement(target: *[8]u8, version: u8, packet: Type, packet_identifier: u16, reason: Reason) []const u8 {
     var to: Writer = .{ .bytes = target };
