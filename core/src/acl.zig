@@ -21,10 +21,11 @@ const Rule = struct {
 };
 
 pub const digest_bytes = 32;
+const no_module: [digest_bytes]u8 = @splat(0);
 pub const rank_lowest = 1;
 pub const rank_highest = 3;
 
-/// What a client has proven about the program that it is; rank 0: nothing.
+/// What a client has proven about the program that it is; rank 0: nothing; a module of zeros: none.
 pub const Attestation = struct {
     rank: u8 = 0,
     module: [digest_bytes]u8 = @splat(0),
@@ -141,6 +142,7 @@ fn first(access: Access, who: Who, topic: []const u8) ?*const Rule {
 fn proven(rule: *const Rule, attestation: *const Attestation) bool {
     if (attestation.rank < rule.rank_min) return false;
     const module = rule.module orelse return true;
+    if (bytes_room.equal(&attestation.module, &no_module)) return false;
     return bytes_room.equal(module, &attestation.module);
 }
 

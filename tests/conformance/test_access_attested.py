@@ -40,6 +40,13 @@ def again(
     return client
 
 
+def test_no_module_is_no_module_of_zeros(core: CoreDriver) -> None:
+    """Zeros say that nobody has measured what the client runs: no rule can name that."""
+    core.acl([Rule(True, "plant/+/command", Access.PUBLISH, module=bytes(32))])
+    client = attested(core, "c", Attestation(AFFIRMING, bytes(32)))
+    client.publish("plant/7/command", b"x", 1, code=0x87)
+
+
 @pytest.mark.parametrize(
     ("attestation", "allowed"),
     [

@@ -222,20 +222,23 @@ def test_a_pre_shared_key(endpoint: AttestedEndpoint) -> None:
 
 
 def test_both_sides_show_evidence(endpoint: AttestedEndpoint) -> None:
-    program = endpoint.folder / "program"
-    program.write_bytes(b"the program")
-    context = endpoint.context(tee="simulated", module=program)
-    text = policy_text(
-        sha256(b"the program").digest(),
-        runtime=runtime_manifest().digest.hex(),
-        configuration=sha256(endpoint.policy.read_bytes()).hexdigest(),
-    )
-    settings = replace(
-        endpoint.peer.conduct.settings,
-        ask_clients=AskClients.ALWAYS,
-        judge=Judge(verifiers(), parse_policy(text, name="clients")),
-    )
-    endpoint.peer.change(settings=settings)
+    context = endpoint.context(tee="simulated")
+    runtime = runtime_manifest().digest
+
+    def expect(module: bytes) -> None:
+        text = policy_text(
+            module,
+            runtime=runtime.hex(),
+            configuration=sha256(endpoint.policy.read_bytes()).hexdigest(),
+        )
+        settings = replace(
+            endpoint.peer.conduct.settings,
+            ask_clients=AskClients.ALWAYS,
+            judge=Judge(verifiers(), parse_policy(text, name="clients")),
+        )
+        endpoint.peer.change(settings=settings)
+
+    expect(runtime)
     endpoint.connect(context).close()
     outcome = endpoint.peer.outcome()
     assert isinstance(outcome, Outcome)
@@ -247,9 +250,12 @@ def test_both_sides_show_evidence(endpoint: AttestedEndpoint) -> None:
     with pytest.raises(UnavailablePeerError, match="C19"):
         endpoint.connect(context)
     endpoint.peer.outcome()
-    program.write_bytes(b"another program")
+    # A client cannot have a file of its choice named as its module.
+    expect(sha256(b"the program").digest())
     with pytest.raises(DeniedPeerError, match="P4"):
-        endpoint.connect(endpoint.context(tee="simulated", module=program))
+        endpoint.connect(endpoint.context(tee="simulated"))
+    with pytest.raises(TypeError, match="module"):
+        endpoint.context(tee="simulated", module=endpoint.policy)
     endpoint.peer.outcome()
     with pytest.raises(DeniedPeerError, match="C17"):
         endpoint.connect()

@@ -152,6 +152,7 @@ def test_whole_file(tmp_path: Path) -> None:
                 ('module = "sha256:00"', ["64 hexadecimal digits", "`acl[1].module`"]),
                 (f'module = "{"00" * 32}"', ["sha256:", "avow measure"]),
                 (f'module = "sha256:{"0A" * 32}"', ["64 hexadecimal digits"]),
+                (f'module = "sha256:{"00" * 32}"', ["which none can have"]),
                 ('tier = "contraindicated"', ["`acl[1].tier`", "'affirming', 'warning' or 'none'"]),
             )
         ),

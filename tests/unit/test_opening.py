@@ -24,7 +24,7 @@ from avow.channel.conversation import run_client_exchange
 from avow.channel.exchange import ClientExchange, ClientSettings, EvidenceFor, Outcome
 from avow.channel.issuer import Issuer
 from avow.channel.messages import FrameType, decode_body, decode_header
-from avow.channel.opening import DoorAttestation
+from avow.channel.opening import DoorAttestation, proven_module
 from avow.channel.psk import (
     PreSharedKey,
     PreSharedKeys,
@@ -42,6 +42,7 @@ from avow.errors import AvowError, UnavailableError
 from avow.evidence.appraisal import Tier
 from avow.evidence.claims import Workload
 from avow.evidence.report_data import ReportData
+from avow.evidence.vocabulary import ClaimValue
 from avow.tee.simulated.attester import SimulatedAttester
 from avow.testing.attested_channel import WORKLOAD, Expect, identity, judge
 from avow.testing.pki import Authority
@@ -297,7 +298,8 @@ def own_evidence(module: bytes = WORKLOAD.module) -> Iterator[tuple[ClientSettin
         issuer.stop()
 
 
-def test_a_client_that_shows_evidence_is_known_by_its_module(tmp_path: Path) -> None:
+def test_what_a_client_says_about_itself_is_no_proven_module(tmp_path: Path) -> None:
+    """Any digest can stand in a client's claims: it is not what a rule on `module` is about."""
     module = bytes([7]) * 32
     door = showing(judge=judge(Expect(module)))
     with (
@@ -308,7 +310,30 @@ def test_a_client_that_shows_evidence_is_known_by_its_module(tmp_path: Path) -> 
         assert client.attest(settings, issuer=issuer).sent_evidence
         attested = here.arrival().attested
         assert attested is not None
-        assert (attested.tier, attested.module) == (Tier.AFFIRMING, module)
+        assert (attested.tier, attested.module) == (Tier.AFFIRMING, None)
+
+
+@pytest.mark.parametrize(
+    ("claims", "module"),
+    [
+        ({"role": "program", "module": b"\7" * 32}, b"\7" * 32),
+        ({"role": "client", "module": b"\7" * 32}, None),
+        ({"role": "server", "module": b"\7" * 32}, None),
+        ({"role": "document", "module": b"\7" * 32}, None),
+        ({"role": "certificate", "module": b"\7" * 32}, None),
+        ({"role": "PROGRAM", "module": b"\7" * 32}, None),
+        ({"module": b"\7" * 32}, None),
+        ({"role": "program"}, None),
+        ({"role": "program", "module": "07" * 32}, None),
+        ({"role": "program", "module": b"\7" * 31}, None),
+        ({"role": "program", "module": bytes(32)}, None),
+    ],
+    ids=str,
+)
+def test_only_a_programs_module_is_proven(
+    claims: dict[str, ClaimValue], module: bytes | None
+) -> None:
+    assert proven_module(claims) == module
 
 
 def test_a_client_of_another_module_is_refused(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def _module_digest(value: str) -> str:
             f"expected sha256: and 64 hexadecimal digits, got {value!r}; copy what `avow measure` "
             f"prints"
         )
+    if not value.removeprefix("sha256:").strip("0"):
+        raise ValueError(f"expected the digest of a module, got {value!r}, which none can have")
     return value
 
 
@@ -298,8 +300,9 @@ class AclRule(Table):
     )
     module: ModuleDigest | None = Field(
         default=None,
-        description="`sha256:` and the digest of a module: the rule fits only clients that have "
-        "proven to be it. `avow measure` prints it.",
+        description="`sha256:` and the digest of a module: the rule fits only evidence of the role "
+        "program, which avow's runtime makes for the module that it has measured and runs. It fits "
+        "nothing that a client says about itself. `avow measure` prints the digest.",
     )
     tier: Literal["affirming", "warning", "none"] | None = Field(
         default=None,

@@ -90,10 +90,10 @@ class Transport(enum.IntEnum):
 @dataclass(frozen=True, slots=True)
 class Attested:
     """What the peer of a connection has proven: how good its evidence was found (1 none, 2 warning,
-    3 affirming) and the SHA-256 of its module (32 bytes)."""
+    3 affirming) and the SHA-256 of the module that its runtime measured (32 bytes), if any."""
 
     tier_rank: int
-    module: bytes
+    module: bytes | None = None
 
 
 class CoreTrapError(AvowError):
@@ -291,7 +291,7 @@ class Pump:
         proof = b""
         if attested is not None:
             flags |= _OPEN_ATTESTED
-            proof = struct.pack("<B32s", attested.tier_rank, attested.module)
+            proof = struct.pack("<B32s", attested.tier_rank, attested.module or b"")
         information = struct.pack("<BBH", transport, flags, len(name)) + name + proof
         with self._calls:
             handle = self._open_handle()

@@ -369,12 +369,13 @@ class Service:
         if arrival.attested is not None:
             attested = Attested(arrival.attested.tier.rank, arrival.attested.module)
             self._handshakes["clients_attested"] += 1
+            module = arrival.attested.module
             self._log.info(
                 "client attested",
                 peer=arrival.peer,
                 platform=arrival.attested.platform,
                 tier=arrival.attested.tier.label,
-                module="sha256:" + arrival.attested.module.hex(),
+                module="none proven" if module is None else f"sha256:{module.hex()}",
             )
         shown = arrival.shown
         if shown is None and arrival.tls is not None:

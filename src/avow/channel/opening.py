@@ -39,7 +39,9 @@ from avow.channel.messages import FIRST_BYTE, encode, refusal_of
 from avow.channel.session import TlsFacts, facts_of
 from avow.errors import AvowError, Check, DeniedError, UnavailableError
 from avow.evidence.appraisal import Tier
+from avow.evidence.claims import Role
 from avow.evidence.envelope import Evidence
+from avow.evidence.vocabulary import VerifiedClaims
 
 DIGEST_BYTES: Final = 32
 
@@ -80,10 +82,14 @@ class DoorAttestation:
 
 @dataclass(frozen=True, slots=True)
 class AttestedPeer:
-    """What a client has proven: how good its evidence was found, and the SHA-256 of its module."""
+    """What a client has proven: how good its evidence was found, and the SHA-256 of its module.
+
+    `module` is None but for evidence of role program, which avow's runtime makes for the module
+    that it has measured and runs. What a client says about itself is not proven by its saying so.
+    """
 
     tier: Tier
-    module: bytes
+    module: bytes | None
     platform: str
 
 
@@ -105,7 +111,6 @@ class Opened:
         result = None if self.exchange is None else self.exchange.peer
         if result is None:
             return None
-        module = result.claims["module"]
         if not result.accepted or result.tier is Tier.CONTRAINDICATED:
             raise DeniedError.at(
                 checks.REQUIRED,
@@ -113,14 +118,19 @@ class Opened:
                 actual=f"the tier {result.tier.label}",
                 advice="correct the policy of the listener (client_policy)",
             )
-        if not isinstance(module, bytes) or len(module) != DIGEST_BYTES:
-            raise DeniedError.at(
-                checks.REQUIRED,
-                expected="a client with a module",
-                actual="evidence without one",
-                advice="report this",
-            )
-        return AttestedPeer(result.tier, module, result.platform)
+        return AttestedPeer(result.tier, proven_module(result.claims), result.platform)
+
+
+def proven_module(claims: VerifiedClaims) -> bytes | None:
+    """The module that access rules may name: that of a program, as its runtime measured it.
+
+    A client's own claim is no measurement: whoever may connect from a machine with the right
+    runtime could have any digest put there.
+    """
+    module = claims.get("module")
+    if claims.get("role") != Role.PROGRAM.name.lower() or not isinstance(module, bytes):
+        return None
+    return module if len(module) == DIGEST_BYTES and any(module) else None
 
 
 class Wants(enum.Enum):

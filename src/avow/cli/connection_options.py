@@ -114,13 +114,6 @@ _TEE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Show the server the evidence of the platform that this runs on: auto, or a name "
         "that `avow tee` lists. With --policy only.",
     ),
-    click.option(
-        "--module",
-        type=_FILE,
-        metavar="FILE",
-        help="With --tee: the file by whose SHA-256 the server knows this client.  [default: "
-        "avow's own runtime manifest]",
-    ),
 )
 
 
@@ -149,7 +142,6 @@ class AttestationArguments:
     policy: Path | None
     endorsements: Path | None
     tee: str | None
-    module: Path | None
 
     def attestation(self, address: Address, tls: ClientTls) -> Attestation | None:
         """What is asked of the server and shown to it; None without a policy.
@@ -161,7 +153,6 @@ class AttestationArguments:
             for name, value in (
                 ("--endorsements", self.endorsements),
                 ("--tee", self.tee),
-                ("--module", self.module),
                 ("--psk", tls.psk),
             ):
                 if value is not None:
@@ -171,15 +162,9 @@ class AttestationArguments:
                     )
             return None
         require_encrypted(address, "--policy")
-        if self.module is not None and self.tee is None:
-            raise CommandError(
-                "expected --tee beside --module, got none; name the platform", ExitCode.USAGE
-            )
         from avow.client.wiring import AttestationFiles, attestation_of
 
-        return attestation_of(
-            AttestationFiles(self.policy, self.tee, self.module, self.endorsements)
-        )
+        return attestation_of(AttestationFiles(self.policy, self.tee, self.endorsements))
 
     def again(self, before: Attestation) -> Attestation:
         """`before`, made of what the files hold now. Raises an `AvowError`; then it stays."""
@@ -187,9 +172,7 @@ class AttestationArguments:
 
         if self.policy is None:
             return before
-        return attestation_again(
-            before, AttestationFiles(self.policy, self.tee, self.module, self.endorsements)
-        )
+        return attestation_again(before, AttestationFiles(self.policy, self.tee, self.endorsements))
 
     @property
     def notice(self) -> str:
@@ -317,7 +300,7 @@ def secure_options(*, tee: bool) -> Callable[[Callable[..., int]], Callable[...,
         @functools.wraps(command)
         def gathered(**arguments: Any) -> int:
             if not tee:
-                arguments |= {"tee": None, "module": None}
+                arguments |= {"tee": None}
             security = take(TlsArguments, arguments)
             attested = take(AttestationArguments, arguments)
             # `avow proxy` says so in each line of its log.

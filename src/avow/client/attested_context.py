@@ -41,9 +41,8 @@ class AttestedContext(_Shape):
     """Makes `AttestedSocket`s. May be shared by clients and threads.
 
     `policy` is the file of what is accepted. With `tee` ("auto", "tpm", ...) this program shows the
-    evidence of the platform that it runs on as well; `module` is the file that it is measured by,
-    None for the runtime that it is made of. `endorsements` is a folder of what hardware vendors
-    say. The rest is as usual with TLS: without `cafile` the system's authorities count, and
+    evidence of the platform that it runs on as well. `endorsements` is a folder of what hardware
+    vendors say. The rest is as usual with TLS: without `cafile` the system's authorities count, and
     `certfile` may hold the key too. `psk` is a file with one line `identity:key`, the key in
     hexadecimal digits: both sides know it, and nobody needs a certificate.
 
@@ -59,7 +58,6 @@ class AttestedContext(_Shape):
         policy: str | Path,
         *,
         tee: str | None = None,
-        module: str | Path | None = None,
         endorsements: str | Path | None = None,
         cafile: str | Path | None = None,
         certfile: str | Path | None = None,
@@ -67,7 +65,7 @@ class AttestedContext(_Shape):
         psk: str | Path | None = None,
         unsafe_no_verify: bool = False,
     ) -> None:
-        files = AttestationFiles(Path(policy), tee, _path(module), _path(endorsements))
+        files = AttestationFiles(Path(policy), tee, _path(endorsements))
         tls = ClientTls(
             _path(cafile), _path(certfile), _path(keyfile), unsafe_no_verify, _path(psk)
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 
 from avow.channel.attestation import OneAtATime, try_platform
@@ -17,7 +16,6 @@ from avow.channel.attested_identity import make_identity
 from avow.channel.exchange import ClientSettings
 from avow.channel.issuer import Issuer
 from avow.channel.judge import Judge
-from avow.channel.named_files import read_named_file
 from avow.client.attested_socket import Attestation
 from avow.evidence.claims import Workload
 from avow.policy.policy import Policy
@@ -31,14 +29,12 @@ class AttestationFiles:
     """What a user names: the policy for servers, and what there is besides.
 
     `tee` is the platform that this program runs on and is attested by ("auto": the first that is
-    found), None to show nothing. `module` is the file that it is measured by; None means the
-    manifest of the runtime that it runs in. `endorsements` is a folder of what vendors and owners
-    say about their hardware.
+    found), None to show nothing. `endorsements` is a folder of what vendors and owners say about
+    their hardware.
     """
 
     policy: Path
     tee: str | None = None
-    module: Path | None = None
     endorsements: Path | None = None
 
 
@@ -51,7 +47,7 @@ def attestation_of(files: AttestationFiles) -> Attestation:
     judge = judge_of(policy, files.endorsements)
     if files.tee is None:
         return Attestation(ClientSettings(judge))
-    workload = _own_workload(policy, files.module)
+    workload = _own_workload(policy)
     attester = OneAtATime(open_attester(files.tee))
     now = datetime.now(UTC)
     attester.measure(workload)
@@ -73,7 +69,7 @@ def attestation_again(before: Attestation, files: AttestationFiles) -> Attestati
     identity = before.settings.identity
     if identity is None or before.attester is None:
         return Attestation(ClientSettings(judge))
-    workload = replace(_own_workload(policy, files.module), boot_id=identity.workload.boot_id)
+    workload = replace(_own_workload(policy), boot_id=identity.workload.boot_id)
     before.attester.measure(workload)
     settings = ClientSettings(judge, identity.with_workload(workload))
     return Attestation(settings, before.issuer, before.attester)
@@ -86,15 +82,16 @@ def judge_of(policy: Policy | None, endorsements: Path | None) -> Judge:
     )
 
 
-def _own_workload(policy: Policy, module: Path | None) -> Workload:
+def _own_workload(policy: Policy) -> Workload:
     """What this program says that it is.
 
-    A client is a native program: without a file of its own it is the runtime that it is made of.
-    Its configuration is its policy, which decides whom it gives its messages to.
+    A client is a native program, and nothing here measures the rest of it: its module is the
+    runtime that it is made of. Its configuration is its policy, which decides whom it gives its
+    messages to.
     """
     runtime = runtime_manifest().digest
     return Workload(
-        module=runtime if module is None else sha256(read_named_file(module, "module")).digest(),
+        module=runtime,
         runtime=runtime,
         configuration=bytes.fromhex(policy.policy_id.removeprefix("sha256:")),
         boot_id=os.urandom(32),
