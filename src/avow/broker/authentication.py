@@ -1,8 +1,8 @@
 """Answers the core's AUTH_REQUESTs: passwords by argon2id in a few threads, SCRAM at once.
 
 Requests come from one thread and are never answered by sleeping in it. Passwords that wait for
-their check are bounded (beyond: 0x89, server busy), a user that does not exist costs the same time
-as a wrong password, and refusals wait in `login_delay`.
+their check are bounded (beyond: 0x89, server busy) and fair by address (`login_queue`), a user that
+does not exist costs the same time as a wrong password, and refusals wait in `login_delay`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from avow.broker.commands import AuthOutcome, ReasonCode, auth_result_command
 from avow.broker.config import Login
 from avow.broker.events import AuthFlag, AuthRequest
 from avow.broker.login_delay import DelayedAnswers, FailureLedger
+from avow.broker.login_queue import LoginQueue
 from avow.broker.scram import MECHANISM, DecoyVerifiers, ScramExchange, ScramVerifier
 from avow.broker.users import Users, password_hasher
+from avow.channel.address import source_of
 from avow.errors import DeniedError, UnavailableError
 
 # What a log line shows of a name that anybody can make up.
@@ -36,9 +38,9 @@ class Origin:
     allow_anonymous: bool
 
     @property
-    def host(self) -> str:
-        """The peer without its port."""
-        return self.peer.rpartition(":")[0]
+    def source(self) -> str:
+        """Who failed logins count for: the peer's address, or its network in IPv6."""
+        return source_of(self.peer)
 
 
 class Authenticator:
@@ -58,8 +60,7 @@ class Authenticator:
         self._send_command = send
         self._origin_of = origin_of
         self._log = log
-        self._pending_max = login.pending_max
-        self._pending = 0
+        self._queue: LoginQueue[tuple[AuthRequest, Origin]] = LoginQueue(login.pending_max)
         self._lock = threading.Lock()
         self._ledger = FailureLedger(login.failure_delay_s, login.failure_delay_max_s)
         self._delayed = DelayedAnswers(self._send)
@@ -86,14 +87,14 @@ class Authenticator:
         """For requests from now on. The number of workers stays until the next start."""
         with self._lock:
             self._users = users
-            self._pending_max = login.pending_max
+            self._queue.waiting_max = login.pending_max
             self._ledger.set_delays(login.failure_delay_s, login.failure_delay_max_s)
 
     def request(self, request: AuthRequest) -> None:
         """Answers now or later by an AUTH_RESULT command."""
         origin = self._origin_of(request.connection)
         self._tickets[request.connection] = request.ticket
-        if self._delayed.crowded(origin.host):
+        if self._delayed.crowded(origin.source):
             self._refuse_busy(request, origin)
         elif AuthFlag.METHOD in request.flags:
             self._scram(request, origin)
@@ -111,13 +112,16 @@ class Authenticator:
 
     def _check_password(self, request: AuthRequest, origin: Origin) -> None:
         with self._lock:
-            room = self._pending < self._pending_max
-            self._pending += room
-        if not room:
-            self._refuse_busy(request, origin)
+            tries = self._ledger.tries(origin.source)
+            shed = self._queue.put((request, origin), origin.source, tries)
+        for each, its_origin in shed:
+            self._refuse_busy(each, its_origin)
+        if shed:
+            # Whoever had to go has left a check of theirs behind, for the one whose turn it is.
             return
         try:
-            check = self._workers.submit(self._verify, request, origin)
+            # Not of this request: of the one whose turn it is when a worker is free.
+            check = self._workers.submit(self._verify_next)
         except RuntimeError:
             # The broker is stopping: nobody waits for the answer any more.
             self._log.debug("login not checked", reason="the broker is stopping")
@@ -129,10 +133,14 @@ class Authenticator:
         if not check.cancelled() and (error := check.exception()) is not None:
             self._log.error("login check failed", exc_info=error)
 
-    def _verify(self, request: AuthRequest, origin: Origin) -> None:
+    def _verify_next(self) -> None:
         with self._lock:
-            self._pending -= 1
+            waiting = self._queue.take()
             users = self._users or {}
+        if waiting is not None:
+            self._verify(*waiting, users)
+
+    def _verify(self, request: AuthRequest, origin: Origin, users: Users) -> None:
         if self._tickets.get(request.connection) != request.ticket:
             return  # gone while it waited: not worth 19 MiB and some milliseconds
         user = users.get(request.user)
@@ -205,7 +213,7 @@ class Authenticator:
     def _refuse(self, request: AuthRequest, origin: Origin, user: str, reason: str) -> None:
         with self._lock:
             self.failures += 1
-            delay_s = self._ledger.failed(user, origin.host)
+            delay_s = self._ledger.failed(user, origin.source)
         self._log.warning(
             "login failed",
             user=shown(user),
@@ -223,11 +231,12 @@ class Authenticator:
             code=ReasonCode.NOT_AUTHORIZED if alive else ReasonCode.BAD_USER_NAME_OR_PASSWORD,
             reason="wrong user name or password",
         )
-        self._delayed.put(answer, origin.host, delay_s)
+        self._delayed.put(answer, origin.source, delay_s)
 
     def _refuse_busy(self, request: AuthRequest, origin: Origin) -> None:
         with self._lock:
             self.busy += 1
+            self._ledger.turned_away(origin.source)
         self._exchanges.pop(request.connection, None)
         self._log.warning(
             "login refused",

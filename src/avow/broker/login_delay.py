@@ -29,6 +29,7 @@ WAITING_PER_HOST_MAX = 64
 class _Failures:
     count: int
     last_s: float
+    turned_away: int = 0
 
 
 class FailureLedger:
@@ -57,17 +58,33 @@ class FailureLedger:
         """The user is who they say: their own typing errors are forgotten, the host's are not."""
         self._entries.pop(_key("user", user), None)
 
+    def turned_away(self, host: str) -> None:
+        """A login of this host was not even checked. No refusal waits longer for it."""
+        self._entry(_key("host", host)).turned_away += 1
+
+    def tries(self, host: str) -> int:
+        """How often this host has tried without success."""
+        entry = self._entries.get(_key("host", host))
+        if entry is None or self._clock() - entry.last_s > MEMORY_S:
+            return 0
+        return entry.count + entry.turned_away
+
     def _note(self, key: bytes) -> int:
+        entry = self._entry(key)
+        entry.count += 1
+        return entry.count
+
+    def _entry(self, key: bytes) -> _Failures:
+        """The entry, with the present as its time."""
         now_s = self._clock()
         entry = self._entries.pop(key, None)
         if entry is None or now_s - entry.last_s > MEMORY_S:
             entry = _Failures(0, now_s)
-        entry.count += 1
         entry.last_s = now_s
         self._entries[key] = entry
         if len(self._entries) > ENTRIES_MAX:
             self._entries.popitem(last=False)
-        return entry.count
+        return entry
 
 
 def _key(kind: str, name: str) -> bytes:
