@@ -144,10 +144,12 @@ def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
             names = ", ".join(_STORE_OPTIONS[name] for name in given)
             raise MalformedError(f"expected --store DIR with {names}, got none; add it")
         if "key" not in table:
+            folder = shlex.quote(str(table["directory"]))
             raise MalformedError(
-                f"expected --store-key SOURCE with --store, got none; `avow store init "
-                f"{shlex.quote(str(table['directory']))} --new-key file:owner.key` makes a store "
-                f"and a key"
+                f"expected --store-key SOURCE with --store, got none; name the key of the store, "
+                f"or make a store and its key, and start with them:\n"
+                f"  avow store init {folder} --new-key file:owner.key\n"
+                f"  avow broker --store {folder} --store-key file:owner.key"
             )
 
 
@@ -170,11 +172,9 @@ def _is_encrypted(entry: Mapping[str, Any]) -> bool:
 
 
 def _sentence(errors: Sequence[ErrorDetails], source: str) -> str:
-    """The first problem, an unknown key before all others: it often explains them."""
-    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
-    first = (unknown or list(errors))[0]
-    more = f" ({len(errors) - 1} more after this)" if len(errors) > 1 else ""
-    return _problem(first, source) + more
+    """All problems, a line each, unknown keys before all others: they often explain them."""
+    in_order = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
+    return "\n".join(dict.fromkeys(_problem(error, source) for error in in_order))
 
 
 def _problem(error: ErrorDetails, source: str) -> str:

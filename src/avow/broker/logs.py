@@ -260,7 +260,13 @@ def open_log(settings: Log, stream: TextIO) -> Iterator[OpenLog]:
         if left_out:
             log.warning("log lines left out", count=left_out, seconds=round(seconds, 1))
 
-    lines = QueuedLines(stream.fileno(), report)
+    try:
+        fd = stream.fileno()
+    except OSError:
+        # No file, but memory: it takes lines at once.
+        yield OpenLog(make_log(settings, stream, limit=limit), dict)
+        return
+    lines = QueuedLines(fd, report)
     log = make_log(settings, stream, lines=lines, limit=limit)
     lines.start()
     try:

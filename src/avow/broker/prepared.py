@@ -29,7 +29,7 @@ from avow.channel.named_files import (
 )
 from avow.channel.psk import PreSharedKeys, load_pre_shared_keys, serve_keys
 from avow.channel.tls import Credential, ServerTls, server_context
-from avow.errors import MalformedError, UnavailableError
+from avow.errors import AvowError, MalformedError, UnavailableError
 
 
 class LoadJudge(Protocol):
@@ -115,6 +115,33 @@ def prepare(
     return Prepared(configuration, listeners, users, acl, warnings, digest)
 
 
+def problems(
+    configuration: Configuration,
+    now: datetime,
+    *,
+    load_judge: LoadJudge | None = None,
+    read: Read = read_named_file,
+) -> list[AvowError]:
+    """All that `prepare` would raise, if each were mended when it was raised; of a pair of
+    certificate and key, of a list and its authority, the first."""
+    files = FilesReadOnce(read)
+    tries: list[Callable[[], object]] = []
+    if (users := configuration.password_file) is not None:
+        tries.append(lambda: read_users(users, read=files))
+    for listener in configuration.listeners:
+        tries += _ListenerFiles(configuration, listener, now, [], files, load_judge).parts()
+    if (rules := configuration.acl) is not None:
+        tries.append(lambda: compile_acl(rules))
+    tries.append(lambda: configuration_digest(configuration, files))
+    found: dict[str, AvowError] = {}
+    for attempt in tries:
+        try:
+            attempt()
+        except AvowError as error:
+            found.setdefault(str(error), error)
+    return list(found.values())
+
+
 @dataclass(frozen=True, slots=True)
 class _ListenerFiles:
     """What one listener is made from."""
@@ -157,6 +184,35 @@ class _ListenerFiles:
             self._judge(),
             (lambda credential: self._context(keys, credential)) if listener.ra_tls else None,
         )
+
+    def parts(self) -> list[Callable[[], object]]:
+        """What can go wrong in here independently of each other."""
+        listener, named = self.listener, self.listener.psk_file
+        parts: list[Callable[[], object]] = [self._admitted]
+        if listener.address.scheme.encrypted:
+            parts += [self._check_that_attestation_is_there, self._judge]
+            if named is not None:
+                parts.append(lambda: load_pre_shared_keys(named, read=self.files))
+            if not listener.ra_tls:
+                parts.append(lambda: self._tried(cert=listener.cert, key=listener.key))
+            if listener.client_ca is not None:
+                parts.append(lambda: self._tried(client_ca=listener.client_ca, crl=listener.crl))
+        return parts
+
+    def _tried(
+        self,
+        *,
+        cert: Path | None = None,
+        key: Path | None = None,
+        client_ca: Path | None = None,
+        crl: Path | None = None,
+    ) -> SSL.Context:
+        tls = ServerTls(certificate=cert, key=key, client_ca=client_ca, crl=crl)
+        return server_context(tls, self.now, read=self.files)
+
+    def _admitted(self) -> bool:
+        loopback = all(target.loopback for target in resolve(self.listener.address))
+        return _admits_anonymous(self.configuration, self.listener, loopback)
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)

@@ -457,7 +457,7 @@ def open_listeners(
             return opened
     for listening in opened:
         listening.close()
-    raise _cannot_listen(address, failure)
+    raise _cannot_listen(address, failure) from failure
 
 
 def _listen(family: int, host: str, port: int, backlog: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,9 +192,12 @@ def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
                 )
         return None
     if key is None:
+        quoted = shlex.quote(str(folder))
         raise MalformedError(
-            f"expected --key SOURCE beside --store, got none; `avow store init {folder} "
-            f"--new-key file:owner.key` makes a store and a key"
+            f"expected --key SOURCE beside --store, got none; name the key of the store, or make a "
+            f"store and its key, and run with them:\n"
+            f"  avow store init {quoted} --new-key file:owner.key\n"
+            f"  avow run --store {quoted} --key file:owner.key PROGRAM"
         )
     for source in (key, also):
         if source is not None:

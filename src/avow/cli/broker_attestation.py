@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-import click
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -23,7 +22,6 @@ from avow.channel.judge import Judge
 from avow.errors import MalformedError, UnavailableError
 from avow.evidence.roles import Attester
 from avow.runtime.manifest import runtime_manifest
-from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 if TYPE_CHECKING:
     from avow.tee.platforms import Endorsements
@@ -174,9 +172,3 @@ def _certificates(anchors: Sequence[bytes]) -> Iterator[x509.Certificate]:
         except (ValueError, x509.InvalidVersion):
             # No certificates: then no root can have come from it.
             continue
-
-
-def printer(configuration: Configuration) -> Callable[[str], None]:
-    """Prints lines; on the simulated platform each says that nothing is protected."""
-    prefix = f"{NOTHING_IS_PROTECTED}: " if configuration.attestation.tee == SIMULATED else ""
-    return lambda line: click.echo(prefix + line)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -111,8 +112,11 @@ def open_container(directory: Path, *, read_only: bool) -> int:
         # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
+        cause = f"it has no {CONTAINER}" if directory.is_dir() else "there is no such folder"
         raise UnavailableError(
-            f"there is no sealed store in {directory}: name another folder, or create one there"
+            f"there is no sealed store in {directory} ({cause}): name the folder of the store, or "
+            f"make one with `avow store init {shlex.quote(str(directory))} --new-key "
+            f"file:owner.key`"
         ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be opened ({error.strerror}): check it") from error
