@@ -25,6 +25,7 @@ const sys = @import("sys.zig");
 const timers = @import("timers.zig");
 const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
+const work = @import("work.zig");
 const writer = @import("wire/writer.zig");
 const Connection = connection_room.Connection;
 const Reason = @import("wire/reason.zig").Reason;
@@ -329,6 +330,7 @@ fn followBridge(session: *Session, packet: *const packets.Connect) void {
     session.bridge = packet.bridge;
     if (packet.version == 5 or before == packet.bridge) return;
     subscriptions.generation += 1;
+    work.spend(session.subscription_count);
     var item = session.first_subscription;
     while (item) |subscription| : (item = subscription.next_in_session) {
         subscription.options.no_local = packet.bridge and subscription.group == null;
