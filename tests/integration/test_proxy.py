@@ -270,6 +270,12 @@ def test_evidence_is_refused(echoing: AttestedEndpoint) -> None:
             client.sendall(FIRST + b"secret")
             assert gone(client)
         assert running.event("refused", 2)["check"] == "C11"
+        # A cut says nothing about the broker.
+        echoing.peer.change(first_word=b"")
+        with running.connect() as client:
+            client.sendall(FIRST + b"secret")
+            assert gone(client)
+        assert running.event("not connected")["check"] == "C22"
 
 
 def gone(client: socket.socket) -> bool:

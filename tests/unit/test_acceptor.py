@@ -225,7 +225,14 @@ def test_client_certificate_that_does_not_count(files: Files) -> None:
     stranger = Authority("stranger").issue("alice")
     assert "certificate verify failed" in refused_words(files, context, stranger)
     expired = files.authority.issue("alice", valid_until=NOW - timedelta(hours=1))
-    assert "certificate verify failed" in refused_words(files, context, expired)
+    words = refused_words(files, context, expired)
+    assert "certificate verify failed: certificate has expired" in words
+    early = files.authority.issue(
+        "alice", valid_from=NOW + timedelta(hours=1), valid_until=NOW + timedelta(hours=2)
+    )
+    assert refused_words(files, context, early).endswith(
+        "set this machine's clock, which is behind"
+    )
     server_only = files.authority.issue("alice", server=True)
     assert "certificate verify failed" in refused_words(files, context, server_only)
     nameless = files.authority.issue(None)

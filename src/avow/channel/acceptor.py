@@ -31,7 +31,7 @@ from avow.channel.identity import IdentitySource, identity_of
 from avow.channel.opening import AttestedPeer, DoorAttestation, Opened, Opening, Wants
 from avow.channel.psk import key_identity
 from avow.channel.session import peer_certificate
-from avow.channel.tls import reason_of, session_reused
+from avow.channel.tls import certificate_failure, reason_of, session_reused
 from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
 from avow.evidence.envelope import Evidence
 
@@ -272,7 +272,7 @@ class Acceptor:
         except SSL.WantWriteError:
             self._await(handshake, selectors.EVENT_WRITE)
         except SSL.Error as error:
-            self._refuse(handshake, _handshake_reason(error))
+            self._refuse(handshake, _handshake_reason(error, handshake.tls))
         else:
             self._finish(handshake)
 
@@ -409,8 +409,10 @@ class Acceptor:
 _NO_TLS = frozenset({"wrong version number", "http request", "https proxy request"})
 
 
-def _handshake_reason(error: SSL.Error) -> str:
+def _handshake_reason(error: SSL.Error, tls: SSL.Connection) -> str:
     reason = reason_of(error)
+    if failure := certificate_failure(tls):
+        return f"{reason}: {failure}"
     if reason not in _NO_TLS:
         return reason
     return (

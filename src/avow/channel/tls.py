@@ -21,6 +21,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
 
+from avow.channel.certificate_words import SET_THE_CLOCK, is_not_yet_valid
 from avow.channel.certificates import (
     load_authorities,
     load_chain,
@@ -152,6 +153,18 @@ def openssl_accepts(what: str, path: Path, advice: str) -> Iterator[None]:
 def session_reused(connection: SSL.Connection) -> bool:
     """True when the finished handshake resumed an older session."""
     return bool(Binding().lib.SSL_session_reused(connection._ssl))
+
+
+def certificate_failure(connection: SSL.Connection) -> str:
+    """Why OpenSSL did not accept the peer's certificate, and what to do; empty when it did."""
+    library = Binding().lib
+    code = library.SSL_get_verify_result(connection._ssl)
+    if code == 0:
+        return ""
+    said = str(Binding().ffi.string(library.X509_verify_cert_error_string(code)).decode())
+    if is_not_yet_valid(code):
+        return f"{said}; {SET_THE_CLOCK}"
+    return said
 
 
 def reason_of(error: SSL.Error | crypto.Error) -> str:

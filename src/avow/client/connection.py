@@ -15,7 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from avow.client.connection_errors import certificate_advice
+from avow.channel.certificate_words import certificate_advice
 from avow.client.options import ConnectOptions, Protocol, client_tls_context
 from avow.client.properties import new_properties
 from avow.errors import (

@@ -7,14 +7,7 @@ leaves an aiomqtt client locked. So each of these is both: the typed error, with
 
 from __future__ import annotations
 
-from typing import Final
-
 from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError, UntrustedError
-
-# openssl/x509_vfy.h; the rest of the codes need no words of their own.
-_NOT_YET_VALID: Final = frozenset({9, 11})
-_EXPIRED: Final = frozenset({10, 12})
-_NAME_MISMATCHES: Final = frozenset({62, 64})
 
 
 class MalformedPeerError(MalformedError, ConnectionError):
@@ -53,14 +46,3 @@ def peer_error(error: AvowError) -> AvowError:
     same = UnavailablePeerError(str(error))
     same.finding = error.finding
     return same
-
-
-def certificate_advice(code: int) -> str:
-    """What to do about a server's certificate that OpenSSL refuses with this X509_V_ERR."""
-    if code in _NOT_YET_VALID:
-        return "set this machine's clock, which is behind"
-    if code in _EXPIRED:
-        return "have the server's operator renew it, or set this machine's clock"
-    if code in _NAME_MISMATCHES:
-        return "connect by the name that the certificate has"
-    return "name the authority's file (cafile=, --cafile)"

@@ -15,12 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL, crypto
 
+from avow.channel.certificate_words import certificate_advice
 from avow.channel.certificates import load_chain, load_key
 from avow.channel.checks import SERVER
 from avow.channel.named_files import read_named_file
 from avow.channel.psk import load_pre_shared_keys, offer_key
 from avow.channel.tls import openssl_accepts
-from avow.client.connection_errors import certificate_advice
 from avow.client.options import ClientTls
 from avow.errors import MalformedError, UnavailableError, UntrustedError
 

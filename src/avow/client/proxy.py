@@ -31,7 +31,7 @@ from avow.client.connection import network_errors
 from avow.client.options import ConnectOptions
 from avow.client.relay import relay
 from avow.client.waiting_room import SILENT_S, Waiting, WaitingRoom
-from avow.errors import AvowError
+from avow.errors import AvowError, UnavailableError
 
 CONNECTIONS_MAX: Final = 256
 # After a stop: how long servers may take to end their side, and threads to notice.
@@ -214,8 +214,10 @@ class Proxy:
             if error.finding is None:
                 log.warning("not connected", server=str(self._server), reason=str(error))
             else:
+                # Who could not be judged, as when the network was cut, was not refused.
+                event = "not connected" if isinstance(error, UnavailableError) else "refused"
                 log.warning(
-                    "refused",
+                    event,
                     server=str(self._server),
                     check=error.finding.check.number,
                     title=error.finding.check.title,

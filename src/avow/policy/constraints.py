@@ -238,12 +238,16 @@ def _no(constraint: Constraint, check: Check, value: ClaimValue) -> Judgement:
         check,
         expected=f"`{constraint.claim}` that {constraint.test.words()} (rule `{constraint.place}`)",
         actual=shown(value),
-        advice=_ADVICE.get(
-            constraint.claim,
-            "find out why it differs before you change the policy",
-        ),
+        advice=_advice(constraint.claim, value),
     )
     return Judgement((finding,))
+
+
+def _advice(claim: str, value: ClaimValue) -> str:
+    if claim == "evidence_age_s" and isinstance(value, int) and value < 0:
+        # It came from the future: the usual case is a device without a battery for its clock.
+        return "set this machine's clock, which is behind, or the sender's, which is ahead"
+    return _ADVICE.get(claim, "find out why it differs before you change the policy")
 
 
 def same(value: ClaimValue, other: ClaimValue) -> bool:
