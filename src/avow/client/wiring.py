@@ -69,7 +69,8 @@ def attestation_again(before: Attestation, files: AttestationFiles) -> Attestati
     identity = before.settings.identity
     if identity is None or before.attester is None:
         return Attestation(ClientSettings(judge))
-    workload = replace(_own_workload(policy), boot_id=identity.workload.boot_id)
+    # What runs is what was measured when it started, whatever its files are by now.
+    workload = replace(identity.workload, configuration=_configuration(policy))
     before.attester.measure(workload)
     settings = ClientSettings(judge, identity.with_workload(workload))
     return Attestation(settings, before.issuer, before.attester)
@@ -93,6 +94,11 @@ def _own_workload(policy: Policy) -> Workload:
     return Workload(
         module=runtime,
         runtime=runtime,
-        configuration=bytes.fromhex(policy.policy_id.removeprefix("sha256:")),
+        configuration=_configuration(policy),
         boot_id=os.urandom(32),
     )
+
+
+def _configuration(policy: Policy) -> bytes:
+    """The digest (32 bytes) of a client's configuration."""
+    return bytes.fromhex(policy.policy_id.removeprefix("sha256:"))
