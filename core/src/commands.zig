@@ -48,6 +48,7 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
             try fields.end();
             endThoseShownEvidence();
         },
+        9 => try replace(&state.web_origins, fields),
         else => return error.Malformed,
     }
 }

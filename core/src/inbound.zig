@@ -49,11 +49,16 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
     const piece = bytes[0..@min(bytes.len, room)];
     const before = connection.partial.items.len;
     connection.partial.appendSlice(piece) catch return connection_room.abort(connection, .server_busy, "no memory left");
-    switch (websocket.upgrade(connection.partial.items)) {
+    switch (websocket.upgrade(connection.partial.items, state.web_origins)) {
         .incomplete => if (piece.len < bytes.len) refuseUpgrade(connection, "the HTTP request is too large"),
         .refused => |answer| {
             connection.outbox.write(answer) catch {};
             refuseUpgrade(connection, otherProtocol(connection) orelse "not a WebSocket upgrade for the subprotocol mqtt");
+        },
+        .foreign => |page| {
+            var buffer: [limits.refusal_text_bytes]u8 = undefined;
+            connection.outbox.write(websocket.refused_403) catch {};
+            connection_room.finish(connection, .not_authorized, foreignText(&buffer, page));
         },
         .accepted => |done| {
             connection.partial.deinit();
@@ -66,6 +71,13 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
             if (rest.len != 0) unframe(connection, rest);
         },
     }
+}
+
+fn foreignText(buffer: []u8, page: []const u8) []const u8 {
+    const shown = page[0..@min(page.len, 100)];
+    // It goes into the host's log, as UTF-8.
+    for (shown) |letter| if (letter <= ' ' or letter > '~') return "a web page whose origin is not printable";
+    return std.fmt.bufPrint(buffer, "a web page of {s} may not connect: name it in web_origins if it shall", .{shown}) catch "a web page of another origin";
 }
 
 fn refuseUpgrade(connection: *Connection, text: []const u8) void {

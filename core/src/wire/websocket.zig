@@ -5,6 +5,7 @@
 const std = @import("std");
 const bytes_room = @import("../bytes.zig");
 const limits = @import("../limits.zig");
+const web_origin = @import("web_origin.zig");
 
 pub const Upgrade = union(enum) {
     incomplete,
@@ -12,9 +13,12 @@ pub const Upgrade = union(enum) {
     accepted: struct { consumed: usize, protocol: []const u8, accept: [28]u8 },
     /// The whole HTTP answer.
     refused: []const u8,
+    /// The origin of a web page that may not connect.
+    foreign: []const u8,
 };
 
 const refused_400 = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+pub const refused_403 = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 const refused_405 = "HTTP/1.1 405 Method Not Allowed\r\nAllow: GET\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 const refused_426 = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade, close\r\nContent-Length: 0\r\n\r\n";
 const refused_431 = "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
@@ -23,7 +27,8 @@ pub const answer_start = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket
 pub const answer_accept = "\r\nSec-WebSocket-Accept: ";
 pub const answer_end = "\r\n\r\n";
 
-pub fn upgrade(bytes: []const u8) Upgrade {
+/// `origins`: see `web_origin.allowed`.
+pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
     const end = std.mem.find(u8, bytes, "\r\n\r\n") orelse {
         return if (bytes.len >= limits.upgrade_bytes_max) .{ .refused = refused_431 } else .incomplete;
     };
@@ -39,12 +44,20 @@ pub fn upgrade(bytes: []const u8) Upgrade {
     var upgrade_seen = false;
     var connection_seen = false;
     var protocol: ?[]const u8 = null;
-    var host_seen = false;
+    var host: ?[]const u8 = null;
+    var origin: ?[]const u8 = null;
     while (lines.next()) |line| {
         const colon = std.mem.findScalar(u8, line, ':') orelse return .{ .refused = refused_400 };
         const name = line[0..colon];
         const value = std.mem.trim(u8, line[colon + 1 ..], " \t");
-        if (same(name, "host")) host_seen = true;
+        if (same(name, "host")) {
+            if (host != null) return .{ .refused = refused_400 }; // RFC 9112, section 3.2
+            host = value;
+        }
+        if (same(name, "origin")) {
+            if (origin != null) return .{ .refused = refused_400 };
+            origin = value;
+        }
         if (same(name, "upgrade") and hasToken(value, "websocket")) upgrade_seen = true;
         if (same(name, "connection") and hasToken(value, "upgrade")) connection_seen = true;
         if (same(name, "sec-websocket-protocol")) protocol = if (hasToken(value, "mqtt")) "mqtt" else protocol orelse if (hasToken(value, "mqttv3.1")) "mqttv3.1" else null;
@@ -54,11 +67,14 @@ pub fn upgrade(bytes: []const u8) Upgrade {
             key = value;
         }
     }
-    if (!host_seen or !upgrade_seen or !connection_seen) return .{ .refused = refused_400 };
+    if (host == null or !upgrade_seen or !connection_seen) return .{ .refused = refused_400 };
     if (version == null or !bytes_room.equal(version.?, "13")) return .{ .refused = refused_426 };
     if (protocol == null) return .{ .refused = refused_400 };
     const text = key orelse return .{ .refused = refused_400 };
     if (!validKey(text)) return .{ .refused = refused_400 };
+    if (origin) |page| {
+        if (!web_origin.allowed(host.?, page, origins)) return .{ .foreign = page };
+    }
     return .{ .accepted = .{ .consumed = end + 4, .protocol = protocol.?, .accept = acceptValue(text) } };
 }
 

@@ -21,6 +21,7 @@ class CommandKind(enum.IntEnum):
     RESPONSE_PREFIX = 6
     VERSION_TEXT = 7
     CONFIGURATION_CHANGES = 8
+    WEB_ORIGINS = 9
 
 
 class AuthOutcome(enum.IntEnum):
@@ -135,6 +136,11 @@ def configuration_changes_command() -> bytes:
     """CONFIGURATION_CHANGES: whoever was shown evidence of the configuration so far is
     disconnected, before the commands after this one."""
     return bytes([CommandKind.CONFIGURATION_CHANGES])
+
+
+def web_origins_command(origins: Iterable[str]) -> bytes:
+    """WEB_ORIGINS: the web pages that may open a WebSocket, beside those of the same origin."""
+    return bytes([CommandKind.WEB_ORIGINS]) + _string("\n".join(origins).encode())
 
 
 def _conditions(entry: AclEntry) -> bytes:

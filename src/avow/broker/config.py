@@ -109,11 +109,25 @@ def _source_beside_the_file(value: str, info: ValidationInfo) -> str:
     return source_in((info.context or {}).get("folder", Path()), value)
 
 
+def _web_origin(value: str) -> str:
+    """As a browser writes it (RFC 6454, section 6.2), so that it can be compared byte by byte."""
+    if (
+        re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", value)
+        is None
+    ):
+        raise ValueError(
+            f"expected the origin of a web page such as https://panel.example, in lower case and "
+            f"without a path, got {value!r}"
+        )
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
 KeySource = Annotated[str, AfterValidator(_source_beside_the_file)]
 # A file, or `provisioned:NAME`. The digest of the configuration says which, and not what is in it.
 SecretPath = Annotated[Path, BeforeValidator(_provisioned_or_beside_the_file)]
 ListenUrl = Annotated[str, AfterValidator(_listen_url)]
+WebOrigin = Annotated[str, AfterValidator(_web_origin)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
 ModuleDigest = Annotated[str, AfterValidator(_module_digest)]
 
@@ -478,6 +492,14 @@ class Configuration(Table):
         description="What MQTT 5 clients get as response information when "
         "they ask for it; empty: nothing.",
     )
+    web_origins: list[WebOrigin] = Field(
+        default=[],
+        max_length=100,
+        description="Web pages that may connect over ws:// and wss://, by their origin, such as "
+        "`https://panel.example`. Others are refused, but for pages that come from the very place "
+        "that they connect to (an address or `localhost` and its port, no name). Programs that are "
+        "no browsers send no origin, and are not asked.",
+    )
     idle_timeout_s: float = Field(
         default=0.0,
         ge=0,
@@ -607,6 +629,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 
 
 def _type_text(annotation: Any) -> str:
+    if get_origin(annotation) is list:
+        return f"list of {_type_text(get_args(annotation)[0])}s"
     if get_origin(annotation) is Literal:
         return " | ".join(f'"{choice}"' for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:

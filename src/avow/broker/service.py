@@ -33,6 +33,7 @@ from avow.broker.commands import (
     response_prefix_command,
     settings_command,
     version_text_command,
+    web_origins_command,
 )
 from avow.broker.config import Configuration
 from avow.broker.doors import CertificateRenewal, door_attestation
@@ -275,6 +276,7 @@ class Service:
         limits = configuration.limits.model_copy(update={"memory_budget_bytes": budget_bytes})
         self._pump.command(settings_command(limits.settings()))
         self._pump.command(response_prefix_command(configuration.response_prefix))
+        self._pump.command(web_origins_command(configuration.web_origins))
         entries = EVERYTHING_ALLOWED if prepared.acl is None else prepared.acl
         self._pump.command(acl_command(entries))
 

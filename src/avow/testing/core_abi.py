@@ -207,6 +207,11 @@ def version_text_command(text: str) -> bytes:
 CONFIGURATION_CHANGES_COMMAND = b"\x08"
 
 
+def web_origins_command(*origins: str) -> bytes:
+    """WEB_ORIGINS."""
+    return b"\x09" + string16("\n".join(origins))
+
+
 def open_information(
     transport: Transport,
     *,
