@@ -17,6 +17,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from avow.cli import run
+from avow.cli.exit_codes import ExitCode
 from avow.errors import UnavailableError, UntrustedError
 from avow.evidence.claims import Claims, Role, Workload
 from avow.evidence.envelope import Evidence
@@ -24,8 +26,9 @@ from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_
 from avow.evidence.report_data import ReportData, batch
 from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import TpmAttester, TpmSettings
+from avow.tee.tpm.certificates import certificates_in
 from avow.tee.tpm.device import TpmDevice
-from avow.tee.tpm.enrolment import Request
+from avow.tee.tpm.enrolment import Request, decode_request
 from avow.tee.tpm.nv_counter import NvCounter
 from avow.tee.tpm.quote import spki_digest
 from avow.tee.tpm.report import Report, decode_report
@@ -140,7 +143,7 @@ def test_enrolment_with_both_kinds_of_endorsement_key(
     machine: Machine, attester: TpmAttester, kind: EndorsementKey
 ) -> None:
     chain = machine.chains[kind]
-    assert chain[0] == attester.device.read_nv(kind.certificate_index)
+    assert (chain[0],) == certificates_in(attester.device.read_nv(kind.certificate_index))
     enrolled = Owner(machine.maker).enrol(attester, kind, chain)
     claims, report = evidence(attester)
     said = verify(claims, certified(report, enrolled), TpmVerifier(enrolled.anchors)).claims
@@ -591,3 +594,18 @@ def test_a_key_that_may_sign_anything_is_not_used(machine: Machine) -> None:
     make_persistent(machine.tpm, bytes(free), handle)
     with pytest.raises(UnavailableError, match="TPM2"):
         TpmAttester(replace(settings(machine.tpm), ak_handle=handle))
+
+
+@pytest.mark.parametrize("kind", ["ecc", "rsa"])
+def test_a_request_has_the_chain_that_the_tpm_keeps(
+    machine: Machine, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what pads the areas, and in order, as the authority reads it."""
+    monkeypatch.setenv("AVOW_TPM_TCTI", machine.tpm.tcti)
+    made = tmp_path / "request"
+    assert run(["enrol", "request", "--ek", kind, "-o", str(made)]) == ExitCode.OK
+    template = {"ecc": EK_ECC, "rsa": EK_RSA}[kind]
+    request = decode_request(made.read_bytes())
+    assert request.ek_certificates == machine.chains[template]
+    kept, _ = Owner(machine.maker).challenger.challenge(request, NOW, b"s" * 32, b"e" * 32)
+    assert kept.ek_digest == sha256(machine.chains[template][0]).digest()

@@ -6,7 +6,7 @@ import os
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from cryptography import x509
@@ -24,13 +24,17 @@ from avow.cli.exit_codes import ExitCode
 from avow.errors import MalformedError, UnavailableError
 from avow.tee.tpm import enrolment
 from avow.tee.tpm.attester import TpmAttester, TpmSettings, load_certificates
+from avow.tee.tpm.certificates import certificates_in, in_order, read_certificate, read_pem
 from avow.tee.tpm.chain import Anchors
+from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.templates import EK_ECC, EK_RSA
 
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _KINDS: Final = {"ecc": EK_ECC, "rsa": EK_RSA}
 _DAYS: Final = 365
 _SECRET_MODE: Final = 0o600
+_CHAIN_FIRST: Final = 0x01C00100
+_CHAIN_INDICES: Final = 0x100
 
 _kind = click.option(
     "--ek",
@@ -59,21 +63,25 @@ def enrol() -> None:
     "--chain",
     type=_FILE,
     metavar="FILE",
-    help="Certificates between the endorsement key's and its maker's root, PEM.",
+    help="Certificates between the endorsement key's and its maker's root, PEM.  [default: those "
+    "that the TPM keeps]",
 )
 @_output
 def request(kind: str, chain: Path | None, output: Path) -> int:
     """On the machine: write who the TPM and its attestation key are."""
     with configuration_errors():
-        between = load_certificates(chain)
+        between = None if chain is None else _certificates(chain)
         attester = TpmAttester(TpmSettings.from_environment(os.environ))
     with operation_errors():
         template = _KINDS[kind]
         ek = attester.device.make_primary(template.template)
         attester.device.forget(ek)
-        certificate = attester.device.read_nv(template.certificate_index)
+        area = attester.device.read_nv(template.certificate_index)
+        stored = _stored_chain(attester.device) if between is None else between
         attester.close()
-    asked = enrolment.Request(attester.key.public, ek.public, (certificate, *between))
+        certificate = _one(certificates_in(area), template.certificate_index)
+        path = (certificate, *between) if between else _path(certificate, stored)
+    asked = enrolment.Request(attester.key.public, ek.public, path)
     _write(output, asked.encoded())
     click.echo(f"wrote {output}; send it to the authority for `avow enrol challenge`")
     return ExitCode.OK
@@ -99,7 +107,7 @@ def request(kind: str, chain: Path | None, output: Path) -> int:
 def challenge(request: Path, makers: Path, keep: Path, output: Path) -> int:
     """At the authority: write what only that TPM can open, if it has that key."""
     with configuration_errors():
-        roots = tuple(map(x509.load_der_x509_certificate, load_certificates(makers)))
+        roots = tuple(read_certificate(each).parsed for each in _certificates(makers))
         challenger = enrolment.Challenger(Anchors(roots))
         asked = enrolment.decode_request(_read(request))
     with judging_errors():
@@ -165,6 +173,53 @@ def issue(answer: Path, kept: Path, ca: Path, ca_key: Path, days: int, output: P
         f"AVOW_TPM_CERTIFICATES name it"
     )
     return ExitCode.OK
+
+
+def _stored_chain(device: TpmDevice) -> tuple[bytes, ...]:
+    """What the TPM keeps above the endorsement key's certificate.
+
+    TCG "EK Credential Profile for TPM Family 2.0", version 2.5: indices 01c00100h to 01c001ffh hold
+    certificates in DER, one after the other and over the ends of the areas.
+    """
+
+    def indices(esapi: Any, library: Any) -> list[int]:
+        _, found = esapi.get_capability(library.TPM2_CAP.HANDLES, _CHAIN_FIRST, _CHAIN_INDICES)
+        return [
+            int(each) for each in found.data.handles if 0 <= each - _CHAIN_FIRST < _CHAIN_INDICES
+        ]
+
+    areas = [device.read_nv(index) for index in sorted(device.call(indices))]
+    return certificates_in(b"".join(areas))
+
+
+def _one(found: tuple[bytes, ...], index: int) -> bytes:
+    if len(found) != 1:
+        raise UnavailableError(
+            f"expected one certificate of the endorsement key at index {index:08x} of the TPM, got "
+            f"{len(found)}; ask the TPM's maker for it, or use the other --ek"
+        )
+    return found[0]
+
+
+def _path(leaf: bytes, stored: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    try:
+        return in_order(leaf, stored)
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise MalformedError(
+            f"expected X.509 certificates in the TPM, got other bytes ({error}); give those above "
+            f"the endorsement key's as a file (--chain)"
+        ) from error
+
+
+def _certificates(path: Path) -> tuple[bytes, ...]:
+    """The certificates of a PEM file, in DER as their makers wrote them."""
+    try:
+        return read_pem(_read(path))
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise MalformedError(
+            f"expected certificates as PEM in {path}, got something else ({error}); fetch them "
+            f"from the TPM's maker again"
+        ) from error
 
 
 def _authority(

@@ -62,7 +62,7 @@ def load_endorsements(folder: Path) -> Endorsements:
     roots = [
         root
         for path, content in _files(folder / "tpm", ".pem")
-        for root in _parsed(path, content, x509.load_pem_x509_certificates, "certificates as PEM")
+        for root in _parsed(path, content, _load_roots, "certificates as PEM")
     ]
     return Endorsements(
         intel=tuple(_intel(path, content) for path, content in _files(folder / "intel", ".json")),
@@ -133,6 +133,12 @@ def _device_keys(folder: Path) -> Mapping[bytes, ec.EllipticCurvePublicKey]:
             )
         keys[bytes.fromhex(path.stem)] = key
     return keys
+
+
+def _load_roots(content: bytes) -> list[x509.Certificate]:
+    from avow.tee.tpm.certificates import read_certificate, read_pem
+
+    return [read_certificate(each).parsed for each in read_pem(content)]
 
 
 def _load_key(content: bytes) -> object:

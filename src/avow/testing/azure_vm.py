@@ -50,10 +50,19 @@ def report_data(runtime: bytes) -> bytes:
     return sha256(runtime).digest() + bytes(32)
 
 
-def hcl_report(kind: Literal["snp", "tdx"], hardware: bytes, runtime: bytes) -> bytes:
-    """The area in the virtual TPM: `hardware` is an SNP report or a TDREPORT."""
+def hcl_report(
+    kind: Literal["snp", "tdx"], hardware: bytes, runtime: bytes, *, version: int = 1
+) -> bytes:
+    """The area in the virtual TPM: `hardware` is an SNP report or a TDREPORT.
+
+    `version` 2 is as OpenVMM writes it (`create_request`): a bitmap of capabilities lies before the
+    runtime data.
+    """
     size = len(runtime)
-    data = struct.pack("<IIIII", 20 + size, 1, 2 if kind == "snp" else 4, 1, size) + runtime
+    extension = struct.pack("<I", 0x17) if version == 2 else b""
+    report_type = 2 if kind == "snp" else 4
+    head = struct.pack("<IIIII", 20 + len(extension) + size, version, report_type, 1, size)
+    data = head + extension + runtime
     header = struct.pack("<4sIIII12s", b"HCLA", 2, 32 + 1184 + len(data), 2, 0, bytes(12))
     return (header + hardware.ljust(1184, b"\0") + data).ljust(NV_BYTES, b"\0")
 

@@ -26,6 +26,9 @@ from avow.tee.tpm.templates import EK_ECC, EK_RSA, EndorsementKey
 from avow.testing.swtpm import SoftwareTpm
 
 DAY = timedelta(days=1)
+_EK_AREA_BYTES = 1600
+_CHAIN_AREA_BYTES = 300
+_CHAIN_FIRST = 0x01C00100
 
 
 class TpmAuthority:
@@ -158,7 +161,11 @@ class Owner:
 
 
 def provision(tpm: SoftwareTpm, maker: TpmAuthority) -> dict[EndorsementKey, tuple[bytes, ...]]:
-    """Certifies the TPM's endorsement keys and stores the certificates in it. The chains."""
+    """Certifies the TPM's endorsement keys and stores the certificates in it. The chains.
+
+    The area of a certificate is larger than it and filled up with FFh, as on TPMs of ST; those
+    above it are in areas of their own, cut where one ends (TCG EK Credential Profile, version 2.5).
+    """
     device = TpmDevice(tpm.tcti, timeout_s=30)
     chains: dict[EndorsementKey, tuple[bytes, ...]] = {}
     for kind in (EK_ECC, EK_RSA):
@@ -167,7 +174,11 @@ def provision(tpm: SoftwareTpm, maker: TpmAuthority) -> dict[EndorsementKey, tup
         chains[kind] = maker.certify_ek(parse_public(ek.public).key)
     device.close()
     for kind, chain in chains.items():
-        write_nv(tpm, kind.certificate_index, chain[0])
+        write_nv(tpm, kind.certificate_index, chain[0].ljust(_EK_AREA_BYTES, b"\xff"))
+    above = b"".join(dict.fromkeys(each for chain in chains.values() for each in chain[1:]))
+    for number, start in enumerate(range(0, len(above), _CHAIN_AREA_BYTES)):
+        part = above[start : start + _CHAIN_AREA_BYTES]
+        write_nv(tpm, _CHAIN_FIRST + number, part.ljust(_CHAIN_AREA_BYTES, b"\xff"))
     return chains
 
 

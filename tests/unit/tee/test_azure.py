@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -278,6 +278,31 @@ def test_hcl_reports_are_read_to_the_last_byte(vm: Vm) -> None:
             flipped[place] ^= 0x80
             with pytest.raises(MalformedError):
                 parse_hcl_report(bytes(flipped))
+
+
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
+def test_hcl_reports_of_request_version_2(vm: Vm, kind: Literal["snp", "tdx"]) -> None:
+    """OpenVMM: four bytes of capabilities lie between the request data and the JSON."""
+    runtime = vm.runtime()
+    hardware = (
+        vm.chip.report(report_data(runtime)) if kind == "snp" else td_report(report_data(runtime))
+    )
+    content = hcl_report(kind, hardware, runtime, version=2)
+    assert content[1240 : 1240 + len(runtime)] == runtime
+    parsed = parse_hcl_report(content)
+    assert parsed == parse_hcl_report(hcl_report(kind, hardware, runtime))
+    used = 1240 + len(runtime)
+    assert parse_hcl_report(content[:used]) == parsed
+    for bad in (
+        *(content[:length] for length in range(used)),
+        content + b"\1",
+        content[:1220] + b"\1" + content[1221:],
+        content[:1220] + b"\3" + content[1221:],
+        hcl_report(kind, hardware, runtime, version=3),
+        hcl_report(kind, hardware, runtime, version=0),
+    ):
+        with pytest.raises(MalformedError):
+            parse_hcl_report(bad)
 
 
 @given(st.binary(max_size=300), st.data())

@@ -146,6 +146,15 @@ def test_messages_have_one_form(decode: Callable[[bytes], object], content: byte
             decode(bad)
 
 
+def test_requests_with_many_certificates() -> None:
+    """Intel's firmware TPMs have six below the root."""
+    for count in (6, 8):
+        request = replace(REQUEST, ek_certificates=(b"certificate",) * count)
+        assert decode_request(request.encoded()) == request
+    with pytest.raises(MalformedError, match="1 to 8"):
+        decode_request(replace(REQUEST, ek_certificates=(b"certificate",) * 9).encoded())
+
+
 def test_requests_without_certificates() -> None:
     with pytest.raises(MalformedError):
         decode_request(replace(REQUEST, ek_certificates=()).encoded())

@@ -6,8 +6,11 @@ OpenVMM's `openhcl_attestation_protocol` (igvm_attest). Little-endian:
 
       0 signature "HCLA" 4 | version 4 (1 or 2) | size 4 | request type 4 (2) | status 4 | zeros 12
      32 hardware report 1184: an SEV-SNP report, or a TDREPORT of 1024 bytes and zeros
-   1216 data size 4 | version 4 (1) | report type 4 (2 SNP, 4 TDX) | hash 4 (1 SHA-256) | size 4
-   1236 runtime data, of that size; then zeros up to the end of the TPM's area
+   1216 data size 4 | version 4 (1 or 2) | report type 4 (2 SNP, 4 TDX) | hash 4 (1 SHA-256)
+   1232 size 4 | with version 2: capabilities 4
+   1236 (version 1) or 1240 (2): runtime data, of that size; then zeros up to the area's end
+
+(The capabilities, IgvmAttestRequestDataExt, say what the paravisor asks its host for.)
 
 The report data of the hardware report is the SHA-256 of the runtime data, and 32 zeros. The runtime
 data are JSON: `keys` (RFC 7517) with the public attestation key "HCLAkPub", and `vm-configuration`.
@@ -40,6 +43,8 @@ _SIGNATURE: Final = b"HCLA"
 _REQUEST_TYPE: Final = 2
 _KINDS: Final[dict[int, Kind]] = {2: "snp", 4: "tdx"}
 _SHA256: Final = 1
+# What lies between the 20 bytes of request data and the JSON, by the data's version.
+_EXTENSION_BYTES: Final = {1: 0, 2: 4}
 _RSA_BITS: Final = 2048
 _EXPONENT: Final = "AQAB"
 
@@ -65,13 +70,17 @@ def parse_hcl_report(content: bytes) -> HclReport:
     data_size, data_version, report_type, hash_type, runtime_size = _DATA.unpack_from(
         content, start
     )
-    if (data_version, hash_type) != (1, _SHA256) or report_type not in _KINDS:
+    known = data_version in _EXTENSION_BYTES and report_type in _KINDS
+    if not known or hash_type != _SHA256:
         raise _malformed(
-            "runtime data of version 1, hashed by SHA-256, for SEV-SNP or TDX",
+            "runtime data of version 1 or 2, hashed by SHA-256, for SEV-SNP or TDX",
             f"version {data_version}, hash {hash_type}, type {report_type}",
         )
+    extension = _EXTENSION_BYTES[data_version]
+    runtime_start += extension
     end = runtime_start + runtime_size
-    if runtime_size > RUNTIME_BYTES_MAX or (data_size, size) != (_DATA.size + runtime_size, end):
+    sizes = (_DATA.size + extension + runtime_size, end)
+    if runtime_size > RUNTIME_BYTES_MAX or (data_size, size) != sizes:
         raise _malformed("sizes that agree", f"{size}, {data_size} and {runtime_size}")
     kind = _KINDS[report_type]
     hardware = content[_HEADER.size : start]

@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from avow.errors import Check, MalformedError, UnavailableError, UntrustedError
 from avow.evidence.validity import advice_at
+from avow.tee.tpm.certificates import Certificate, read_certificate
 
 # TCG's extended key usages for the certificates of endorsement and of attestation keys
 # (EK Credential Profile, section 3.2; the OIDs tcg-kp-EKCertificate and tcg-kp-AIKCertificate).
@@ -64,7 +65,7 @@ def check_chain(
     hold at `now`, and `UnavailableError` for a revocation list that is out of date; all at `check`.
     """
     try:
-        certificates = [x509.load_der_x509_certificate(each) for each in encoded]
+        certificates = [read_certificate(each) for each in encoded]
         return _check(certificates, anchors, usage, now, check)
     except (
         ValueError,
@@ -83,14 +84,15 @@ def check_chain(
 
 
 def _check(
-    certificates: list[x509.Certificate],
+    chain: list[Certificate],
     anchors: Anchors,
     usage: x509.ObjectIdentifier,
     now: datetime,
     check: Check,
 ) -> Chain:
+    certificates = [each.parsed for each in chain]
     last = certificates[-1]
-    root = next((each for each in anchors.roots if _issued(last, each)), None)
+    root = next((each for each in anchors.roots if chain[-1].is_issued_by(each)), None)
     if root is None:
         raise UntrustedError.at(
             check,
@@ -99,20 +101,18 @@ def _check(
             advice=_RENEW,
         )
     issuers = [*certificates[1:], root]
-    for index, (certificate, issuer) in enumerate(zip(certificates, issuers, strict=True)):
-        _check_link(certificate, issuer, index, now, check)
+    for index, (link, issuer) in enumerate(zip(chain, issuers, strict=True)):
+        _check_link(link, issuer, index, now, check)
     for certificate in (*certificates, root):
         _check_extensions(certificate, check)
     leaf = certificates[0]
-    try:
-        usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        usages = x509.ExtendedKeyUsage([])
-    if usage not in usages:
+    usages = _usages(leaf)
+    unnamed = usages is None and usage == EK_USAGE
+    if not (_is_ek_without_usage(leaf, issuers[0]) if unnamed else usage in (usages or ())):
         raise UntrustedError.at(
             check,
             expected=f"a certificate for the usage {usage.dotted_string}",
-            actual=f"one for {', '.join(each.dotted_string for each in usages) or 'none'}",
+            actual=f"one for {', '.join(each.dotted_string for each in usages or ()) or 'none'}",
             advice=_RENEW,
         )
     checked = [
@@ -122,20 +122,34 @@ def _check(
     return Chain(leaf, all(checked))
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """`cryptography` knows no SHA-1 here any more; a test holds it to that."""
+def _usages(certificate: x509.Certificate) -> x509.ExtendedKeyUsage | None:
     try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+        return certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _is_ek_without_usage(leaf: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """An endorsement key's certificate that does not say its usage, as Google's virtual TPMs have.
+
+    RFC 5280, section 4.2.1.12: without the extension every use is allowed. It has to be for a key
+    that decrypts and does not sign, and by an issuer that is itself for endorsement keys.
+    """
+    try:
+        key = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
         return False
-    return True
+    decrypts = (key.key_encipherment or key.key_agreement) and not (
+        key.digital_signature or key.key_cert_sign
+    )
+    return decrypts and EK_USAGE in (_usages(issuer) or ())
 
 
 def _check_link(
-    certificate: x509.Certificate, issuer: x509.Certificate, below: int, now: datetime, check: Check
+    link: Certificate, issuer: x509.Certificate, below: int, now: datetime, check: Check
 ) -> None:
     """`issuer` may issue, and did; `below` is the number of authorities between it and the key."""
-    for each in (certificate, issuer):
+    for each in (link.parsed, issuer):
         if not each.not_valid_before_utc <= now <= each.not_valid_after_utc:
             raise UntrustedError.at(
                 check,
@@ -143,7 +157,7 @@ def _check_link(
                 actual=f"one from {each.not_valid_before_utc} to {each.not_valid_after_utc}",
                 advice=advice_at(now, each.not_valid_before_utc, _RENEW),
             )
-    if not _issued(certificate, issuer):
+    if not link.is_issued_by(issuer):
         raise UntrustedError.at(
             check,
             expected=f"a certificate signed by {issuer.subject.rfc4514_string()[:100]!r}",

@@ -30,7 +30,7 @@ from avow.tee.tpm import structures
 from avow.tee.tpm.chain import AK_USAGE, EK_USAGE, Anchors, check_chain
 from avow.tee.tpm.credential import Credential, make_credential
 from avow.tee.tpm.quote import spki_digest
-from avow.tee.tpm.report import CERTIFICATES_MAX, bytes_of
+from avow.tee.tpm.report import bytes_of
 from avow.tee.tpm.structures import Public, PublicKey, parse_public
 from avow.tee.tpm.verifier import EK_DIGEST, EK_DIGEST_HEADER, check_attributes
 
@@ -47,6 +47,8 @@ ACTIVATED: Final = Check(
 CHECKS: Final = (EK_CERTIFICATE, EK_PUBLIC, ACTIVATED)
 
 SECRET_BYTES: Final = 32
+# Intel's firmware TPMs since the 11th generation have six below the root; no chain needs more.
+EK_CERTIFICATES_MAX: Final = 8
 # How far a verifier's clock may be behind when a certificate is new.
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _EK_MUST: Final = (
@@ -83,8 +85,8 @@ def decode_request(content: bytes) -> Request:
     if not isinstance(fields, dict) or fields.keys() != _REQUEST_KEYS:
         raise _malformed("a request of ak, ek and ek certificates")
     certificates = fields["ek certificates"]
-    if not isinstance(certificates, list) or not 0 < len(certificates) <= CERTIFICATES_MAX:
-        raise _malformed(f"1 to {CERTIFICATES_MAX} certificates of the endorsement key")
+    if not isinstance(certificates, list) or not 0 < len(certificates) <= EK_CERTIFICATES_MAX:
+        raise _malformed(f"1 to {EK_CERTIFICATES_MAX} certificates of the endorsement key")
     return Request(
         bytes_of(fields["ak"], "ak"),
         bytes_of(fields["ek"], "ek"),
