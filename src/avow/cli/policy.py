@@ -17,7 +17,7 @@ from avow.cli.configuration_options import configuration_of, configuration_optio
 from avow.cli.exit_codes import ExitCode
 from avow.cli.policy_template import TEMPLATES, Draft, draft, template_of
 from avow.cli.references import broker_references
-from avow.cli.verify import verify_document
+from avow.cli.verify import check_is_evidence, verify_document
 from avow.evidence.origin import Verified
 from avow.evidence.vocabulary import ClaimValue
 from avow.policy import Policy, explain, load_policy, parse_policy
@@ -131,6 +131,7 @@ def _trusted(evidence: Path, endorsements: Path | None) -> Verified:
     with configuration_errors():
         content = read_named_file(evidence, "evidence")
     with judging_errors():
+        check_is_evidence(content, evidence)
         return verify_document(content, None, datetime.now(UTC), endorsements)
 
 

@@ -13,10 +13,16 @@ from avow.cli.command_error import CommandError, configuration_errors, judging_e
 from avow.cli.exit_codes import ExitCode
 from avow.cli.nonce import NONCE, TIME
 from avow.cli.reports import render_json, render_text
-from avow.errors import AvowError
+from avow.errors import AvowError, MalformedError
 from avow.evidence.claims import Role, decode_claims
 from avow.evidence.envelope import decode_evidence
-from avow.evidence.origin import DOCUMENT_BINDER, Expectation, Verified, verify_evidence
+from avow.evidence.origin import (
+    DOCUMENT_BINDER,
+    ENVELOPE,
+    Expectation,
+    Verified,
+    verify_evidence,
+)
 from avow.policy import denied, load_policy
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -80,6 +86,7 @@ def verify(
         content = read_named_file(evidence, "evidence")
     now = datetime.now(UTC) if moment is None else moment
     try:
+        check_is_evidence(content, evidence)
         role = Role.PROGRAM if program else Role.DOCUMENT
         verified = verify_document(content, nonce, now, endorsements, role=role)
     except AvowError as error:
@@ -99,6 +106,20 @@ def verify(
     if not result.accepted:
         raise CommandError(str(denied(result)), ExitCode.DENIED)
     return ExitCode.OK
+
+
+def check_is_evidence(content: bytes, path: Path) -> None:
+    """Raises `MalformedError`, at E1, that names the file and the command that writes one."""
+    try:
+        decode_evidence(content)
+    except MalformedError as error:
+        raise MalformedError.at(
+            ENVELOPE,
+            expected=f"evidence of avow in {path}",
+            actual=f"{len(content)} bytes that are something else",
+            advice="see that it is the right file; `avow attest --nonce HEX -o FILE` writes "
+            "evidence on the machine that is to be judged, and the file has to be copied as it is",
+        ) from error
 
 
 def verify_document(

@@ -98,6 +98,21 @@ def test_another_nonce_is_refused(ready: Path, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["finding"]["check"] == "E4"
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b"{}", b"\xa0", b"\xff" * 9000, b"0" * 70000])
+def test_a_file_that_is_no_evidence(ready: Path, capsys: Captured, content: bytes) -> None:
+    """The message names the file and the command that writes one."""
+    Path("evidence.cmw").write_bytes(content)
+    init = ["policy", "init", "--broker", "--from", "evidence.cmw", "-o", "other.toml"]
+    judge = ["verify", "evidence.cmw", "--policy", "policy.toml"]
+    for command in ([*judge, "--nonce", NONCE], [*judge, "--unsafe-any-nonce"], init):
+        assert run(command) == ExitCode.UNJUDGED
+        said = capsys.readouterr().err
+        assert f"expected evidence of avow in evidence.cmw, got {len(content)} bytes" in said
+        assert "`avow attest --nonce HEX -o FILE`" in said
+    assert verify("--nonce", NONCE, "--json") == ExitCode.UNJUDGED
+    assert json.loads(capsys.readouterr().out)["finding"]["check"] == "E1"
+
+
 def test_freshness_is_asked_for(ready: Path, capsys: Captured) -> None:
     assert verify() == ExitCode.USAGE
     assert "--unsafe-any-nonce" in capsys.readouterr().err
