@@ -52,8 +52,6 @@ pub const Connection = struct {
     /// QoS 1 and 2 publishes sent on this connection that are not complete.
     outstanding: u32 = 0,
     request_problem_information: bool = true,
-    /// QoS 1 publishes of which no acknowledgement can have arrived yet.
-    unacknowledged: u32 = 0,
     aliases_in: [][]u8 = &.{},
     aliases_out: heap.List(Alias) = .{},
     alias_out_maximum: u16 = 0,

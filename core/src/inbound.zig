@@ -338,13 +338,9 @@ fn acknowledge(connection: *Connection, packet: packets.Type, packet_identifier:
 fn release(connection: *Connection, body: []const u8) void {
     const parsed = packets.acknowledgement(connection.version, .pubrel, body) catch |problem| return broken(connection, problem);
     const session = connection.session.?;
-    const index = std.mem.findScalar(u16, session.received.items, parsed.packet_identifier);
-    work.spend(session.received.items.len / 64);
-    switch (transitions.inboundEffect(if (index == null) .unknown else .received, .pubrel)) {
+    const known = session.received.remove(parsed.packet_identifier);
+    switch (transitions.inboundEffect(if (known) .received else .unknown, .pubrel)) {
         .complete => {
-            const list = &session.received;
-            list.items[index.?] = list.items[list.items.len - 1];
-            list.items.len -= 1;
             journal.receivedRemoved(session, parsed.packet_identifier);
             acknowledge(connection, .pubcomp, parsed.packet_identifier, .success);
         },
@@ -363,15 +359,15 @@ fn publish(connection: *Connection, flags: u4, body: []const u8) void {
     if (!resolveTopic(connection, &packet)) return;
     const session = connection.session.?;
     if (packet.qos == 2) {
-        const known = std.mem.findScalar(u16, session.received.items, packet.packet_identifier) != null;
-        work.spend(session.received.items.len / 64);
+        const known = session.received.has(packet.packet_identifier);
         if (transitions.inboundEffect(if (known) .received else .unknown, .publish) == .repeat)
             return acknowledge(connection, .pubrec, packet.packet_identifier, .success);
-    }
-    if (packet.qos != 0 and connection.version == 5) {
-        connection.unacknowledged += @intFromBool(packet.qos == 1);
-        if (connection.unacknowledged + session.received.items.len >= @as(u32, settings.receive_maximum) + @intFromBool(packet.qos == 1))
-            return connection_room.close(connection, .receive_maximum_exceeded, "more publishes are unacknowledged than this server's receive maximum"); // [MQTT-3.3.4-7]
+        // A publish of QoS 1 is open only until its PUBACK is made, which is at once: it never counts.
+        // One of QoS 2 beyond the quota is refused alone (docs/decisions/0015-*; section 4.9).
+        if (connection.version == 5 and session.received.count >= settings.receive_maximum) {
+            stats.count(.publish_dropped, 1);
+            return acknowledge(connection, .pubrec, packet.packet_identifier, .quota_exceeded);
+        }
     }
     const reason = route(connection, &packet) orelse return;
     confirm(connection, packet.qos, packet.packet_identifier, reason);
@@ -488,7 +484,7 @@ fn route(connection: *Connection, packet: *const packets.Publish) ?Reason {
 fn accepted(connection: *Connection, qos: u2, packet_identifier: u16) Reason {
     if (qos != 2) return .success;
     const session = connection.session.?;
-    session.received.append(packet_identifier) catch {
+    session.received.add(packet.packet_identifier) catch {
         connection_room.abort(connection, .quota_exceeded, "no memory left");
         return .success;
     };

@@ -345,9 +345,8 @@ fn snapshotSession(session: *Session) bool {
         } else {
             at.* = .{ .part = .received };
         },
-        .received => if (at.received < session.received.items.len) {
-            receivedAdded(session, session.received.items[at.received]);
-            at.received += 1;
+        .received => if (session.received.next(&at.received)) |identifier| {
+            receivedAdded(session, identifier);
         } else {
             at.* = .{};
             return true;

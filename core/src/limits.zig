@@ -87,7 +87,7 @@ comptime {
 /// What the host may set with the SETTINGS command; keys and defaults are part of the ABI.
 pub const Settings = struct {
     maximum_packet_bytes: u32 = 2 * 1024 * 1024,
-    receive_maximum: u16 = 1024,
+    receive_maximum: u16 = 65_535,
     topic_alias_maximum: u16 = 32,
     keep_alive_max_s: u16 = 0,
     session_expiry_max_s: u32 = 0xFFFF_FFFF,

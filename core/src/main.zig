@@ -260,7 +260,6 @@ fn takeResults() void {
         if (record.length > connection.outbox.bytes) @panic("the host sent more than it was given");
         if (record.length != 0) {
             connection.outbox.consume(record.length);
-            connection.unacknowledged = 0;
             stats.count(.bytes_sent, record.length);
         }
         if (record.flags & (abi.flag_blocked | abi.flag_failed) != 0) {

@@ -186,14 +186,13 @@ fn apply(record: []const u8) Error!void {
         .done => try readDone(&fields),
         .received => {
             const session = try sessionOf(&fields);
-            try session.received.append(try identifierOf(&fields));
+            const identifier = try identifierOf(&fields);
+            if (session.received.has(identifier)) return error.Malformed;
+            try session.received.add(identifier);
         },
         .received_end => {
             const session = try sessionOf(&fields);
-            const list = &session.received;
-            const index = std.mem.findScalar(u16, list.items, try identifierOf(&fields)) orelse return error.Malformed;
-            list.items[index] = list.items[list.items.len - 1];
-            list.items.len -= 1;
+            if (!session.received.remove(try identifierOf(&fields))) return error.Malformed;
         },
     }
     try fields.end();

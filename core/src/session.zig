@@ -5,6 +5,7 @@ const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
 const hash_room = @import("hash.zig");
 const heap = @import("heap.zig");
+const Identifiers = @import("identifiers.zig").Identifiers;
 const stats = @import("stats.zig");
 const timers = @import("timers.zig");
 const fanout = @import("fanout.zig");
@@ -117,7 +118,7 @@ pub const Session = struct {
     waiting: Queue = .{},
     queued_bytes: u32 = 0,
     /// QoS 2 identifiers that the client has used and not released.
-    received: heap.List(u16) = .{},
+    received: Identifiers = .{},
 
     will: ?*Message = null,
     will_delay_s: u32 = 0,

@@ -32,10 +32,10 @@ class Limits(BaseModel):
         description="The largest packet that is accepted; above 268435455: any that MQTT has.",
     )
     receive_maximum: Annotated[int, SettingKey(2)] = Field(
-        default=1024,
+        default=65_535,
         ge=1,
         le=65_535,
-        description="QoS 1 and 2 publishes a client may have unacknowledged.",
+        description="QoS 2 publishes an MQTT 5 client may have open; others are refused alone.",
     )
     topic_alias_maximum: Annotated[int, SettingKey(3)] = Field(
         default=32, ge=0, le=65_535, description="Topic aliases a client may use; 0: none."

@@ -49,6 +49,7 @@ class PahoPeer:
         clean: bool = True,
         properties: Properties | None = None,
         will: tuple[str, bytes] | None = None,
+        window: int | None = None,
     ) -> None:
         v5 = version == MQTTProtocolVersion.MQTTv5
         self.client = paho.Client(
@@ -63,6 +64,8 @@ class PahoPeer:
             self.client.tls_set_context(ssl.create_default_context(cafile=str(endpoint.ca)))
         if will is not None:
             self.client.will_set(will[0], will[1], qos=1)
+        if window is not None:
+            self.client.max_inflight_messages_set(window)
         self.messages: queue.Queue[paho.MQTTMessage] = queue.Queue()
         self.session_present = False
         self._answers: queue.Queue[tuple[str, int, list[ReasonCode]]] = queue.Queue()

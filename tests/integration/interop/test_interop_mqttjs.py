@@ -199,3 +199,24 @@ def test_properties_and_topic_aliases(mqttjs: Path, endpoint: Endpoint, topic: s
             "correlation": [0, 255],
         }
     ]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_burst_without_a_window(mqttjs: Path, endpoint: Endpoint, topic: str, qos: int) -> None:
+    """MQTT.js has no window: all publishes of a loop are open at once, on one connection."""
+    script = """
+      const subscriber = await connect();
+      const messages = collect(subscriber);
+      await subscriber.subscribeAsync(topic, {qos: 0});
+      const publisher = await connect();
+      let closed = 0;
+      publisher.on('close', () => { closed += 1; });
+      const sent = [];
+      for (let i = 0; i < 5000; i++)
+        sent.push(publisher.publishAsync(topic, String(i), {qos: QOS}));
+      await Promise.all(sent);
+      const list = await messages(5000);
+      done({closed, whole: list.length == 5000 &&
+        list.every((message, i) => message.payload.toString() == String(i))});
+    """.replace("QOS", str(qos))
+    assert run(mqttjs, endpoint, topic, 5, script) == {"closed": 0, "whole": True}

@@ -9,6 +9,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from tests.integration.interop.endpoint import Endpoint
 from tests.integration.interop.paho_peer import (
+    WAIT_S,
     PahoPeer,
     connect_properties,
     publish_properties,
@@ -53,6 +54,21 @@ def test_many_messages_keep_their_order(
     for qos in (0, 1, 2):
         numbers = [int(m.payload) for m in received if m.qos == qos]
         assert numbers == list(range(qos, count, 3))
+
+
+@VERSIONS
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_burst_with_a_raised_window(
+    endpoint: Endpoint, topic: str, version: MQTTProtocolVersion, qos: int
+) -> None:
+    """paho does not look at the server's Receive Maximum; 0: no window of its own either."""
+    count = 3000
+    with PahoPeer(endpoint, version=version, window=0) as peer:
+        sent = [peer.client.publish(topic, str(n), qos=qos) for n in range(count)]
+        for each in sent:
+            each.wait_for_publish(WAIT_S)
+        assert all(each.is_published() for each in sent)
+        assert peer.client.is_connected()
 
 
 @VERSIONS
