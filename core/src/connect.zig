@@ -304,7 +304,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         if (will) |message| message.unreference();
         return refuse(connection, .server_busy, "no memory left");
     };
-    session.expiry_s = grant.expiry_s;
+    session.setExpiry(grant.expiry_s);
     session.version = packet.version;
     const will_delay = if (packet.will) |found| found.properties.will_delay_interval orelse 0 else 0;
     session.setWill(will, @min(will_delay, state.settings.will_delay_max_s));
@@ -553,6 +553,7 @@ fn keepSession(session: *Session) void {
 /// The end of a session publishes a will that still waits [MQTT-3.1.2-8].
 pub fn endSession(session: *Session) void {
     routing.publishWill(session);
+    routing.handOn(session);
     session_room.end(session);
 }
 

@@ -11,9 +11,12 @@ const limits = @import("limits.zig");
 const message_room = @import("message.zig");
 const session_room = @import("session.zig");
 const state = @import("state.zig");
+const routing = @import("routing.zig");
 const stats = @import("stats.zig");
+const subscriptions = @import("subscriptions.zig");
 const transitions = @import("transitions.zig");
 const websocket = @import("wire/websocket.zig");
+const walks = @import("walks.zig");
 const writer = @import("wire/writer.zig");
 const Connection = connection_room.Connection;
 const Delivery = session_room.Delivery;
@@ -22,7 +25,13 @@ const Session = session_room.Session;
 const View = message_room.View;
 
 /// How one session gets a message.
-pub const Terms = struct { qos: u2, retain: bool, identifiers: []const u32 };
+pub const Terms = struct {
+    qos: u2,
+    retain: bool,
+    identifiers: []const u32,
+    /// The shared subscription through which it comes.
+    group: ?*subscriptions.Group = null,
+};
 
 /// The QoS 0 packet that most receivers of a message share, encoded once.
 pub const Shared = struct {
@@ -156,12 +165,18 @@ pub fn sendReliably(session: *Session, view: *View, terms: Terms) void {
     if (connection == null and !session.durable()) return;
     if (session.waiting.count == 0) {
         if (openForNew(session)) |ready| {
-            if (!session.durable()) return sendUnkept(session, ready, view, terms);
+            if (!keeps(session, terms.qos, terms.group)) return sendUnkept(session, ready, view, terms);
         }
     }
     if (session.waiting.count >= state.settings.queued_messages_max) return overrun(session);
     enqueue(session, view, terms) catch return overrun(session);
     pump(session);
+}
+
+/// Whether a message stays until it is acknowledged: for the session's next connection, or for
+/// another member of the shared subscription. Those get no message of QoS 2 that has begun [MQTT-4.8.2-5].
+fn keeps(session: *const Session, qos: u2, group: ?*const subscriptions.Group) bool {
+    return session.durable() or (group != null and qos == 1);
 }
 
 /// Overload of one client: a connected one is told and disconnected, an absent one loses the message.
@@ -170,7 +185,8 @@ fn overrun(session: *Session) void {
     if (session.connection) |connection| connection_room.close(connection, .quota_exceeded, "more messages wait for this client than its queue may hold");
 }
 
-/// A session that ends with its connection never sends a message again: nothing needs to be kept.
+/// A session that ends with its connection never sends a message again, and what is begun of QoS 2 nobody
+/// else gets: nothing needs to be kept.
 fn sendUnkept(session: *Session, connection: *Connection, view: *View, terms: Terms) void {
     var packet = packetOf(view, connection.version, terms);
     packet.packet_identifier = session.takeIdentifier(state.settings.inflight_max) catch return overrun(session);
@@ -187,15 +203,19 @@ fn occupy(session: *Session, packet_identifier: u16, qos: u2, delivery: ?*Delive
 }
 
 fn enqueue(session: *Session, view: *View, terms: Terms) heap.Error!void {
+    if (session.queued_bytes +| message_room.sizeOf(view) > state.settings.queued_bytes_max) return error.OutOfMemory;
+    return append(session, view, terms);
+}
+
+fn append(session: *Session, view: *View, terms: Terms) heap.Error!void {
     const message = try view.keep();
     const bytes = message.size_bytes();
-    if (session.queued_bytes + bytes > state.settings.queued_bytes_max) return error.OutOfMemory;
     const identifiers = try heap.slice(u32, terms.identifiers.len);
     errdefer heap.freeSlice(identifiers);
     @memcpy(identifiers, terms.identifiers);
     const delivery = try heap.create(Delivery);
     state.delivery_serial += 1;
-    delivery.* = .{ .message = message.reference(), .serial = state.delivery_serial, .identifiers = identifiers, .qos = terms.qos, .retain = terms.retain };
+    delivery.* = .{ .message = message.reference(), .serial = state.delivery_serial, .identifiers = identifiers, .group = if (terms.group) |group| subscriptions.hold(group) else null, .qos = terms.qos, .retain = terms.retain };
     session.waiting.append(delivery);
     session.queued_bytes += bytes;
     stats.count(.queued, 1);
@@ -208,9 +228,57 @@ fn discard(session: *Session, queue: *session_room.Queue, delivery: *Delivery) v
     delivery.destroy();
 }
 
-/// Sends what waits, as far as window and outbox allow.
+/// Whether a walk through retained messages may go on: the client has taken most of what it was given.
+pub fn takesRetained(session: *const Session) bool {
+    const connection = session.connection orelse return false;
+    if (!connection.isActive() or session.resend != null) return false;
+    if (session.waiting.count > limits.walk_ahead_messages / 2) return false;
+    return outboxTakesRetained(connection);
+}
+
+fn outboxTakesRetained(connection: *Connection) bool {
+    if (connection.outbox.bytes < @min(limits.outbox_soft_bytes, state.settings.queued_bytes_max)) return true;
+    connection.backlog = true;
+    return false;
+}
+
+/// A retained message for a session with a connection. False: not now; `pump` asks again when the client
+/// has taken something. The bounds on queues say when, never whether: the message is kept anyway.
+pub fn sendRetained(session: *Session, message: *Message, terms: Terms) bool {
+    const connection = session.connection.?;
+    if (!connection.isActive() or !outboxTakesRetained(connection)) return false;
+    var view = message.view();
+    if (terms.qos == 0) {
+        var packet = packetOf(&view, connection.version, terms);
+        if (!writePublish(connection, &packet)) stats.count(.publish_dropped, 1);
+        return true;
+    }
+    const bytes = message.size_bytes();
+    if (session.waiting.count == 0) {
+        const ready = openForNew(session);
+        if (ready != null and !session.durable()) {
+            sendUnkept(session, ready.?, &view, terms);
+            return true;
+        }
+        const alone = ready != null and session.queued_bytes == 0;
+        if (!alone and !hasRoom(session, bytes)) return false;
+    } else if (session.waiting.count >= limits.walk_ahead_messages or !hasRoom(session, bytes)) return false;
+    append(session, &view, terms) catch {
+        overrun(session);
+        return false;
+    };
+    pump(session);
+    return true;
+}
+
+/// Sends what waits, as far as window and outbox allow, and then what is retained for new subscriptions.
 pub fn pump(session: *Session) void {
     sendAgain(session);
+    sendWaiting(session);
+    walks.advance(session);
+}
+
+fn sendWaiting(session: *Session) void {
     while (session.waiting.first) |delivery| {
         const connection = openForNew(session) orelse return;
         if (delivery.message.expires_at_ms <= state.now_ms) { // [MQTT-3.3.2-5]
@@ -228,12 +296,13 @@ pub fn pump(session: *Session) void {
         session.waiting.remove(delivery);
         stats.uncount(.queued, 1);
         delivery.packet_identifier = packet.packet_identifier;
-        const keep = session.durable();
+        const keep = keeps(session, delivery.qos, delivery.group);
         occupy(session, packet.packet_identifier, delivery.qos, if (keep) delivery else null);
         if (keep) {
             session.sent.append(delivery);
             journal.sent(session, delivery);
         } else {
+            journal.done(session, delivery);
             session.queued_bytes -= delivery.message.size_bytes();
             delivery.destroy();
         }
@@ -247,15 +316,17 @@ pub fn withdraw(session: *Session) void {
     var item = session.waiting.first;
     while (item) |delivery| {
         item = delivery.next;
-        if (!acl.allowed(.subscribe, session.who(), delivery.message.topic())) drop(session, delivery);
+        if (acl.allowed(.subscribe, session.who(), delivery.message.topic())) continue;
+        if (!routing.passOn(session, delivery)) drop(session, delivery);
     }
     item = session.sent.first;
     while (item) |delivery| {
         item = delivery.next;
         if (delivery.released or acl.allowed(.subscribe, session.who(), delivery.message.topic())) continue;
-        stats.count(.publish_dropped, 1);
         const slot = session.slot(delivery.packet_identifier).?;
         slot.counted = false; // on a connection that is gone
+        if (delivery.qos == 1 and routing.passOn(session, delivery)) continue;
+        stats.count(.publish_dropped, 1);
         if (delivery.qos == 1) {
             complete(session, slot);
             continue;
@@ -267,10 +338,22 @@ pub fn withdraw(session: *Session) void {
 }
 
 fn drop(session: *Session, delivery: *Delivery) void {
-    journal.done(session, delivery);
     stats.count(.publish_dropped, 1);
+    forget(session, delivery);
+}
+
+/// Takes a delivery that is not the session's any more out of it; one that was sent must not be
+/// counted by a connection.
+pub fn forget(session: *Session, delivery: *Delivery) void {
+    if (delivery.packet_identifier != 0) return complete(session, session.slot(delivery.packet_identifier).?);
+    journal.done(session, delivery);
     stats.uncount(.queued, 1);
     discard(session, &session.waiting, delivery);
+}
+
+/// Whether one more message of this size fits into what the session may have waiting.
+pub fn hasRoom(session: *const Session, bytes: u32) bool {
+    return session.waiting.count < state.settings.queued_messages_max and session.queued_bytes + bytes <= state.settings.queued_bytes_max;
 }
 
 /// A PUBACK, PUBREC or PUBCOMP from the client.
@@ -319,6 +402,7 @@ fn sendRelease(connection: *Connection, packet_identifier: u16, reason: @import(
 pub fn resumeSession(session: *Session) void {
     for (session.slots) |*slot| slot.counted = false;
     session.resend = session.sent.first;
+    walks.resumed(session, false);
     pump(session);
 }
 

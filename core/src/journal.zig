@@ -11,6 +11,7 @@ const subscriptions = @import("subscriptions.zig");
 const sys = @import("sys.zig");
 const session_room = @import("session.zig");
 const retained = @import("retained.zig");
+const walks = @import("walks.zig");
 const message_room = @import("message.zig");
 const Message = message_room.Message;
 const Session = session_room.Session;
@@ -45,6 +46,13 @@ pub const Kind = enum(u8) {
     received,
     /// u64 session · u16 packet identifier
     received_end,
+    /// as `enqueue` · filter of the shared subscription, by which it is handed on
+    enqueue_shared,
+    /// u64 session · filter · topic: retained messages before it have been sent to the subscription or
+    /// were not for it; those from it on are still to come
+    walk,
+    /// u64 session · filter
+    walk_end,
 };
 
 /// As in the protocol level of CONNECT.
@@ -111,14 +119,25 @@ fn messageBody(message: *Message) void {
     string(view.payload);
 }
 
-/// Sessions that end with their connection are recorded only for their will.
+/// Sessions that end with their connection are recorded only for their will, and for what others
+/// get when they end.
 pub fn wanted(session: *const Session) bool {
-    return enabled and (session.durable() or session.will != null);
+    return enabled and (session.durable() or session.will != null or owesShared(session));
+}
+
+fn owesShared(session: *const Session) bool {
+    for ([_]?*Delivery{ session.sent.first, session.waiting.first }) |head| {
+        var item = head;
+        while (item) |delivery| : (item = delivery.next) {
+            if (delivery.group != null and delivery.journaled) return true;
+        }
+    }
+    return false;
 }
 
 pub fn sessionChanged(session: *Session) void {
     if (!wanted(session)) return sessionEnd(session);
-    if (!session.durable()) forgetDeliveries(session);
+    if (!session.durable()) forgetDeliveries(session, .own);
     session.journaled = true;
     writeSession(session);
 }
@@ -146,17 +165,19 @@ fn writeSession(session: *Session) void {
 pub fn sessionEnd(session: *Session) void {
     if (!session.journaled) return;
     session.journaled = false;
-    forgetDeliveries(session);
+    forgetDeliveries(session, .all);
     begin(.session_end);
     number(u64, session.serial);
     finish();
 }
 
-/// From here on what happens to them is not recorded any more.
-fn forgetDeliveries(session: *Session) void {
+/// From here on what happens to them is not recorded any more; `own`: but to those that are handed on.
+fn forgetDeliveries(session: *Session, which: enum { all, own }) void {
     for ([_]?*Delivery{ session.sent.first, session.waiting.first }) |head| {
         var item = head;
-        while (item) |delivery| : (item = delivery.next) delivery.leaveJournal();
+        while (item) |delivery| : (item = delivery.next) {
+            if (which == .all or delivery.group == null) delivery.leaveJournal();
+        }
     }
 }
 
@@ -165,25 +186,42 @@ pub fn subscribed(subscription: *const Subscription) void {
     writeSubscription(subscription);
 }
 
-/// On the stack it would be filled with a pattern each time.
-var filter_text: [subscriptions.filter_bytes_max]u8 = undefined;
-
 fn writeSubscription(subscription: *const Subscription) void {
     const options = subscription.options;
     begin(.subscribe);
     number(u64, subscription.session.serial);
     number(u8, @as(u8, options.qos) | (@as(u8, @intFromBool(options.no_local)) << 2) | (@as(u8, @intFromBool(options.retain_as_published)) << 3));
     number(u32, options.identifier);
-    string(subscriptions.filterText(subscription, &filter_text));
+    string(subscriptions.filterText(subscription, &subscriptions.text_room));
     finish();
 }
 
 pub fn unsubscribed(session: *const Session, filter: []const u8) void {
+    aboutFilter(.unsubscribe, session, filter);
+}
+
+fn aboutFilter(kind: Kind, session: *const Session, filter: []const u8) void {
     if (!session.journaled or !session.durable()) return;
-    begin(.unsubscribe);
+    begin(kind);
     number(u64, session.serial);
     string(filter);
     finish();
+}
+
+/// True: it is recorded.
+pub fn walkMoved(walk: *const walks.Walk) bool {
+    const subscription = walk.subscription;
+    if (!subscription.session.journaled or !subscription.session.durable()) return false;
+    begin(.walk);
+    number(u64, subscription.session.serial);
+    string(subscriptions.filterText(subscription, &subscriptions.text_room));
+    string(walk.key.items);
+    finish();
+    return true;
+}
+
+pub fn walkEnded(walk: *const walks.Walk) void {
+    aboutFilter(.walk_end, walk.subscription.session, subscriptions.filterText(walk.subscription, &subscriptions.text_room));
 }
 
 pub fn retainedPut(message: *Message) void {
@@ -210,8 +248,18 @@ fn writeMessage(message: *Message) void {
 /// A message is in the journal once for all its deliveries. When the last of them is over, a
 /// reader of the journal forgets it, and so does a snapshot, although it may live on as a retained
 /// one: then it has no serial any more and is written anew.
-pub fn enqueued(session: *const Session, delivery: *Delivery) void {
-    if (!session.journaled or !session.durable()) return;
+pub fn enqueued(session: *Session, delivery: *Delivery) void {
+    if (!enabled) return;
+    if (!session.durable()) {
+        // It ends with its connection, or in a crash: then another member gets the message, if one
+        // is still there after a restart.
+        const group = delivery.group orelse return;
+        if (group.durable_members == 0) return;
+        if (!session.journaled) {
+            session.journaled = true;
+            writeSession(session);
+        }
+    } else if (!session.journaled) return;
     if (delivery.message.serial == 0) {
         delivery.message.serial = message_room.nextSerial();
         writeMessage(delivery.message);
@@ -221,18 +269,23 @@ pub fn enqueued(session: *const Session, delivery: *Delivery) void {
 }
 
 fn writeDelivery(session: *const Session, delivery: *const Delivery) void {
-    begin(.enqueue);
+    begin(if (delivery.group == null) .enqueue else .enqueue_shared);
     number(u64, session.serial);
     number(u64, delivery.serial);
     number(u64, delivery.message.serial);
     number(u8, @as(u8, delivery.qos) | if (delivery.retain) @as(u8, 0x80) else 0);
     number(u32, @intCast(delivery.identifiers.len));
     for (delivery.identifiers) |identifier| number(u32, identifier);
+    if (delivery.group) |group| {
+        string(subscriptions.groupText(group, &subscriptions.text_room));
+    }
     finish();
 }
 
+/// Of a session that ends with its connection it matters only that a delivery of QoS 2 has begun:
+/// nobody else may get it [MQTT-4.8.2-5].
 pub fn sent(session: *const Session, delivery: *const Delivery) void {
-    if (!session.journaled or !session.durable()) return;
+    if (!delivery.journaled or !(session.durable() or delivery.qos == 2)) return;
     begin(.send);
     number(u64, session.serial);
     number(u64, delivery.serial);
@@ -245,7 +298,7 @@ pub fn released(session: *const Session, packet_identifier: u16) void {
 }
 
 pub fn done(session: *const Session, delivery: *const Delivery) void {
-    if (!session.journaled or !session.durable()) return;
+    if (!delivery.journaled) return;
     begin(.done);
     number(u64, session.serial);
     number(u64, delivery.serial);
@@ -268,7 +321,7 @@ fn inboundRecord(session: *const Session, kind: Kind, packet_identifier: u16) vo
     finish();
 }
 
-/// Where a snapshot stands: the table of sessions first, then the retained tree.
+/// Where a snapshot stands: the table of sessions first, then the retained messages.
 var snapshot_slot: usize = 0;
 var snapshot_inside: Inside = .{};
 var snapshot_retained: ?*retained.Node = null;
@@ -288,7 +341,7 @@ pub fn snapshotPiece(restart: bool) bool {
         snapshot_slot = 0;
         snapshot_inside = .{};
         snapshot_number += 1;
-        snapshot_retained = retained.tree.root.first_child;
+        snapshot_retained = retained.first();
     }
     region.clear();
     if (!enabled) return false;
@@ -298,10 +351,8 @@ pub fn snapshotPiece(restart: bool) bool {
         if (session.journaled and !snapshotSession(session)) return true;
     }
     while (snapshot_retained) |node| {
-        if (node.value.message) |message| {
-            if (!sys.reserved(message.topic())) retainedPut(message);
-        }
-        snapshot_retained = following(node);
+        if (!sys.reserved(node.topic())) retainedPut(node.message); // each broker makes those anew
+        snapshot_retained = retained.after(node);
         if (pieceIsFull()) return true;
     }
     return region.items.len != 0;
@@ -311,24 +362,20 @@ fn pieceIsFull() bool {
     return region.items.len >= limits.snapshot_piece_bytes;
 }
 
-fn following(from: *retained.Node) ?*retained.Node {
-    if (from.first_child) |child| return child;
-    var node = from;
-    while (node.next_sibling == null) node = node.parent orelse return null;
-    return node.next_sibling;
-}
-
 /// False: the piece is full before the session is whole.
 fn snapshotSession(session: *Session) bool {
     const at = &snapshot_inside;
     while (!pieceIsFull()) switch (at.part) {
         .head => {
             writeSession(session);
-            if (!session.durable()) return true;
-            at.* = .{ .part = .subscriptions, .subscription = session.first_subscription };
+            at.* = if (session.durable())
+                .{ .part = .subscriptions, .subscription = session.first_subscription }
+            else
+                .{ .part = .sent, .delivery = session.sent.first };
         },
         .subscriptions => if (at.subscription) |subscription| {
             writeSubscription(subscription);
+            if (subscription.walk) |walk| walk.recorded = walkMoved(walk);
             at.subscription = subscription.next_in_session;
         } else {
             at.* = .{ .part = .sent, .delivery = session.sent.first };
@@ -356,6 +403,7 @@ fn snapshotSession(session: *Session) bool {
 }
 
 fn snapshotDelivery(session: *const Session, delivery: *Delivery) void {
+    if (!session.durable() and !delivery.journaled) return;
     const message = delivery.message;
     if (message.snapshot != snapshot_number) {
         message.snapshot = snapshot_number;

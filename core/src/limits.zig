@@ -60,6 +60,11 @@ pub const acl_rules_max: u32 = 100_000;
 pub const match_cache_slots: u32 = 8192;
 /// Longer lists are matched anew each time.
 pub const match_cache_entries_max: u32 = 4096;
+/// Retained messages that are looked at in one turn for new subscriptions, and for one client before the next.
+pub const walk_steps_max: u32 = 2048;
+pub const walk_share_steps: u32 = 256;
+/// So many wait for the client beside those that it has not acknowledged; half of them before more are taken.
+pub const walk_ahead_messages: u32 = 16;
 /// Bytes of the journal region that are kept between batches.
 pub const journal_keep_bytes: u32 = 1024 * 1024;
 pub const snapshot_piece_bytes: u32 = 1024 * 1024;
@@ -82,6 +87,7 @@ comptime {
     std.debug.assert(segments_per_connection < output_records);
     std.debug.assert(connection_units_least < share_units and publish_units < share_units);
     std.debug.assert(std.math.isPowerOfTwo(match_cache_slots));
+    std.debug.assert(walk_share_steps <= walk_steps_max);
 }
 
 /// What the host may set with the SETTINGS command; keys and defaults are part of the ABI.

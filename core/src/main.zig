@@ -22,6 +22,7 @@ const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
 const limits = @import("limits.zig");
 const matching = @import("matching.zig");
+const routing = @import("routing.zig");
 const restore_room = @import("restore.zig");
 const retained = @import("retained.zig");
 const session_room = @import("session.zig");
@@ -32,6 +33,7 @@ const subscriptions = @import("subscriptions.zig");
 const sys = @import("sys.zig");
 const timers = @import("timers.zig");
 const work = @import("work.zig");
+const walks = @import("walks.zig");
 const Connection = connection_room.Connection;
 
 pub const panic = std.debug.FullPanic(stop);
@@ -64,7 +66,7 @@ export fn init(entropy: u32) u32 {
     session_room.seed = random.int(u64);
     subscriptions.seed(random.int(u64));
     matching.setSeed(random.int(u64));
-    retained.tree.seed(random.int(u64));
+    retained.seed(random.int(u64));
     heap.budget_bytes = state.settings.memory_budget_bytes;
     life = .ready;
     return 0;
@@ -80,6 +82,7 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     journal.clear();
     if (life == .ready) begin();
     work.beginTurn();
+    walks.begin();
     takeResults();
     for (abi.inputs[0..input_count]) |record| {
         work.beginShare(limits.connection_units_least, limits.turn_units);
@@ -90,6 +93,8 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     settleDoomed();
     runTimers();
     settleDoomed();
+    routing.settleLeft();
+    walks.goOn();
     fanout.goOn();
     work.beginShare(limits.share_units, limits.share_units);
     _ = session_room.clearEnded();
@@ -301,7 +306,7 @@ fn release() void {
         const connection = connection_room.get(record.connection) orelse continue;
         if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
     }
-    if (!stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
+    if (walks.wantMore() or !stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
     publishResult();
     abi.result.flags = if (more) abi.result_more else 0;
 }

@@ -104,7 +104,7 @@ pub const Walk = struct {
             while (self.group) |group| {
                 work.spend(1);
                 self.group = group.next;
-                try self.groups.append(group);
+                if (group.first != null) try self.groups.append(group); // it may stay for what is handed on
             }
             if (self.steps.items.len == 0) break;
             if (work.over()) return false;

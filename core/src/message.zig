@@ -37,6 +37,11 @@ pub fn secondsLeft(expires_at_ms: u64, now_ms: u64) u32 {
     return @intCast(@min((expires_at_ms -| now_ms +| 999) / 1000, 0xFFFF_FFFF));
 }
 
+/// Bytes that a kept copy takes.
+pub fn sizeOf(view: *const View) u32 {
+    return @intCast(@sizeOf(Message) + view.topic.len + view.properties.len + view.payload.len);
+}
+
 var last_serial: u64 = 0;
 
 pub fn nextSerial() u64 {
@@ -67,7 +72,7 @@ pub const Message = struct {
 
     /// One reference is the caller's.
     pub fn create(from: View) heap.Error!*Message {
-        const size = @sizeOf(Message) + from.topic.len + from.properties.len + from.payload.len;
+        const size = sizeOf(&from);
         const message: *Message = @ptrCast(@alignCast(try heap.allocate(size)));
         message.* = .{
             .references = 1,

@@ -15,6 +15,7 @@ const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
 const timers = @import("timers.zig");
 const topics = @import("topics.zig");
+const walks = @import("walks.zig");
 const Kind = journal.Kind;
 const Message = message_room.Message;
 const Session = session_room.Session;
@@ -173,7 +174,8 @@ fn apply(record: []const u8) Error!void {
             }
             try messages.put(serial, message);
         },
-        .enqueue => try readDelivery(&fields),
+        .enqueue => try readDelivery(&fields, false),
+        .enqueue_shared => try readDelivery(&fields, true),
         .send => try readSend(&fields),
         .release => {
             const session = try sessionOf(&fields);
@@ -184,6 +186,18 @@ fn apply(record: []const u8) Error!void {
             delivery.released = true;
         },
         .done => try readDone(&fields),
+        .walk => {
+            const session = try sessionOf(&fields);
+            const found = subscriptions.get(session, try fields.string(u32)) orelse return error.Malformed;
+            const key = try fields.string(u32);
+            if (found.group != null or key.len > 0xFFFF) return error.Malformed;
+            try walks.restored(found, key);
+        },
+        .walk_end => {
+            const session = try sessionOf(&fields);
+            const found = subscriptions.get(session, try fields.string(u32)) orelse return error.Malformed;
+            walks.destroy(found.walk orelse return error.Malformed);
+        },
         .received => {
             const session = try sessionOf(&fields);
             const identifier = try identifierOf(&fields);
@@ -225,7 +239,7 @@ fn readSession(fields: *Fields) Error!void {
     session.attestation = attestation;
     session.version = version;
     session.bridge = bridge;
-    session.expiry_s = expiry_s;
+    session.setExpiry(expiry_s);
     session.restored_expiry_ms = expires_at_ms;
     const has_will = try fields.number(u8);
     if (has_will > 1) return error.Malformed;
@@ -251,7 +265,7 @@ fn readSubscription(fields: *Fields) Error!void {
     });
 }
 
-fn readDelivery(fields: *Fields) Error!void {
+fn readDelivery(fields: *Fields, shared: bool) Error!void {
     const session = try sessionOf(fields);
     const serial = try fields.number(u64);
     const message = (messages.find(try fields.number(u64)) orelse return error.Malformed).value;
@@ -263,13 +277,21 @@ fn readDelivery(fields: *Fields) Error!void {
     const identifiers = try heap.slice(u32, count);
     errdefer heap.freeSlice(identifiers);
     for (identifiers, 0..) |*identifier, index| identifier.* = std.mem.readInt(u32, raw[index * 4 ..][0..4], .little);
+    const group = if (shared) try groupOf(fields) else null;
+    errdefer if (group) |held| subscriptions.release(held);
     const delivery = try heap.create(session_room.Delivery);
-    delivery.* = .{ .message = message.reference(), .serial = serial, .identifiers = identifiers, .qos = @intCast(qos), .retain = flags & 0x80 != 0 };
+    delivery.* = .{ .message = message.reference(), .serial = serial, .identifiers = identifiers, .group = group, .qos = @intCast(qos), .retain = flags & 0x80 != 0 };
     delivery.enterJournal();
     state.delivery_serial = @max(state.delivery_serial, serial);
     session.waiting.append(delivery);
     session.queued_bytes += message.size_bytes();
     stats.count(.queued, 1);
+}
+
+fn groupOf(fields: *Fields) Error!*subscriptions.Group {
+    const filter = try fields.string(u32);
+    if (filter.len > 0xFFFF or !topics.isShared(filter) or topics.parseShared(filter) == null) return error.Malformed;
+    return subscriptions.holdNamed(filter);
 }
 
 fn findDelivery(queue: *const session_room.Queue, serial: u64) ?*session_room.Delivery {
@@ -343,6 +365,7 @@ pub fn settle() void {
         list.append(session) catch @panic("no memory to restore");
     }
     for (list.items) |session| {
+        walks.resumed(session, true);
         if (!session.durable()) {
             // It ends in this step, but after the step's commands: its will is checked by rules
             // that the host gives with the first step.

@@ -17,9 +17,11 @@ const subscriptions = @import("subscriptions.zig");
 const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const timers = @import("timers.zig");
+const walks = @import("walks.zig");
 const Message = message_room.Message;
 const Connection = @import("connection.zig").Connection;
-const Session = @import("session.zig").Session;
+const session_room = @import("session.zig");
+const Session = session_room.Session;
 const View = message_room.View;
 
 /// What is accepted is not half delivered: memory for its copies has to be free before. The last
@@ -30,7 +32,7 @@ const small_headroom_bytes = 8 * 1024;
 pub const Error = error{ OutOfMemory, RetainedFull };
 
 pub fn hasRoom(view: *const View) bool {
-    const size = @sizeOf(Message) + view.topic.len + view.properties.len + view.payload.len;
+    const size = message_room.sizeOf(view);
     if (size > small_bytes) return hasRoomForLarge(size);
     return heap.used_bytes + size + small_headroom_bytes <= heap.budget_bytes;
 }
@@ -92,12 +94,37 @@ fn costOf(view: *const View) usize {
 }
 
 /// How far the receivers of a message have been served.
-pub const Place = struct { entry: usize = 0, group: usize = 0, acl_generation: u64 };
+pub const Place = struct {
+    entry: usize = 0,
+    group: usize = 0,
+    acl_generation: u64,
+    begun: bool = false,
+    /// The topic retains a message that walks may not have come to yet: what `walks.catchUp` gets.
+    older: bool = false,
+    passed_serial: u64 = 0,
+
+    fn begin(self: *Place, view: *const View) void {
+        self.begun = true;
+        if (!goesAfterRetained(view)) return;
+        const node = retained.find(view.topic).?;
+        self.older = true;
+        self.passed_serial = node.passed_serial;
+        node.passed_serial = retained.nextSerial();
+    }
+};
+
+/// Whether somebody may be waiting for what the topic retains. Then the message is given in one go: in
+/// between, a walk could pass the topic by before its reader is brought up to it.
+pub fn goesAfterRetained(view: *const View) bool {
+    return walks.count != 0 and !view.retain and retained.has(view.topic);
+}
 
 /// False: the share of work is used up, and `place` says where to go on. What is not given in pieces
 /// was found and paid for just now.
 pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place, comptime in_pieces: bool) bool {
     var shared: delivery.Shared = .{};
+    if (!place.begun) place.begin(view);
+    const older = if (place.older) retained.find(view.topic) else null;
     for (found.entries[place.entry..], place.entry..) |*entry, index| {
         const session = entry.session;
         if (in_pieces) {
@@ -107,6 +134,7 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
             // Sessions may have ended, and rules changed, since the receivers were found.
             if (session.ended or (place.acl_generation != acl.generation and !acl.allowed(.subscribe, session.who(), view.topic))) continue;
         }
+        if (older) |node| walks.catchUp(session, node, place.passed_serial);
         const own = session.serial == publisher;
         if (own and !entry.own) continue; // [MQTT-3.8.3-3]
         const count = if (own) entry.own_identifiers_count else entry.identifiers_count;
@@ -139,14 +167,87 @@ fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery
 /// One member gets it: in turns, the ready before the busy, the connected before the absent
 /// [MQTT-4.8.2-4].
 fn giveGroup(group: *subscriptions.Group, view: *View, shared: *delivery.Shared) void {
-    const chosen = choose(group, view) orelse return;
+    const chosen = choose(group, view, null) orelse return;
+    giveMember(chosen, view, shared);
+}
+
+fn giveMember(chosen: *subscriptions.Subscription, view: *View, shared: *delivery.Shared) void {
+    const group = chosen.group.?;
     group.cursor = chosen.next_in_node;
     const options = chosen.options;
     const identifiers: []const u32 = if (options.identifier != 0) &.{options.identifier} else &.{};
-    give(chosen.session, view, .{ .qos = @min(options.qos, view.qos), .retain = view.retain and options.retain_as_published, .identifiers = identifiers }, shared);
+    give(chosen.session, view, .{ .qos = @min(options.qos, view.qos), .retain = view.retain and options.retain_as_published, .identifiers = identifiers, .group = group }, shared);
 }
 
-fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscription {
+/// What a session that ends had not acknowledged of its shared subscriptions goes to other members:
+/// QoS 1 whether sent or not, QoS 2 only what was not begun (section 4.8.2, [MQTT-4.8.2-5]). Where there is
+/// no other member the shared subscription has ended, and its messages with it (section 4.8.2).
+pub fn handOn(session: *Session) void {
+    var item = session.sent.first;
+    while (item) |sent| {
+        item = sent.next;
+        if (sent.group == null or sent.qos != 1) continue;
+        session.slot(sent.packet_identifier).?.counted = false; // on a connection that is gone
+        if (!passOn(session, sent)) stats.count(.publish_dropped, 1);
+    }
+    handOnWaiting(session, .all);
+    forgetLeft(session);
+}
+
+/// Sessions that have left shared subscriptions in this step. What had not been sent to them goes to
+/// others; where there are none, they still get it (section 3.10.4).
+var left: heap.List(*Session) = .{};
+
+/// After the packet was answered: however many filters and packets, the queue is walked once a step.
+pub fn leftShared(session: *Session) void {
+    if (session.left_shared or session.waiting.count == 0) return;
+    left.append(session) catch return; // they still get it, as they may
+    session.left_shared = true;
+}
+
+pub fn settleLeft() void {
+    while (left.items.len != 0) {
+        const session = left.items[left.items.len - 1];
+        left.items.len -= 1;
+        session.left_shared = false;
+        handOnWaiting(session, .left);
+    }
+}
+
+fn forgetLeft(session: *Session) void {
+    if (!session.left_shared) return;
+    session.left_shared = false;
+    const index = std.mem.findScalar(*Session, left.items, session).?;
+    left.items[index] = left.items[left.items.len - 1];
+    left.items.len -= 1;
+}
+
+fn handOnWaiting(session: *Session, which: enum { all, left }) void {
+    var item = session.waiting.first;
+    while (item) |waiting| {
+        item = waiting.next;
+        const group = waiting.group orelse continue;
+        if (which == .left and subscriptions.memberOf(group, session)) continue;
+        if (!passOn(session, waiting) and which == .all) stats.count(.publish_dropped, 1);
+    }
+}
+
+/// Gives a delivery to another member of its shared subscription; false: nobody can have it, and it
+/// stays where it is. The new member's QoS, rights, options and bounds count. Its record comes first:
+/// a reader of the journal forgets a message with its last delivery.
+pub fn passOn(from: *Session, known: *session_room.Delivery) bool {
+    const group = known.group orelse return false;
+    if (known.message.expires_at_ms <= state.now_ms) return false;
+    var view = known.message.view();
+    const chosen = choose(group, &view, from) orelse return false;
+    var shared: delivery.Shared = .{};
+    giveMember(chosen, &view, &shared);
+    delivery.forget(from, known);
+    return true;
+}
+
+/// `from`: hands a message on; it goes to somebody else who has room for it, or to nobody.
+fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session) ?*subscriptions.Subscription {
     const start = group.cursor orelse group.first orelse return null;
     var best: ?*subscriptions.Subscription = null;
     var best_rank: u8 = 0;
@@ -155,11 +256,11 @@ fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscr
     defer work.spend(looked / 4);
     while (looked < limits.group_members_looked_at or best == null) {
         looked += 1;
-        const rank = readiness(member, view);
+        const rank = if (member.session == from) 0 else readiness(member, view, from != null);
         if (rank > best_rank) {
             best = member;
             best_rank = rank;
-            if (rank == 3) break;
+            if (rank == 4) break;
         }
         member = member.next_in_node orelse group.first.?;
         if (member == start) break;
@@ -167,13 +268,17 @@ fn choose(group: *subscriptions.Group, view: *const View) ?*subscriptions.Subscr
     return best;
 }
 
-fn readiness(member: *const subscriptions.Subscription, view: *const View) u8 {
+/// 4 ready, 3 busy, 2 absent, 1 with a full queue, 0 never.
+fn readiness(member: *const subscriptions.Subscription, view: *const View, room_needed: bool) u8 {
     const session = member.session;
     if (session.ended) return 0;
     if (!acl.allowed(.subscribe, session.who(), view.topic)) return 0;
-    const connection = session.connection orelse return if (session.durable() and member.options.qos != 0 and view.qos != 0) 1 else 0;
-    if (!connection.isActive()) return 0;
-    return if (connection.blocked or session.waiting.count != 0) 2 else 3;
+    const active = if (session.connection) |connection| connection.isActive() else false;
+    const queues = member.options.qos != 0 and view.qos != 0;
+    if (!active and !(session.durable() and queues)) return 0;
+    if (queues and !delivery.hasRoom(session, message_room.sizeOf(view))) return if (room_needed) 0 else 1;
+    if (!active) return 2;
+    return if (session.connection.?.blocked or session.waiting.count != 0) 3 else 4;
 }
 
 /// The will, now; what is left of it afterwards is nothing [MQTT-3.1.2-10].
@@ -188,49 +293,4 @@ pub fn publishWill(session: *Session) void {
     } else stats.count(.acl_denied, 1);
     timers.cancel(&session.will_timer);
     session.setWill(null, 0);
-}
-
-const RetainedSender = struct {
-    session: *Session,
-    options: subscriptions.Options,
-    expired: heap.List(*Message) = .{},
-
-    pub fn each(self: *RetainedSender, message: *Message) bool {
-        const session = self.session;
-        const connection = session.connection orelse return false;
-        if (!connection.isActive()) return false;
-        if (message.expires_at_ms <= state.now_ms) {
-            self.expired.append(message) catch return false;
-            return true;
-        }
-        if (!acl.allowed(.subscribe, session.who(), message.topic())) {
-            stats.count(.acl_denied, 1);
-            return true;
-        }
-        var view = message.view();
-        const identifiers: []const u32 = if (self.options.identifier != 0) &.{self.options.identifier} else &.{};
-        const terms: delivery.Terms = .{ .qos = @min(self.options.qos, message.qos), .retain = true, .identifiers = identifiers }; // [MQTT-3.3.1-8]
-        if (terms.qos != 0) {
-            delivery.sendReliably(session, &view, terms);
-            return true;
-        }
-        if (connection.outbox.bytes + message.size_bytes() > state.settings.queued_bytes_max) {
-            stats.count(.publish_dropped, 1);
-            return false;
-        }
-        delivery.sendAtMostOnce(connection, &view, terms, null);
-        return true;
-    }
-};
-
-/// What a new subscription gets at once [MQTT-3.3.1-9].
-pub fn sendRetained(session: *Session, filter: []const u8, options: subscriptions.Options) void {
-    var sender: RetainedSender = .{ .session = session, .options = options };
-    defer sender.expired.deinit();
-    retained.visit(filter, &sender);
-    for (sender.expired.items) |message| {
-        const kept = message.reference();
-        defer kept.unreference();
-        if (retained.remove(kept.topic())) journal.retainedRemoved(kept.topic());
-    }
 }

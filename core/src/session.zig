@@ -14,6 +14,7 @@ const matching = @import("matching.zig");
 const work = @import("work.zig");
 const transitions = @import("transitions.zig");
 const subscriptions = @import("subscriptions.zig");
+const walks = @import("walks.zig");
 const Message = @import("message.zig").Message;
 const Connection = @import("connection.zig").Connection;
 const Subscription = subscriptions.Subscription;
@@ -26,6 +27,8 @@ pub const Delivery = struct {
     serial: u64,
     /// Subscription identifiers, heap-owned.
     identifiers: []u32,
+    /// The shared subscription that it came through, held.
+    group: ?*subscriptions.Group = null,
     packet_identifier: u16 = 0,
     qos: u2,
     retain: bool,
@@ -50,6 +53,7 @@ pub const Delivery = struct {
     pub fn destroy(self: *Delivery) void {
         self.leaveJournal();
         self.message.unreference();
+        if (self.group) |group| subscriptions.release(group);
         heap.freeSlice(self.identifiers);
         heap.destroy(self);
     }
@@ -120,6 +124,14 @@ pub const Session = struct {
     /// QoS 2 identifiers that the client has used and not released.
     received: Identifiers = .{},
 
+    /// Retained messages that are on their way to it, in the order of its subscriptions.
+    first_walk: ?*walks.Walk = null,
+    last_walk: ?*walks.Walk = null,
+    /// One of them is being advanced, or must not be; the first of them waits for its turn.
+    walking: bool = false,
+    tired: bool = false,
+    /// It has left a shared subscription in this step: what waits of it is to be handed on.
+    left_shared: bool = false,
     will: ?*Message = null,
     will_delay_s: u32 = 0,
     expiry_timer: timers.Timer = .{ .kind = .session },
@@ -139,6 +151,12 @@ pub const Session = struct {
     pub fn slot(self: *Session, packet_identifier: u16) ?*Slot {
         if (packet_identifier == 0 or packet_identifier > self.slots.len) return null;
         return &self.slots[packet_identifier - 1];
+    }
+
+    pub fn setExpiry(self: *Session, expiry_s: u32) void {
+        const before = self.durable();
+        self.expiry_s = expiry_s;
+        if (before != self.durable()) subscriptions.durabilityChanged(self);
     }
 
     /// An identifier that is not in use [MQTT-2.2.1-4]; `limit` of them may be.
@@ -228,6 +246,7 @@ var last_ended: ?*Session = null;
 pub fn end(session: *Session) void {
     std.debug.assert(session.connection == null);
     journal.sessionEnd(session);
+    walks.forget(session);
     session.ended = true;
     session.setWill(null, 0);
     timers.cancel(&session.expiry_timer);

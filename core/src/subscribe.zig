@@ -6,6 +6,8 @@ const connection_room = @import("connection.zig");
 const heap = @import("heap.zig");
 const inbound = @import("inbound.zig");
 const journal = @import("journal.zig");
+const delivery = @import("delivery.zig");
+const retained = @import("retained.zig");
 const packets = @import("wire/packets.zig");
 const refusals = @import("refusals.zig");
 const routing = @import("routing.zig");
@@ -13,6 +15,7 @@ const state = @import("state.zig");
 const subscriptions = @import("subscriptions.zig");
 const topics = @import("topics.zig");
 const work = @import("work.zig");
+const walks = @import("walks.zig");
 const writer = @import("wire/writer.zig");
 const Connection = connection_room.Connection;
 const Session = @import("session.zig").Session;
@@ -102,13 +105,12 @@ fn takeEffect(connection: *Connection, from: packets.FilterList, removes: bool, 
 fn finish(connection: *Connection, start_of: packets.FilterList, removes: bool, outcomes: []const Outcome) Error!void {
     if (removes) return answer(connection, .unsuback, start_of.packet_identifier, outcomes, connection.version == 5);
     try answer(connection, .suback, start_of.packet_identifier, outcomes, true);
-    const identifier = start_of.properties.subscription_identifier orelse 0;
     var list = start_of;
     for (outcomes) |outcome| {
         const entry = (try list.nextSubscription()).?;
         if (!outcome.entered or topics.isShared(entry.filter)) continue;
         const wanted = entry.retain_handling == 0 or (entry.retain_handling == 1 and !outcome.existed); // [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
-        if (wanted) routing.sendRetained(connection.session.?, entry.filter, .{ .qos = @intCast(outcome.code), .identifier = identifier });
+        if (wanted) try giveRetained(connection.session.?, entry.filter);
     }
 }
 
@@ -116,6 +118,7 @@ fn finish(connection: *Connection, start_of: packets.FilterList, removes: bool, 
 fn leave(session: *Session, filter: []const u8) Outcome {
     const found = subscriptions.get(session, filter) orelse
         return .{ .code = @backingInt(Reason.no_subscription_existed), .entered = false, .existed = false };
+    if (found.group != null) routing.leftShared(session);
     subscriptions.remove(found);
     journal.unsubscribed(session, filter);
     return .{ .code = 0, .entered = false, .existed = true };
@@ -134,6 +137,12 @@ fn refuse(connection: *Connection, problem: Error) void {
 }
 
 const Error = packets.Error || heap.Error || error{ Filter, Shared, Wildcard, Identifier };
+
+fn giveRetained(session: *Session, filter: []const u8) heap.Error!void {
+    if (!topics.hasWildcard(filter) and !retained.has(filter)) return;
+    try walks.start(subscriptions.get(session, filter).?);
+    delivery.pump(session);
+}
 
 /// The whole packet is checked before any of it takes effect.
 fn checkAll(start_of: packets.FilterList, version: u8) Error!void {

@@ -8,6 +8,7 @@ const heap = @import("heap.zig");
 const stats = @import("stats.zig");
 const topics = @import("topics.zig");
 const work = @import("work.zig");
+const walks = @import("walks.zig");
 const Session = @import("session.zig").Session;
 
 pub const Options = struct {
@@ -24,6 +25,8 @@ pub const Subscription = struct {
     node: *Node,
     group: ?*Group,
     options: Options,
+    /// Retained messages that are still on their way to it.
+    walk: ?*walks.Walk = null,
     next_in_node: ?*Subscription = null,
     previous_in_node: ?*Subscription = null,
     next_in_session: ?*Subscription = null,
@@ -42,6 +45,11 @@ pub const Group = struct {
     first: ?*Subscription = null,
     /// Who is next, so that members take turns.
     cursor: ?*Subscription = null,
+    /// Deliveries that came through it and are not acknowledged: it stays for them, so that they can
+    /// be handed on, even when its last member has left.
+    holds: u32 = 0,
+    /// Members whose sessions survive their connections: after a restart they are there.
+    durable_members: u32 = 0,
 };
 
 const Value = struct {
@@ -134,7 +142,10 @@ pub fn add(session: *Session, filter: []const u8, options: Options) heap.Error!A
     session.subscription_count += 1;
     by_session.insert(made);
     stats.count(.subscriptions, 1);
-    if (group != null) stats.count(.shared_subscriptions, 1);
+    if (group) |joined| {
+        stats.count(.shared_subscriptions, 1);
+        joined.durable_members += @intFromBool(session.durable());
+    }
     return .{ .subscription = made, .existed = false };
 }
 
@@ -151,7 +162,7 @@ fn newGroup(node: *Node, name: []const u8) heap.Error!*Group {
 }
 
 fn dropGroupIfEmpty(group: *Group) void {
-    if (group.first != null) return;
+    if (group.first != null or group.holds != 0) return;
     by_name.remove(group);
     if (group.previous) |previous| previous.next = group.next else group.node.value.groups = group.next;
     if (group.next) |following| following.previous = group.previous;
@@ -161,6 +172,7 @@ fn dropGroupIfEmpty(group: *Group) void {
 
 pub fn remove(gone: *Subscription) void {
     generation += 1;
+    if (gone.walk) |walk| walks.destroy(walk);
     const session = gone.session;
     const node = gone.node;
     by_session.remove(gone);
@@ -173,6 +185,7 @@ pub fn remove(gone: *Subscription) void {
     stats.uncount(.subscriptions, 1);
     if (gone.group) |group| {
         stats.uncount(.shared_subscriptions, 1);
+        group.durable_members -= @intFromBool(session.durable());
         if (group.cursor == gone) group.cursor = gone.next_in_node;
         dropGroupIfEmpty(group);
     }
@@ -181,10 +194,49 @@ pub fn remove(gone: *Subscription) void {
     tree.prune(node);
 }
 
+pub fn memberOf(group: *const Group, session: *const Session) bool {
+    return lookup(session, group.node, group) != null;
+}
+
+/// The group of a shared filter, for a delivery that came through it; `release` gives it back.
+pub fn hold(group: *Group) *Group {
+    group.holds += 1;
+    return group;
+}
+
+pub fn release(group: *Group) void {
+    group.holds -= 1;
+    if (group.first != null or group.holds != 0) return;
+    const node = group.node;
+    dropGroupIfEmpty(group);
+    tree.prune(node);
+}
+
+/// Restore only: a delivery may come before the subscriptions of its group. Held, as by `hold`.
+pub fn holdNamed(filter: []const u8) heap.Error!*Group {
+    const shared = topics.parseShared(filter).?;
+    const node = try tree.ensure(shared.filter);
+    errdefer tree.prune(node);
+    return hold(groupOf(node, shared.group) orelse try newGroup(node, shared.group));
+}
+
+/// A session's expiry has become, or has ceased to be, longer than its connection.
+pub fn durabilityChanged(session: *Session) void {
+    var item = session.first_subscription;
+    while (item) |subscription| : (item = subscription.next_in_session) {
+        const group = subscription.group orelse continue;
+        if (session.durable()) group.durable_members += 1 else group.durable_members -= 1;
+    }
+}
+
 /// The filter as the client gave it, written into `target` from its end.
 pub fn filterText(subscription: *const Subscription, target: []u8) []u8 {
-    const path = subscription.node.path(target);
-    const group = subscription.group orelse return path;
+    return if (subscription.group) |group| groupText(group, target) else subscription.node.path(target);
+}
+
+/// `$share/{ShareName}/{filter}`, written into `target` from its end.
+pub fn groupText(group: *const Group, target: []u8) []u8 {
+    const path = group.node.path(target);
     var at = target.len - path.len;
     for ([_][]const u8{ "/", group.name, "$share/" }) |part| {
         at -= part.len;
@@ -193,4 +245,6 @@ pub fn filterText(subscription: *const Subscription, target: []u8) []u8 {
     return target[at..];
 }
 
-pub const filter_bytes_max = 65535 + 16;
+/// Where a filter's text may be put for as long as nothing else is: an array on the stack is filled
+/// with a pattern each time, which costs more than all the rest.
+pub var text_room: [65535 + 16]u8 = undefined;

@@ -107,8 +107,13 @@ class ExpectedWill:
 
 @dataclass(slots=True)
 class SharedDelivery:
-    """A message for one of the sessions of a group."""
+    """A message for one of the sessions of a group.
 
+    `members` were there when it was published. Who joins later can get it too, from one of them
+    that has gone.
+    """
+
+    filter: str
     message: Message
     members: list[Session]
 
@@ -174,6 +179,9 @@ class ModelBroker:
         elif isinstance(packet, Unsubscribe):
             for wanted in packet.filters:
                 left = session.subscriptions.pop(str(wanted), None)
+                for delivery in session.deliveries:
+                    if delivery.retained and matches(str(wanted), delivery.message.topic):
+                        delivery.needed = False
                 if left is not None and str(wanted).startswith("$share/"):
                     session.kept_shared = False
             self._loosen(session)
@@ -332,11 +340,24 @@ class ModelBroker:
         self._numbers += 1
         message = Message(self._numbers, session.client_id, packet.text, packet.payload, packet.qos)
         if packet.retain:
+            self._replaced(message)
             if packet.payload:
                 self.retained[message.topic] = message
             else:
                 self.retained.pop(message.topic, None)
         self._route(message)
+
+    def _replaced(self, message: Message) -> None:
+        """A subscription that still waits for what the topic retained gets the new value instead."""
+        old = self.retained.get(message.topic)
+        for session in self.sessions.values():
+            for delivery in session.deliveries:
+                if delivery.retained and delivery.message is old:
+                    delivery.needed = False
+            for wanted, subscription in session.subscriptions.items():
+                if matches(wanted, message.topic):
+                    qos = min(subscription.qos, message.qos)
+                    session.deliveries.append(Delivery(message, qos, True, False))
 
     def _route(self, message: Message) -> None:
         groups: dict[str, list[Session]] = {}
@@ -354,8 +375,8 @@ class ModelBroker:
             if granted >= 0:
                 qos = min(granted, message.qos)
                 session.deliveries.append(Delivery(message, qos, False, qos > 0))
-        for members in groups.values():
-            self.shared.append(SharedDelivery(message, members))
+        for wanted, members in groups.items():
+            self.shared.append(SharedDelivery(wanted, message, members))
             for member in members:
                 member.deliveries.append(Delivery(message, message.qos, False, False))
 
@@ -363,16 +384,33 @@ class ModelBroker:
         wanted = str(one.filter)
         existed = wanted in session.subscriptions
         session.subscriptions[wanted] = Subscription(one.qos, one.no_local)
-        if wanted.startswith("$share/") or one.retain_handling == 2:
+        if wanted.startswith("$share/"):
+            for shared in self.shared:
+                if shared.filter == wanted and session not in shared.members:
+                    message = shared.message
+                    session.deliveries.append(Delivery(message, message.qos, False, False))
+        if wanted.startswith("$share/"):
             return
-        if one.retain_handling == 1 and existed:
+        if existed:
+            # What is still to come of the retained messages comes by the new terms, once.
+            self._renewed(session, wanted, one.qos)
+        if one.retain_handling == 2 or (one.retain_handling == 1 and existed):
             return
         for topic, message in self.retained.items():
-            if matches(wanted, topic) and may_have(session, topic):
+            if matches(wanted, topic):
                 qos = min(one.qos, message.qos)
                 # Whether No Local is about retained messages too, the text leaves open.
                 own = one.no_local and message.publisher == session.client_id
-                session.deliveries.append(Delivery(message, qos, True, qos > 0 and not own))
+                needed = qos > 0 and not own and may_have(session, topic)
+                session.deliveries.append(Delivery(message, qos, True, needed))
+
+    def _renewed(self, session: Session, wanted: str, qos: int) -> None:
+        for delivery in session.deliveries:
+            if delivery.retained and matches(wanted, delivery.message.topic):
+                delivery.needed = False
+        for topic, message in self.retained.items():
+            if matches(wanted, topic):
+                session.deliveries.append(Delivery(message, min(qos, message.qos), True, False))
 
     def _loosen(self, session: Session) -> None:
         """After UNSUBSCRIBE a server may drop what it has not begun to send (3.10.4)."""
