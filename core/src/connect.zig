@@ -274,7 +274,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     }
     if (session_room.find(name)) |known| {
         // Whoever takes a session over gets its messages: it has to be the same user.
-        if (!bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
+        if (!known.ending and !bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
     }
     if (packet.will) |will| {
         // A bridge tells its state with its will, and is no victim of rules that do not know of it:
@@ -375,6 +375,10 @@ fn obtain(name: []const u8, packet: *const packets.Connect, user: []const u8, pr
             connection_room.close(other, .session_taken_over, "another connection took this session over");
             detach(other);
         }
+    }
+    if (session_room.find(name)) |known| {
+        // One that is only handed on, or that ended with a restart, is not there for anybody.
+        if (known.ending or !known.durable()) endSession(known);
     }
     const known = session_room.find(name);
     const life: transitions.Life = if (known == null) .none else .waiting;
@@ -533,7 +537,7 @@ pub fn detach(connection: *Connection) void {
     if (state.draining) return;
     if (!connection.will_wanted) session.setWill(null, 0);
     switch (transitions.lifeEffect(.connected, if (session.durable()) .closed_expiring else .closed_ending)) {
-        .end => endSession(session),
+        .end => endInTurns(session),
         .keep => keepSession(session),
         else => unreachable,
     }
@@ -553,14 +557,25 @@ fn keepSession(session: *Session) void {
 /// The end of a session publishes a will that still waits [MQTT-3.1.2-8].
 pub fn endSession(session: *Session) void {
     routing.publishWill(session);
-    routing.handOn(session);
+    _ = routing.handOn(session, .whole);
     session_room.end(session);
 }
 
+/// The same where nobody waits for the name: a long queue of shared messages is handed on over several turns.
+fn endInTurns(session: *Session) void {
+    routing.publishWill(session);
+    if (routing.handOn(session, .share)) return session_room.end(session);
+    timers.set(&session.expiry_timer, state.now_ms + 1) catch return endSession(session);
+    if (session.ending) return;
+    session.ending = true;
+    journal.sessionChanged(session);
+}
+
 pub fn sessionExpired(session: *Session) void {
+    if (session.ending) return endInTurns(session);
     stats.count(.sessions_expired, 1);
     std.debug.assert(transitions.lifeEffect(.waiting, .expired) == .end);
-    endSession(session);
+    endInTurns(session);
 }
 
 pub fn willDue(session: *Session) void {

@@ -162,7 +162,7 @@ fn openForNew(session: *const Session) ?*Connection {
 /// QoS 1 and 2. The message is sent or queued, or dropped where the client's bounds say so.
 pub fn sendReliably(session: *Session, view: *View, terms: Terms) void {
     const connection = session.connection;
-    if (connection == null and !session.durable()) return;
+    if (connection == null and (!session.durable() or session.ending)) return;
     if (session.waiting.count == 0) {
         if (openForNew(session)) |ready| {
             if (!keeps(session, terms.qos, terms.group)) return sendUnkept(session, ready, view, terms);

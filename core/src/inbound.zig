@@ -366,6 +366,7 @@ fn publish(connection: *Connection, flags: u4, body: []const u8) void {
         // One of QoS 2 beyond the quota is refused alone (docs/decisions/0015-*; section 4.9).
         if (connection.version == 5 and session.received.count >= settings.receive_maximum) {
             stats.count(.publish_dropped, 1);
+            _ = refusals.report(connection, .publish, .receive_maximum_exceeded, session.who(), packet.topic);
             return acknowledge(connection, .pubrec, packet.packet_identifier, .quota_exceeded);
         }
     }
@@ -484,7 +485,7 @@ fn route(connection: *Connection, packet: *const packets.Publish) ?Reason {
 fn accepted(connection: *Connection, qos: u2, packet_identifier: u16) Reason {
     if (qos != 2) return .success;
     const session = connection.session.?;
-    session.received.add(packet.packet_identifier) catch {
+    session.received.add(packet_identifier) catch {
         connection_room.abort(connection, .quota_exceeded, "no memory left");
         return .success;
     };

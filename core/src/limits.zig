@@ -60,9 +60,11 @@ pub const acl_rules_max: u32 = 100_000;
 pub const match_cache_slots: u32 = 8192;
 /// Longer lists are matched anew each time.
 pub const match_cache_entries_max: u32 = 4096;
+/// Messages that are handed on in one turn from sessions that have ended to other members of shared subscriptions.
+pub const handovers_max: u32 = 1024;
 /// Retained messages that are looked at in one turn for new subscriptions, and for one client before the next.
-pub const walk_steps_max: u32 = 2048;
-pub const walk_share_steps: u32 = 256;
+pub const walk_steps_max: u32 = 512;
+pub const walk_share_steps: u32 = 128;
 /// So many wait for the client beside those that it has not acknowledged; half of them before more are taken.
 pub const walk_ahead_messages: u32 = 16;
 /// Bytes of the journal region that are kept between batches.

@@ -83,6 +83,7 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     if (life == .ready) begin();
     work.beginTurn();
     walks.begin();
+    routing.begin();
     takeResults();
     for (abi.inputs[0..input_count]) |record| {
         work.beginShare(limits.connection_units_least, limits.turn_units);

@@ -179,19 +179,33 @@ fn giveMember(chosen: *subscriptions.Subscription, view: *View, shared: *deliver
     give(chosen.session, view, .{ .qos = @min(options.qos, view.qos), .retain = view.retain and options.retain_as_published, .identifiers = identifiers, .group = group }, shared);
 }
 
+/// How many messages of sessions that end may still be handed on in this turn.
+var handovers_left: u32 = 0;
+
+/// A turn begins.
+pub fn begin() void {
+    handovers_left = limits.handovers_max;
+}
+
 /// What a session that ends had not acknowledged of its shared subscriptions goes to other members:
 /// QoS 1 whether sent or not, QoS 2 only what was not begun (section 4.8.2, [MQTT-4.8.2-5]). Where there is
-/// no other member the shared subscription has ended, and its messages with it (section 4.8.2).
-pub fn handOn(session: *Session) void {
-    var item = session.sent.first;
-    while (item) |sent| {
-        item = sent.next;
-        if (sent.group == null or sent.qos != 1) continue;
-        session.slot(sent.packet_identifier).?.counted = false; // on a connection that is gone
-        if (!passOn(session, sent)) stats.count(.publish_dropped, 1);
-    }
-    handOnWaiting(session, .all);
+/// no other member the shared subscription has ended, and its messages with it (section 4.8.2). The session's
+/// own messages end with it. `share`: no more than the turn may do; false: there are others.
+pub fn handOn(session: *Session, which: enum { whole, share }) bool {
     forgetLeft(session);
+    for ([_]*session_room.Queue{ &session.sent, &session.waiting }) |queue| {
+        while (queue.first) |known| {
+            if (which == .share and handovers_left == 0) return false;
+            handovers_left -|= 1;
+            work.spend(4 * work.node_units);
+            const begun = known.packet_identifier != 0;
+            if (begun) session.slot(known.packet_identifier).?.counted = false; // on a connection that is gone
+            if (!(begun and known.qos == 2) and passOn(session, known)) continue;
+            if (known.group != null) stats.count(.publish_dropped, 1) else known.leaveJournal(); // the session's end says it
+            delivery.forget(session, known);
+        }
+    }
+    return true;
 }
 
 /// Sessions that have left shared subscriptions in this step. What had not been sent to them goes to
@@ -210,7 +224,7 @@ pub fn settleLeft() void {
         const session = left.items[left.items.len - 1];
         left.items.len -= 1;
         session.left_shared = false;
-        handOnWaiting(session, .left);
+        handOnWaiting(session);
     }
 }
 
@@ -222,13 +236,12 @@ fn forgetLeft(session: *Session) void {
     left.items.len -= 1;
 }
 
-fn handOnWaiting(session: *Session, which: enum { all, left }) void {
+fn handOnWaiting(session: *Session) void {
     var item = session.waiting.first;
     while (item) |waiting| {
         item = waiting.next;
         const group = waiting.group orelse continue;
-        if (which == .left and subscriptions.memberOf(group, session)) continue;
-        if (!passOn(session, waiting) and which == .all) stats.count(.publish_dropped, 1);
+        if (!subscriptions.memberOf(group, session)) _ = passOn(session, waiting);
     }
 }
 
@@ -271,7 +284,7 @@ fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session)
 /// 4 ready, 3 busy, 2 absent, 1 with a full queue, 0 never.
 fn readiness(member: *const subscriptions.Subscription, view: *const View, room_needed: bool) u8 {
     const session = member.session;
-    if (session.ended) return 0;
+    if (session.ended or session.ending) return 0;
     if (!acl.allowed(.subscribe, session.who(), view.topic)) return 0;
     const active = if (session.connection) |connection| connection.isActive() else false;
     const queues = member.options.qos != 0 and view.qos != 0;

@@ -130,6 +130,8 @@ pub const Session = struct {
     /// One of them is being advanced, or must not be; the first of them waits for its turn.
     walking: bool = false,
     tired: bool = false,
+    /// It has ended; only what is handed on of it is still here.
+    ending: bool = false,
     /// It has left a shared subscription in this step: what waits of it is to be handed on.
     left_shared: bool = false,
     will: ?*Message = null,

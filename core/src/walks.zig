@@ -15,6 +15,7 @@ const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
 const topics = @import("topics.zig");
+const work = @import("work.zig");
 const Message = @import("message.zig").Message;
 const Session = session_room.Session;
 const Subscription = subscriptions.Subscription;
@@ -162,6 +163,7 @@ fn go(session: *Session, walk: *Walk) Outcome {
         if (share == 0 or steps_left == 0) return stop(walk, here, .tired);
         share -= 1;
         steps_left -= 1;
+        work.spend(work.node_units);
         switch (retained.judge(filter, here.topic())) {
             .end => return .done,
             .seek => |key| {

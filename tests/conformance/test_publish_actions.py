@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from avow.testing.core_abi import Setting
+from avow.testing.core_abi import Refused, Setting
 from avow.testing.core_driver import CoreDriver
 from avow.testing.fake_client import FakeClient, connected
 from avow.testing.mqtt import (
@@ -137,6 +137,8 @@ def test_qos_2_publishes_above_the_receive_maximum_are_refused_alone(maximum: in
     client = FakeClient(core, "c")
     assert client.connect().properties.get(Property.RECEIVE_MAXIMUM) == maximum
     client.send(*(Publish("t", b"%d" % n, 2, n) for n in range(1, maximum + 4)))
+    refused = [event for event in core.take_events() if isinstance(event, Refused)]
+    assert {(event.client_id, event.code, event.topic) for event in refused} == {("c", 0x93, "t")}
     codes = [client.expect(Pubrec).code for _ in range(maximum + 3)]
     assert codes == [0] * maximum + [0x97] * 3
     assert [p.payload for p in watcher.received()] == [b"%d" % n for n in range(1, maximum + 1)]

@@ -107,7 +107,7 @@ def test_a_session_that_breaks_off_gets_the_rest_when_it_comes_back(qos: int) ->
     core = plant()
     client = held_up(core, "c", qos)
     got = [p.text for p in take(client, 2)]
-    for _ in range(5):
+    for _ in range(3):
         client.drop()
         client.open()
         core.open_window(client.connection, 50_000)
@@ -297,7 +297,7 @@ def test_a_walk_takes_many_turns_and_others_are_served_between() -> None:
     client.send(Subscribe(1, [Filter("+/b", 1)]))
     client.expect(Suback)
     client.expect_nothing()
-    assert core.counters()["steps"] - steps >= 20_000 // 2048
+    assert core.counters()["steps"] - steps >= 20_000 // 512
 
 
 @pytest.mark.parametrize("seed", range(8))

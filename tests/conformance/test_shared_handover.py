@@ -374,3 +374,37 @@ def test_a_long_queue_is_handed_on_whole() -> None:
     mine = work(b)
     core.advance(1_001_000)
     assert sorted(mine + work(b)) == list(numbers)
+
+
+def test_a_long_queue_is_handed_on_over_several_turns() -> None:
+    """Meanwhile the session is not there for anybody: its client finds none."""
+    core = CoreDriver()
+    a, b = worker(core, "a", long=True), worker(core, "b", long=True)
+    a.drop()
+    b.drop()
+    boss = connected(core, "boss")
+    numbers = range(1, 20_001)
+    boss.send(*(Publish("jobs", b"%d" % number, 1, number) for number in numbers))
+    assert all(boss.expect(Puback).code == 0 for _ in numbers)
+    steps = core.counters()["steps"]
+    core.advance(1_001_000)
+    assert core.counters()["steps"] - steps >= len(numbers) // 2 // 1024
+    assert core.counters()["queued"] == 0  # both have ended
+    assert core.counters()["stored_messages"] == 0
+
+
+def test_who_comes_back_while_its_session_is_handed_on_finds_none() -> None:
+    core = CoreDriver()
+    a = worker(core, "a", long=False, window=1)
+    b = worker(core, "b", long=True)
+    b.drop()
+    boss = connected(core, "boss")
+    numbers = range(1, 5001)
+    boss.send(*(Publish("jobs", b"%d" % number, 1, number) for number in numbers))
+    assert all(boss.expect(Puback).code == 0 for _ in numbers)
+    a.drop()  # a thousand of its messages have gone on by now
+    again = FakeClient(core, "a")
+    assert not again.connect(clean_start=False).session_present
+    again.expect_nothing()
+    b.reconnect(properties=LONG)
+    assert sorted(work(b)) == list(numbers)

@@ -348,7 +348,7 @@ class ModelBroker:
         self._route(message)
 
     def _replaced(self, message: Message) -> None:
-        """A subscription that still waits for what the topic retained gets the new value instead."""
+        """A subscription that waits for what the topic retained gets the new value instead."""
         old = self.retained.get(message.topic)
         for session in self.sessions.values():
             for delivery in session.deliveries:
