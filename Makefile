@@ -29,7 +29,7 @@ endif
 FUZZ_S ?= 60
 FAULTS ?= 5000
 
-.PHONY: help absent demo test lint bench fuzz torture docs build lock clean
+.PHONY: help absent demo test lint bench fuzz torture docs build lock digests clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -69,6 +69,9 @@ build: $(READY) $(if $(TPM_BUILD),$(TPM_READY)) ## compile core and pump, and pr
 
 lock: build ## the lock files in requirements/, for the newest versions that pyproject.toml allows
 	$(BIN)/python requirements/lock.py
+
+digests: build ## what a release is measured as, for each supported Python that is here
+	$(BIN)/python -m docs.digests $(DIGESTS)
 
 clean: ## remove all that was built or downloaded into this folder
 	rm -rf $(VENV) build dist site src/avow/_native .mypy_cache .ruff_cache .pytest_cache .hypothesis
