@@ -9,6 +9,7 @@ from bench.run import main
 SUBJECTS = {
     "attestation": "bench.attestation.run",
     "durability": "bench.durability",
+    "neighbours": "bench.neighbours",
     "sealing": "bench.sealing",
     "sandbox": "bench.sandbox.run",
     "start": "bench.start",

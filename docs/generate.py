@@ -16,6 +16,8 @@ from typing import Any
 import click
 
 from avow.broker.config import schema_rows
+from avow.broker.memory import CONNECTION_BYTES, PROCESS_BYTES, TLS_CONNECTION_BYTES
+from avow.broker.users import ARGON2_MEMORY_KIB
 from avow.cli import cli
 from docs import judging_pages, zig_source
 from tests.conformance.test_coverage import excused, statements, tagged
@@ -100,6 +102,18 @@ def limits() -> str:
                 if row.table == "[limits]"
             ),
         )
+        + "\n## Memory\n\n"
+        "`memory_budget_bytes` bounds the core: what it keeps for clients (sessions, "
+        "subscriptions, queues, retained messages, what waits to be sent), and what its memory "
+        "grows to. On top come, at the most:\n\n"
+        f"- {PROCESS_BYTES >> 20} MiB for the process: Python, wasmtime, OpenSSL, compiled core;\n"
+        f"- {ARGON2_MEMORY_KIB >> 10} MiB for each password that is verified, `login.workers` at a "
+        "time;\n"
+        f"- {TLS_CONNECTION_BYTES >> 10} KiB for each TLS connection whose peer does not read, and "
+        f"{CONNECTION_BYTES >> 10} KiB for each connection.\n\n"
+        "`avow broker --check` prints the sum for a configuration with 1,000 connections. How many "
+        "there can be is the limit of open files. The journal of one turn, and what the kernel "
+        "keeps for sockets, are not in it.\n"
     )
 
 

@@ -17,6 +17,7 @@ const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
 const work = @import("work.zig");
 const Connection = @import("connection.zig").Connection;
+const Session = @import("session.zig").Session;
 
 /// A publish that waits or is being served.
 pub const Job = struct {
@@ -28,6 +29,7 @@ pub const Job = struct {
     /// Whom to answer; null: nobody.
     connection: ?*Connection,
     packet_identifier: u16,
+    orphan: bool = false,
 };
 
 var first: ?*Job = null;
@@ -57,21 +59,37 @@ pub fn add(origin: routing.Origin, view: *message_room.View) heap.Error!void {
     last = job;
 }
 
+/// Messages whose publisher's connection is over.
+var orphans: usize = 0;
+
+/// A message of an earlier connection of this session still waits: the next one comes after it.
+pub fn precedes(session: *const Session) bool {
+    if (orphans == 0) return false;
+    var item = first;
+    while (item) |job| : (item = job.next) {
+        work.spend(1);
+        if (job.connection == null and job.publisher == session.serial) return true;
+    }
+    return false;
+}
+
 /// The publisher's connection is over. A QoS 2 message that it repeats on the next one must not have
 /// been given to anybody yet [MQTT-4.3.3-12]: it is dropped, since it is given in one go and was not yet.
 pub fn leave(connection: *Connection) void {
     const job = connection.job orelse return;
     connection.job = null;
     job.connection = null;
+    job.orphan = true;
+    orphans += 1;
 }
 
 pub fn isIdle() bool {
     return first == null and retired.items.len == 0;
 }
 
-/// Works on what waits, for a share.
+/// Works on what waits, for a share and what else is left of the turn.
 pub fn goOn() void {
-    work.beginShare(limits.share_units, limits.share_units);
+    work.beginShare(limits.share_units, limits.turn_units);
     while (!work.over()) {
         if (phase == .idle and !giveBack()) return;
         const job = first orelse return;
@@ -118,6 +136,7 @@ fn finish(job: *Job, matched: u32) void {
     const message = job.message;
     const connection = job.connection;
     const packet_identifier = job.packet_identifier;
+    if (job.orphan) orphans -= 1;
     heap.destroy(job);
     if (connection) |origin| {
         origin.job = null;

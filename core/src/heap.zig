@@ -2,6 +2,9 @@
 //! Every allocation can fail, and the caller answers with the protocol's own means.
 //! Frees name their size, so blocks carry no header. Nothing is filled with a pattern:
 //! callers initialise what they take.
+//!
+//! The budget bounds what is in use and what the memory grows to, so that it bounds what becomes
+//! resident as well: pages whose blocks are all free serve every class again.
 
 const std = @import("std");
 const limits = @import("limits.zig");
@@ -9,16 +12,36 @@ const limits = @import("limits.zig");
 pub const Error = error{OutOfMemory};
 
 const page_bytes = 64 * 1024;
+/// Of 32-bit memory.
+const pages_max = 65536;
 const small_max = 32 * 1024;
 const linear_max = 256; // 16-byte steps up to here, then four classes a doubling
 const class_count = linear_max / 16 + 4 * 7;
 
 const Free = struct { next: ?*Free };
-const Run = struct { pages: usize, next: ?*Run };
-const Class = struct { free: ?*Free = null, fresh: usize = 0, fresh_end: usize = 0 };
 
-var classes: [class_count]Class = @splat(.{});
-var runs: ?*Run = null; // sorted by address, neighbours merged
+/// One or two pages of blocks of one class. Page 0 has static data, so 0 is no slab.
+const Slab = struct {
+    free: ?*Free = null,
+    /// Where blocks that were never used begin.
+    fresh: usize = 0,
+    used: u16 = 0,
+    /// In the list of its class: it has room.
+    linked: bool = false,
+    /// The second page of the slab before it.
+    second: bool = false,
+    next: u16 = 0,
+    previous: u16 = 0,
+};
+
+var slabs: [pages_max]Slab = @splat(.{});
+/// The first slab with room, by class.
+var with_room: [class_count]u16 = @splat(0);
+/// A bit for each page that nobody has, and where to begin to look.
+var free_pages: [pages_max / 64]u64 = @splat(0);
+var lowest_free: usize = 0;
+/// Pages at the start, with static data: not the budget's.
+var static_pages: usize = 0;
 pub var used_bytes: u64 = 0;
 pub var used_bytes_maximum: u64 = 0;
 pub var budget_bytes: u64 = 1024 * 1024 * 1024;
@@ -45,97 +68,146 @@ fn account(bytes: usize) Error!void {
 
 pub fn allocate(size: usize) Error![*]align(16) u8 {
     if (size > small_max) return allocateRun((size + page_bytes - 1) / page_bytes);
-    const index = classOf(size);
-    const bytes = classBytes(index);
-    const class = &classes[index];
+    const class = classOf(size);
+    const bytes = classBytes(class);
     try account(bytes);
-    if (class.free) |block| {
-        class.free = block.next;
-        return @ptrCast(@alignCast(block));
-    }
-    if (class.fresh + bytes > class.fresh_end) {
+    if (with_room[class] == 0) {
         errdefer used_bytes -= bytes;
-        const pages: usize = if (bytes > 4096) 2 else 1;
-        class.fresh = @intFromPtr(try takePages(pages));
-        class.fresh_end = class.fresh + pages * page_bytes;
+        try addSlab(class, bytes);
     }
-    const at = class.fresh;
-    class.fresh += bytes;
-    return @ptrFromInt(at);
+    const number = with_room[class];
+    const slab = &slabs[number];
+    slab.used += 1;
+    var block: usize = slab.fresh;
+    if (slab.free) |first| {
+        block = @intFromPtr(first);
+        slab.free = first.next;
+    } else slab.fresh += bytes;
+    if (slab.free == null and slab.fresh + bytes > endOf(number, bytes)) unlink(class, number);
+    return @ptrFromInt(block);
 }
 
 pub fn release(pointer: [*]u8, size: usize) void {
-    if (size > small_max) return releaseRun(pointer, (size + page_bytes - 1) / page_bytes);
-    const index = classOf(size);
-    used_bytes -= classBytes(index);
+    if (size > small_max) return releaseRun(@intFromPtr(pointer), (size + page_bytes - 1) / page_bytes);
+    const class = classOf(size);
+    used_bytes -= classBytes(class);
+    var number: u16 = @intCast(@intFromPtr(pointer) / page_bytes);
+    if (slabs[number].second) number -= 1;
+    const slab = &slabs[number];
+    slab.used -= 1;
+    // The last with room stays: the next block of its class would need it again.
+    if (slab.used == 0 and !(slab.linked and slab.next == 0 and slab.previous == 0)) return dropSlab(class, number);
     const block: *Free = @ptrCast(@alignCast(pointer));
-    block.next = classes[index].free;
-    classes[index].free = block;
+    block.next = slab.free;
+    slab.free = block;
+    if (!slab.linked) link(class, number);
+}
+
+fn slabPages(block_bytes: usize) usize {
+    return if (block_bytes > 4096) 2 else 1;
+}
+
+fn endOf(number: usize, block_bytes: usize) usize {
+    return (number + slabPages(block_bytes)) * page_bytes;
+}
+
+fn addSlab(class: usize, block_bytes: usize) Error!void {
+    const start = try takePages(slabPages(block_bytes));
+    const number: u16 = @intCast(start / page_bytes);
+    slabs[number] = .{ .fresh = start };
+    if (slabPages(block_bytes) == 2) slabs[number + 1] = .{ .second = true };
+    link(class, number);
+}
+
+fn dropSlab(class: usize, number: u16) void {
+    if (slabs[number].linked) unlink(class, number);
+    const pages = slabPages(classBytes(class));
+    if (pages == 2) slabs[number + 1] = .{};
+    givePages(number, pages);
+}
+
+fn link(class: usize, number: u16) void {
+    const first = with_room[class];
+    slabs[number].linked = true;
+    slabs[number].previous = 0;
+    slabs[number].next = first;
+    if (first != 0) slabs[first].previous = number;
+    with_room[class] = number;
+}
+
+fn unlink(class: usize, number: u16) void {
+    const slab = &slabs[number];
+    slab.linked = false;
+    if (slab.previous != 0) slabs[slab.previous].next = slab.next else with_room[class] = slab.next;
+    if (slab.next != 0) slabs[slab.next].previous = slab.previous;
 }
 
 fn allocateRun(pages: usize) Error![*]align(16) u8 {
     try account(pages * page_bytes);
     errdefer used_bytes -= pages * page_bytes;
-    return takePages(pages);
+    return @ptrFromInt(try takePages(pages));
 }
 
-fn takePages(pages: usize) Error![*]align(16) u8 {
-    var link = &runs;
-    while (link.*) |run| : (link = &run.next) {
-        if (run.pages < pages) continue;
-        if (run.pages == pages) {
-            link.* = run.next;
-        } else {
-            const rest: *Run = @ptrFromInt(@intFromPtr(run) + pages * page_bytes);
-            rest.* = .{ .pages = run.pages - pages, .next = run.next };
-            link.* = rest;
+fn releaseRun(address: usize, pages: usize) void {
+    used_bytes -= pages * page_bytes;
+    givePages(address / page_bytes, pages);
+}
+
+/// The address of so many pages in a row.
+fn takePages(pages: usize) Error!usize {
+    const found = findPages(pages) orelse blk: {
+        try grow(pages);
+        break :blk findPages(pages).?;
+    };
+    for (found..found + pages) |page| free_pages[page / 64] &= ~bit(page);
+    if (found == lowest_free) lowest_free += pages;
+    return found * page_bytes;
+}
+
+fn givePages(first: usize, pages: usize) void {
+    for (first..first + pages) |page| free_pages[page / 64] |= bit(page);
+    lowest_free = @min(lowest_free, first);
+}
+
+fn bit(page: usize) u64 {
+    return @as(u64, 1) << @intCast(page % 64);
+}
+
+fn findPages(pages: usize) ?usize {
+    const end = @wasmMemorySize(0);
+    var page = lowest_free;
+    var run: usize = 0;
+    while (page < end) {
+        const rest = free_pages[page / 64] >> @intCast(page % 64);
+        if (rest == 0) {
+            run = 0;
+            page = (page / 64 + 1) * 64;
+            continue;
         }
-        return @ptrCast(@alignCast(run));
+        const taken = @ctz(rest);
+        if (taken != 0) {
+            run = 0;
+            page += taken;
+        }
+        const free = @ctz(~(rest >> @intCast(taken)));
+        run += free;
+        page += free;
+        if (run >= pages) return page - run;
     }
-    try grow(pages);
-    return takePages(pages);
+    return null;
 }
 
 /// Memory grows by an eighth, so that the host can back it with its large pages: a big broker then
 /// needs a fraction of the address translations, and few calls into the engine.
 fn grow(pages: usize) Error!void {
     const held = @wasmMemorySize(0);
-    const wanted = @max(pages, limits.growth_pages, held / 8);
-    const first = @wasmMemoryGrow(0, wanted);
-    if (first >= 0) return addRun(held, wanted);
+    if (static_pages == 0) static_pages = held;
+    const most: usize = @intCast(@min(pages_max, static_pages + budget_bytes / page_bytes) -| held);
+    if (pages > most) return error.OutOfMemory;
+    const wanted = @min(most, @max(pages, limits.growth_pages, held / 8));
+    if (@wasmMemoryGrow(0, wanted) >= 0) return givePages(held, wanted);
     if (@wasmMemoryGrow(0, pages) < 0) return error.OutOfMemory;
-    addRun(held, pages);
-}
-
-fn addRun(first_page: usize, pages: usize) void {
-    used_bytes += pages * page_bytes;
-    releaseRun(@ptrFromInt(first_page * page_bytes), pages);
-}
-
-fn releaseRun(pointer: [*]u8, pages: usize) void {
-    used_bytes -= pages * page_bytes;
-    const address = @intFromPtr(pointer);
-    var before: ?*Run = null;
-    var after = runs;
-    while (after) |run| {
-        if (@intFromPtr(run) > address) break;
-        before = run;
-        after = run.next;
-    }
-    var run: *Run = @ptrCast(@alignCast(pointer));
-    run.* = .{ .pages = pages, .next = after };
-    if (before) |left| {
-        if (@intFromPtr(left) + left.pages * page_bytes == address) {
-            left.pages += pages;
-            run = left;
-        } else left.next = run;
-    } else runs = run;
-    if (after) |right| {
-        if (@intFromPtr(run) + run.pages * page_bytes == @intFromPtr(right)) {
-            run.pages += right.pages;
-            run.next = right.next;
-        } else run.next = right;
-    }
+    givePages(held, pages);
 }
 
 pub fn create(comptime T: type) Error!*T {

@@ -41,16 +41,16 @@ pub const growth_pages: u32 = 32;
 
 /// What a turn may cost, in units of some 50 ns (work.zig): 10 ms, so that a turn and the next one,
 /// with what goes beyond for those who ask for little, are over within 50 ms.
-pub const turn_units: u64 = 200_000;
+pub const turn_units: u32 = 200_000;
 /// What each connection's input gets in a turn in any case.
-pub const connection_units_least: u64 = 4_000;
+pub const connection_units_least: u32 = 4_000;
 /// What the input of a connection that was interrupted gets before the next one has its turn, and
 /// each kind of work that goes on in the background.
-pub const share_units: u64 = turn_units / 4;
+pub const share_units: u32 = turn_units / 4;
 /// A publish that costs less is never put off.
-pub const publish_units: u64 = 1_000;
+pub const publish_units: u32 = 1_000;
 /// So many members of a shared subscription are asked who is the readiest.
-pub const group_members_looked_at = 1024;
+pub const group_members_looked_at: u32 = 1024;
 /// Packets other than PUBLISH are not larger; their size is work that cannot be interrupted.
 pub const control_packet_bytes_max: u32 = 1024 * 1024;
 

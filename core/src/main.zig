@@ -97,7 +97,7 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     routing.settleLeft();
     walks.goOn();
     fanout.goOn();
-    work.beginShare(limits.share_units, limits.share_units);
+    work.beginShare(limits.share_units, limits.turn_units);
     _ = session_room.clearEnded();
     settleDoomed();
     journal.begun = true;

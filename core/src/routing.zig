@@ -66,6 +66,9 @@ fn retain(view: *View) Error!void {
 }
 
 fn route(origin: Origin, view: *View) heap.Error!?u32 {
+    if (origin.session) |session| {
+        if (fanout.precedes(session)) return later(origin, view);
+    }
     const match = matching.match(view.topic) catch blk: {
         matching.forget();
         break :blk matching.match(view.topic) catch {

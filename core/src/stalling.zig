@@ -87,7 +87,7 @@ fn dequeue(stall: *Stall) void {
 pub fn goOn() void {
     const start = work.spent;
     while (first) |stall| {
-        if (work.spent - start >= limits.share_units) return;
+        if (work.spent - start >= limits.share_units and work.turnIsOver()) return;
         work.beginShare(limits.share_units, limits.share_units);
         dequeue(stall);
         resumeOne(stall.connection, stall);

@@ -163,6 +163,8 @@ def test_check_reports_and_opens_nothing(tmp_path: Path, capsys: Captured) -> No
     assert "listener mqtts://0.0.0.0:8883: users" in text
     assert "warning: " in text
     assert "access rules: 1" in text
+    # 1 GiB, the process with two passwords at a time, and 129 KiB for each connection.
+    assert "memory: at most 1,347 MiB with 1,000 connections: 1,024 for the core" in text
     assert text.endswith("configuration is valid\n")
 
 

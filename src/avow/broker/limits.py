@@ -75,7 +75,11 @@ class Limits(BaseModel):
         default=128, ge=1, le=1024, description="Levels of a topic or a topic filter."
     )
     memory_budget_bytes: Annotated[int, SettingKey(11)] = Field(
-        default=1_073_741_824, ge=8 * 2**20, le=3 * 2**30, description="All memory of the core."
+        default=1_073_741_824,
+        ge=8 * 2**20,
+        le=3 * 2**30,
+        description="What the core keeps for clients, and what its memory grows to. "
+        "`avow broker --check` prints what comes on top.",
     )
     retained_messages_max: Annotated[int, SettingKey(12)] = Field(
         default=1_000_000, ge=0, le=2**31, description="All retained messages."

@@ -21,6 +21,7 @@ import click
 
 from avow import artefacts
 from avow.broker.config import Configuration, Storage
+from avow.broker.memory import MemoryNeed, in_words, memory_need
 from avow.broker.prepared import Prepared, prepare, problems
 from avow.channel.acceptor import open_listeners
 from avow.channel.address import Address, Scheme, resolve
@@ -198,6 +199,15 @@ def _try_port(address: Address, held: list[socket.socket], found: _Findings) -> 
             found.errors.append(str(error))
 
 
+def _memory(starting: Prepared) -> MemoryNeed:
+    configuration = starting.configuration
+    return memory_need(
+        configuration.limits,
+        tls=any(entry.context is not None for entry in starting.listeners),
+        password_workers=configuration.login.workers if starting.users is not None else 0,
+    )
+
+
 def _report(starting: Prepared | Unprovisioned | None, found: _Findings) -> None:
     for error in found.errors:
         click.echo(f"avow: {error}", err=True)
@@ -213,6 +223,7 @@ def _report(starting: Prepared | Unprovisioned | None, found: _Findings) -> None
             click.echo(f"users: {len(starting.users)}")
         if starting.acl is not None:
             click.echo(f"access rules: {len(starting.acl)}")
+        click.echo(in_words(_memory(starting)))
     for warning in found.warnings:
         click.echo(f"warning: {warning}")
     if found.errors:
