@@ -12,7 +12,7 @@ const topics = @import("topics.zig");
 const Connection = @import("connection.zig").Connection;
 const Reason = @import("wire/reason.zig").Reason;
 
-pub const Action = enum(u8) { publish = 1, subscribe = 2, will = 3 };
+pub const Action = enum(u8) { publish = 1, subscribe = 2, will = 3, kept_will = 4 };
 
 /// Why, where the reason code is "not authorized".
 const Cause = enum(u8) { reason_code = 0, rule = 1, no_rule = 2, reserved_topic = 3 };
@@ -30,16 +30,20 @@ pub const Window = struct {
     }
 };
 
-var everybody: Window = .{};
+/// By the action: many publishes do not hide a subscription.
+var everybody: [@typeInfo(Action).@"enum".field_names.len + 1]Window = @splat(.{});
+
+/// Stands for the connection where there is none any more.
+const nobody: u32 = 0xFFFF_FFFF;
 
 /// `topic` is a name, or the filter of a subscription; `who` is whom the rules were asked about.
 /// False: the host is not told of this one.
 pub fn report(connection: *Connection, action: Action, reason: Reason, who: acl.Who, topic: []const u8) bool {
-    if (!connection.refusals.take(limits.refusals_of_connection_max) or !everybody.take(limits.refusals_max)) {
+    if (!connection.refusals.take(limits.refusals_of_connection_max) or !everybody[@backingInt(action)].take(limits.refusals_max)) {
         connection.refusals_unreported +|= 1;
         return false;
     }
-    write(connection, action, reason, who, topic) catch {
+    write(connection.id, connection.refusals_unreported, action, reason, who, topic) catch {
         connection.refusals_unreported +|= 1;
         return false;
     };
@@ -47,7 +51,14 @@ pub fn report(connection: *Connection, action: Action, reason: Reason, who: acl.
     return true;
 }
 
-fn write(connection: *Connection, action: Action, reason: Reason, who: acl.Who, topic: []const u8) heap.Error!void {
+/// A will that was taken with its CONNECT and that the rules of today do not let out.
+pub fn reportKeptWill(who: acl.Who, topic: []const u8) void {
+    const action: Action = .kept_will;
+    if (!everybody[@backingInt(action)].take(limits.refusals_max)) return;
+    write(nobody, 0, action, .not_authorized, who, topic) catch return;
+}
+
+fn write(connection: u32, unreported: u32, action: Action, reason: Reason, who: acl.Who, topic: []const u8) heap.Error!void {
     var cause: Cause = .reason_code;
     var rule: u32 = 0;
     if (reason == .not_authorized) {
@@ -59,13 +70,13 @@ fn write(connection: *Connection, action: Action, reason: Reason, who: acl.Who, 
         }
     }
     try events.begin(.refused);
-    try events.number(u32, connection.id);
+    try events.number(u32, connection);
     try events.number(u8, @backingInt(action));
     try events.number(u8, @backingInt(reason));
     try events.number(u8, @backingInt(cause));
     try events.number(u8, 0);
     try events.number(u32, rule);
-    try events.number(u32, connection.refusals_unreported);
+    try events.number(u32, unreported);
     try events.string(beginning(who.client_identifier));
     try events.string(beginning(who.user));
     try events.string(beginning(topic));

@@ -11,6 +11,7 @@ const matching = @import("matching.zig");
 const work = @import("work.zig");
 const message_room = @import("message.zig");
 const retained = @import("retained.zig");
+const refusals = @import("refusals.zig");
 const state = @import("state.zig");
 const stats = @import("stats.zig");
 const subscriptions = @import("subscriptions.zig");
@@ -306,7 +307,10 @@ pub fn publishWill(session: *Session) void {
     if (view.expires_at_ms != message_room.never) view.expires_at_ms += state.now_ms;
     if (acl.allowed(.publish, session.who(), view.topic)) {
         _ = publish(.{ .session = session }, &view) catch stats.count(.publish_dropped, 1);
-    } else stats.count(.acl_denied, 1);
+    } else {
+        stats.count(.acl_denied, 1);
+        refusals.reportKeptWill(session.who(), view.topic);
+    }
     timers.cancel(&session.will_timer);
     session.setWill(null, 0);
 }

@@ -177,6 +177,23 @@ def test_many_clients_do_not_fill_the_log(core: CoreDriver) -> None:
     assert len(refused(core)) == 64
 
 
+def test_refused_publishes_do_not_hide_a_subscription(core: CoreDriver) -> None:
+    core.acl(RULES)
+    for number in range(100):
+        connected(core, f"c{number}").send(Publish("secret/x", b"x"))
+    connected(core, "last").send(Subscribe(1, [Filter("secret/y", 0)]))
+    assert (refused(core)[-1].client_id, refused(core)[-1].action) == ("last", 2)
+
+
+def test_a_will_that_new_rules_do_not_let_out(core: CoreDriver) -> None:
+    client = connected(core, "willy", identity="bob", will=Will("secret/w", b"x"))
+    core.acl(RULES)
+    client.drop()
+    assert refused(core) == [
+        Refused(0xFFFFFFFF, 4, NOT_AUTHORIZED, BY_RULE, 2, 0, "willy", "bob", "secret/w")
+    ]
+
+
 def test_long_names_are_cut_between_characters(core: CoreDriver) -> None:
     core.acl(RULES)
     name = "ü" * 1000

@@ -255,6 +255,7 @@ def test_whoever_the_core_refuses_is_a_line_and_no_second_one() -> None:
         (2, 2, 0, "subscription refused", "no access rule fits"),
         (3, 3, 0, "connection refused for its will", "$SYS is the broker's own"),
         (1, 0, 0, "publish refused", "the code says why"),
+        (4, 2, 0, "will refused", "no access rule fits"),
     ],
 )
 def test_what_is_refused_is_a_line(

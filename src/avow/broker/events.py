@@ -94,6 +94,7 @@ class Action(enum.IntEnum):
     PUBLISH = 1
     SUBSCRIBE = 2
     WILL = 3
+    KEPT_WILL = 4
 
 
 class Cause(enum.IntEnum):

@@ -74,6 +74,7 @@ _REFUSED = {
     Action.PUBLISH: "publish refused",
     Action.SUBSCRIBE: "subscription refused",
     Action.WILL: "connection refused for its will",
+    Action.KEPT_WILL: "will refused",
 }
 
 

@@ -279,8 +279,8 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A publish (action 1), subscription (2) or will (3) was refused. `cause`: 0 see the reason
-    code, 1 the rule, 2 no rule fits, 3 a topic of the broker's own."""
+    """A publish (action 1), subscription (2), will (3) or kept will (4) was refused. `cause`: 0 see
+    the code, 1 the rule, 2 no rule fits, 3 a topic of the broker's own."""
 
     connection: int
     action: int
@@ -390,7 +390,7 @@ def _disconnected(reader: _EventReader) -> Disconnected:
 
 def _refused(reader: _EventReader) -> Refused:
     connection, action, code, cause, zero, rule, unreported = reader.take("<IBBBBII")
-    if zero or not 1 <= action <= 3 or cause > 3 or (rule != 0) != (cause == 1):
+    if zero or not 1 <= action <= 4 or cause > 3 or (rule != 0) != (cause == 1):
         raise MalformedError(
             f"REFUSED event: {action}, cause {cause}, rule {rule}, reserved {zero}"
         )
