@@ -24,6 +24,7 @@ from avow.tee.intel.collateral import Collateral, parse_collateral
 from avow.tee.intel.vouching import Roots
 from avow.tee.sgx.report import encode_report
 from avow.tee.sgx.verifier import SgxVerifier
+from avow.tee.snp.report import Tcb
 from avow.testing import amd_pki, nitro_pki
 from avow.testing.amd_pki import AmdPki, SnpSigner
 from avow.testing.intel_pki import IntelPki, SgxBody
@@ -53,6 +54,8 @@ chip_id = "any"
 migration_agent = false
 vmpl = { max = 0 }
 tcb = { bootloader = { min = 0 }, tee = { min = 0 }, snp = { min = 0 }, microcode = { min = 0 } }
+launch_tcb = { bootloader.min = 4, tee.min = 1, snp.min = 24, microcode.min = 219 }
+platform.alias_check_complete = true
 [collateral]
 crl_checked = true
 age_s = { max = 31536000 }
@@ -206,6 +209,17 @@ def test_report_of_another_chip(amd: AmdPki) -> None:
         lambda: _snp(amd, chip, chip_id=b"\x99" * 64),
         [Defence("SNP8", "avow.tee.snp.verifier", "CHIP")],
     )
+
+
+def test_guest_launched_under_old_firmware(amd: AmdPki) -> None:
+    """After a live update the reported TCB is the new one."""
+    old = Tcb(3, 0, 8, 115).encoded(turin=False)
+    assert _check(_snp(amd, amd.chip(), launch_tcb=old)) == "P5"
+
+
+def test_host_without_the_alias_check(amd: AmdPki) -> None:
+    """BadRAM (CVE-2024-21944): bit 5 of PLATFORM_INFO is not set."""
+    assert _check(_snp(amd, amd.chip(), platform_info=0)) == "P4"
 
 
 def test_guest_that_may_be_debugged(amd: AmdPki) -> None:
