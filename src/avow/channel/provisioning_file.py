@@ -29,12 +29,19 @@ from avow.errors import MalformedError
 
 _TABLES: Final = ("keys", "files")
 _KNOWN: Final = frozenset({"version", "owner_key", *_TABLES})
+_PUBLIC = re.compile(
+    rb"\s*(-----BEGIN (CERTIFICATE|X509 CRL)-----[A-Za-z0-9+/=\s]*-----END \2-----\s*)+"
+)
 _HEX = re.compile(r"([0-9a-fA-F]{2})*")
 
 
 @dataclass(frozen=True, slots=True)
 class SecretsFile:
-    """What is handed over, the file of the owner's key if it is named, and all files read."""
+    """What is handed over, the file of the owner's key if it is named, and what to keep secret.
+
+    `sources`: the files that were read, but for certificates and revocation lists: those are
+    public.
+    """
 
     secrets: Secrets
     owner_key: Path | None
@@ -113,8 +120,10 @@ class _Reading:
 
     def _referenced(self, text: str, what: str) -> bytes:
         path = self._path.parent / text
-        self._sources.append(path)
-        return self._read(path, what)
+        content = self._read(path, what)
+        if not _PUBLIC.fullmatch(content):
+            self._sources.append(path)
+        return content
 
     def _wrong(self, expected: str, actual: str) -> MalformedError:
         return MalformedError(f"expected {expected} in {self._path}, got {actual}; correct it")

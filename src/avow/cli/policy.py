@@ -182,10 +182,12 @@ def _report(made: Draft, output: str) -> None:
     if "unsafe_simulated = true" in made.text:
         click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
     if output != "-":
-        click.echo(f"wrote {output}; `avow policy explain {output}` says what it accepts")
+        read = "" if made.gaps else f"; `avow policy explain {output}` says what it accepts"
+        click.echo(f"wrote {output}{read}")
     if made.gaps:
         click.echo(
-            f"avow: to be filled in before it is of use: {', '.join(made.gaps)}; `avow policy init "
-            f"--broker --from evidence.cmw` takes them from evidence that you trust",
+            f"avow: fill in {', '.join(made.gaps)}: without these values the policy is refused. "
+            f"The same command with `--force --from FILE` takes them from evidence that you "
+            f"trust, which `avow attest` writes",
             err=True,
         )

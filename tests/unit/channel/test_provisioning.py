@@ -220,6 +220,14 @@ def test_owner_keys() -> None:
     assert OWNER.pem().decode().splitlines()[1] not in repr(OWNER)
 
 
+def pem(label: str) -> str:
+    """A block of PEM; what is in it does not matter here."""
+    return f"-----BEGIN {label}-----\nMIIB+/a=\n-----END {label}-----\n"
+
+
+CERTIFICATE, CRL, PRIVATE_KEY = map(pem, ("CERTIFICATE", "X509 CRL", "PRIVATE KEY"))
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -245,6 +253,25 @@ bits = "hex:00ff"
     assert found.owner_key == tmp_path / "owner.pem"
     names = {path.name for path in found.sources}
     assert names == {"secrets.toml", "store.key", "users"}
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (f"{CERTIFICATE}", False),
+        (f"{CERTIFICATE}\n{CERTIFICATE}{CRL}", False),
+        (f"{CERTIFICATE}{PRIVATE_KEY}", True),
+        (f"{PRIVATE_KEY}", True),
+        (f"{CERTIFICATE}alice", True),
+        ("alice", True),
+        ("", True),
+    ],
+)
+def test_certificates_need_not_be_kept_secret(tmp_path: Path, content: str, secret: bool) -> None:
+    write(tmp_path / "file", content)
+    text = "version = 1\n[files]\nit = 'file:file'\n"
+    found = load_secrets(write(tmp_path / "secrets.toml", text))
+    assert (tmp_path / "file" in found.sources) == secret
 
 
 def test_the_example_is_one_and_obviously_no_real_one() -> None:
