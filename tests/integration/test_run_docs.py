@@ -7,25 +7,15 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from pydantic import BaseModel
 
 from avow.sandbox.app_file import AppFile, LimitsTable, ProvisioningTable
 from avow.sandbox.grants import KINDS, configuration_digest, parse_grants
 from avow.sandbox.limits import Limits
 from examples.sandbox import programs
-from tests.unit.test_docs import DOCS, ROOT, run_page
+from tests.pages.running import DOCS
 
 GRANTS = (DOCS / "reference/grants.md").read_text()
-
-
-def test_the_how_to_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where the examples' compiler keeps its C library: to build it takes longer than all the rest.
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(ROOT / "build/sandbox/zig-cache/global"))
-    folder = tmp_path / "page"
-    folder.mkdir()
-    printed = run_page((DOCS / "how-to/run.md").read_text(), folder)
-    assert any("configuration  sha256:" in each for each in printed)
 
 
 def test_the_shown_wit_is_that_of_the_example() -> None:

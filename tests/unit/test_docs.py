@@ -2,241 +2,98 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 
-import hatch_build
 from avow.cli import cli
-from avow.cli.anchors import check_anchor
-from avow.cli.store_keys import owner_key
 from docs import generate, zig_source
+from tests.pages.running import BLOCK, Reader
 
 ROOT = Path(generate.__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-RUN_TIMEOUT_S = 240
-# Written on pages; they may be taken on the machine that tests.
-PORTS = (1884, 7420, 8883, 8884, 8899)
-
-# `<!-- run -->`, `<!-- run in background -->`, `<!-- prints -->` and `<!-- file NAME -->` before a
-# fenced block say what the block is; readers do not see them.
-BLOCK = re.compile(
-    r"<!-- (?P<kind>run|run in background|prints|file (?P<name>[\w.]+)) -->\n"
-    r"```\w+\n(?P<text>.*?)```\n",
-    re.DOTALL,
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A block that is run, and what it has to print, if the page says so."""
-
-    text: str
-    background: bool
-    prints: str | None = None
-
-
-def steps_of(page: str) -> list[Step]:
-    """The runnable blocks of a page; files become steps that write them."""
-    steps: list[Step] = []
-    for block in BLOCK.finditer(page):
-        if block["name"]:
-            steps.append(Step(f"cat >{block['name']} <<'END'\n{block['text']}END\n", False))
-        elif block["kind"] == "prints":
-            steps[-1] = Step(steps[-1].text, steps[-1].background, block["text"])
-        else:
-            steps.append(Step(block["text"], block["kind"] != "run"))
-    return steps
+# Blocks of commands that no test runs, by page; each says why above itself, out of readers' sight.
+NOT_RUN = {
+    "README.md": 2,
+    "docs/quick-start.md": 1,
+    "docs/how-to/attested-broker.md": 1,
+    "docs/how-to/attested-programs.md": 1,
+    "docs/how-to/bench.md": 5,
+    "docs/how-to/operate.md": 2,
+    "docs/how-to/sqlite.md": 1,
+    "docs/how-to/store-keys.md": 3,
+    "docs/how-to/tpm.md": 1,
+    "docs/how-to/witness.md": 2,
+    "docs/platforms/snp.md": 2,
+    "docs/platforms/tpm.md": 1,
+}
+# The pages that are run, and the tests that do so.
+RUN_BY = {
+    page: test.name
+    for test in sorted((ROOT / "tests/pages").glob("test_*.py"))
+    for page in re.findall(r'DOCS / "([\w./-]+)"', test.read_text())
+}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _pages() -> dict[str, str]:
+    paths = [ROOT / "README.md", *(DOCS / page for page in PAGES)]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
-def _commands(folder: Path, port: int) -> Path:
-    """A folder for PATH with `python` and `avow`.
+def test_every_command_of_every_page_is_run_or_says_why_not() -> None:
+    not_run = {}
+    for page, text in _pages().items():
+        blocks = re.findall(r"(.*)\n```(?:sh|bash|shell|console)\n", text)
+        marks = [
+            re.fullmatch(r"<!-- (install|run|run in background|not run: .{8,}) -->", mark)
+            for mark in blocks
+        ]
+        assert all(marks), (page, blocks)
+        silent = sum(mark is not None and mark[1].startswith("not run") for mark in marks)
+        if silent:
+            not_run[page] = silent
+        if len(marks) > silent:
+            assert page.removeprefix("docs/") in RUN_BY, f"no test of tests/pages runs {page}"
+    assert not_run == NOT_RUN
 
-    Port 1883, the default, may be taken on the machine that tests, so `avow` is given another one
-    where the page relies on the default.
-    """
-    folder.mkdir()
-    # No symbolic link: Python would not find its environment behind one.
-    (folder / "python").write_text(f"#!/bin/bash\nexec '{sys.executable}' \"$@\"\n")
-    (folder / "avow").write_text(
-        "#!/bin/bash\n"
-        'case "$1 $*" in\n'
-        "    *://* | *--config* | measure* | user* | policy* | attest* | verify* | tee*) ;;\n"
-        "    provision* | witness* | run* | store*) ;;\n"
-        f"    broker*) set -- \"$@\" --listen 'mqtt://127.0.0.1:{port}' ;;\n"
-        f"    *) set -- \"$@\" 'mqtt://127.0.0.1:{port}' ;;\n"
-        "esac\n"
-        f"exec '{sys.executable}' -m avow \"$@\"\n"
+
+def test_marked_blocks_are_blocks() -> None:
+    """A mark that stands before nothing would leave a command out."""
+    for page, text in _pages().items():
+        marks = re.findall(
+            r"^<!-- (?:install|run|run in background|prints|file|not run).*-->$", text, re.M
+        )
+        assert len(marks) == len(BLOCK.findall(text)), page
+
+
+def test_pages_that_install_have_a_virtual_environment_first() -> None:
+    for page, text in _pages().items():
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            if "pip install" in block:
+                assert "bin/activate" in block.partition("pip install")[0], (page, block)
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        if not page.startswith("docs/decisions/"):
+            assert "pip install" not in prose, page
+
+
+def test_packages_of_the_system_are_those_that_ci_installs() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    known = set(re.findall(r"missing\+=\(([^)]*)\)", ci))
+    known = {package for line in known for package in line.split()} | {"git"}
+    for page, text in _pages().items():
+        for line in re.findall(r"apt-get install ([a-z0-9 -]+)", text):
+            assert set(line.split()) <= known, (page, line)
+    (tpm,) = re.findall(r"^sudo apt-get install (.*)$", (DOCS / "how-to/tpm.md").read_text(), re.M)
+    marker = re.search(
+        r'"tpm: needs .*\(apt-get install (.*)\)"', (ROOT / "pyproject.toml").read_text()
     )
-    for command in folder.iterdir():
-        command.chmod(0o755)
-    return folder
-
-
-def _script(steps: list[Step], logs: Path) -> str:
-    """One shell for the whole page, so that variables and the working folder stay."""
-    parts = ["set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT\n"]
-    for number, step in enumerate(steps):
-        out = f">'{logs}/{number}.out' 2>'{logs}/{number}.err'"
-        if step.background:
-            parts.append(
-                f"{{ exec {step.text.strip()}; }} {out} &\n"
-                f"until grep -q listening '{logs}/{number}.err'; do kill -0 $!; sleep 0.1; done\n"
-            )
-        else:
-            parts.append(f"{{\n{step.text}}} {out}\n")
-        parts.append(f"echo {number}\n")
-    return "".join(parts)
-
-
-def run_page(page: str, folder: Path) -> list[str]:
-    """Runs the blocks of a page in `folder` and returns what each printed; fails as they do."""
-    port = _free_port()
-    for number in PORTS:
-        page = re.sub(rf"\b{number}\b", str(_free_port()), page)
-    steps = steps_of(page)
-    logs = folder.parent / "logs"
-    logs.mkdir()
-    commands = _commands(folder.parent / "bin", port)
-    done = subprocess.run(
-        ["bash", "-c", _script(steps, logs)],
-        cwd=folder,
-        env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-        check=False,
-    )
-    reached = len(done.stdout.split())
-    if done.returncode != 0:
-        said = "".join(path.read_text() for path in sorted(logs.glob(f"{reached}.*")))
-        text = steps[reached].text if reached < len(steps) else "(the end)"
-        pytest.fail(f"block {reached} failed ({done.returncode}):\n{text}\n{said}{done.stderr}")
-    printed = [(logs / f"{number}.out").read_text() for number in range(len(steps))]
-    for step, output in zip(steps, printed, strict=True):
-        assert step.prints is None or output == step.prints, f"after:\n{step.text}"
-    return printed
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty folder to work in."""
-    place = tmp_path / "work"
-    place.mkdir()
-    return place
-
-
-@pytest.mark.openssl
-def test_attested_clients_work(folder: Path) -> None:
-    printed = run_page((DOCS / "how-to/attested-clients.md").read_text(), folder)
-    assert any("not judged" in output for output in printed)
-    assert any('"judged": true' in output for output in printed)
-
-
-@pytest.mark.openssl
-def test_quick_start_works(folder: Path) -> None:
-    printed = run_page((DOCS / "quick-start.md").read_text(), folder)
-    assert "room/door open\n" in printed
-    assert "room/door closed\n" in printed
-    assert printed.count("room/door locked\n") == 2
-    assert any("SIMULATED" in output and "accepted" in output for output in printed)
-
-
-def test_sealed_stores_work_as_described(folder: Path) -> None:
-    printed = run_page((DOCS / "how-to/sealed-store.md").read_text(), folder)
-    assert any("damages: 0\n" in each for each in printed)
-    assert any("exit code 104\nthe first line\n" in each for each in printed)
-    assert any("notes.txt" in each for each in printed)
-
-
-@pytest.mark.openssl
-def test_provisioning_works(folder: Path) -> None:
-    printed = run_page((DOCS / "how-to/provision.md").read_text(), folder)
-    assert any("taken: keys store; files tls.crt, tls.key, users\n" in each for each in printed)
-
-
-@pytest.mark.openssl
-@pytest.mark.tpm
-def test_attesting_with_a_tpm_works(folder: Path) -> None:
-    try:
-        printed = run_page((DOCS / "how-to/tpm.md").read_text(), folder)
-    finally:
-        process = folder / "swtpm.pid"
-        if process.exists():
-            os.kill(int(process.read_text()), signal.SIGTERM)
-    assert "room/door locked\n" in printed
-    assert any("--tee auto would take tpm" in output for output in printed)
-
-
-def test_witness_says_what_stores_are_given(folder: Path) -> None:
-    printed = run_page((DOCS / "how-to/witness.md").read_text(), folder)
-    check_anchor(printed[1].strip())
-
-
-@pytest.mark.openssl
-def test_a_key_file_as_described_is_taken(folder: Path) -> None:
-    run_page((DOCS / "how-to/store-keys.md").read_text(), folder)
-    assert len(owner_key(f"file:{folder / 'owner.key'}")) == 32
-
-
-def test_measurement_is_reproduced_as_described(folder: Path) -> None:
-    shutil.copytree(ROOT / "core", folder / "core")
-    installed, by_hand = run_page((DOCS / "how-to/measurement.md").read_text(), folder)
-    assert by_hand.split()[0] == installed.strip()
-
-
-@pytest.mark.openssl
-def test_policies_work_as_described(folder: Path) -> None:
-    printed = run_page((DOCS / "how-to/policy.md").read_text(), folder)
-    assert any("WARNING: it accepts simulated evidence" in each for each in printed)
-    assert any(each.startswith("accepted: warning\n") for each in printed)
-    assert any(each.startswith("REFUSED: contraindicated\n") for each in printed)
-
-
-def test_described_command_is_the_one_that_builds() -> None:
-    _, by_hand = steps_of((DOCS / "how-to/measurement.md").read_text())
-    words = by_hand.text.replace("\\\n", " ").split("\n")[0].split()
-    assert words[:3] == ["python", "-m", "ziglang"]
-    assert tuple(words[3:-1]) == hatch_build.core().command
-
-
-def test_runnable_blocks_are_found() -> None:
-    marks = sum(
-        len(re.findall(r"^<!-- (?:run|run in background) -->$", path.read_text(), re.MULTILINE))
-        for path in DOCS.rglob("*.md")
-    )
-    files = {page: steps_of((DOCS / page).read_text()) for page in PAGES}
-    runs = sum(not step.text.startswith("cat >") for steps in files.values() for step in steps)
-    assert marks == runs > 0
-    assert {page for page, steps in files.items() if steps} == {
-        "quick-start.md",
-        "how-to/measurement.md",
-        "how-to/run.md",
-        "how-to/sealed-store.md",
-        "how-to/store-keys.md",
-        "how-to/witness.md",
-        "how-to/attested-clients.md",
-        "how-to/policy.md",
-        "how-to/provision.md",
-        "how-to/tpm.md",
-    }
+    assert marker is not None
+    assert set(marker[1].split()) <= set(tpm.split())
 
 
 @pytest.mark.parametrize(
@@ -244,18 +101,18 @@ def test_runnable_blocks_are_found() -> None:
     [
         "<!-- run -->\n```sh\nfalse\n```\n",
         "<!-- run -->\n```sh\nno-such-command\n```\n",
-        "<!-- run in background -->\n```sh\navow broker --unknown\n```\n",
+        "<!-- run in background -->\n```sh\npython3 --unknown\n```\n",
     ],
 )
-def test_failing_block_fails(page: str, folder: Path) -> None:
+def test_failing_block_fails(page: str, tmp_path: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match="block 0 failed"):
-        run_page(page, folder)
+        Reader(ROOT, tmp_path).run(page)
 
 
-def test_other_output_fails(folder: Path) -> None:
+def test_other_output_fails(tmp_path: Path) -> None:
     page = "<!-- run -->\n```sh\necho a\n```\n\n<!-- prints -->\n```text\nb\n```\n"
     with pytest.raises(AssertionError, match="echo a"):
-        run_page(page, folder)
+        Reader(ROOT, tmp_path).run(page)
 
 
 def test_generated_pages_are_current() -> None:
