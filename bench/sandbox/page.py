@@ -25,6 +25,7 @@ _HEAD = """\
 What WebAssembly and sealed files cost. This page is made from one result of a command, and yours
 will differ:
 
+<!-- not run: takes half an hour -->
 ```sh
 python -m bench sandbox --json result.json
 python -m bench.sandbox.page result.json

@@ -30,6 +30,7 @@ NOT_RUN = {
     "docs/how-to/tpm.md": 1,
     "docs/how-to/witness.md": 2,
     "docs/platforms/snp.md": 2,
+    "docs/sandbox-speed.md": 1,
     "docs/platforms/tpm.md": 1,
 }
 # The pages that are run, and the tests that do so.
