@@ -11,7 +11,7 @@ import click
 import pytest
 
 from avow.cli import cli
-from docs import generate, zig_source
+from docs import generate, site_hooks, zig_source
 from tests.pages.running import BLOCK, Reader
 
 ROOT = Path(generate.__file__).resolve().parents[1]
@@ -186,7 +186,31 @@ def test_site_is_built_without_warnings(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "index.html").is_file()
+    assert "pictures/overview.svg" in (tmp_path / "index.html").read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if "__pycache__" in path.parts or path.suffix == ".py"]
+    # Whoever reads the site asks nobody else's server for a script, a picture or a font.
+    foreign = re.compile(
+        r"""(?:<(?:script|img|iframe)[^>]* src|<link[^>]* href)=["'](?:https?:)?//"""
+    )
+    for page in tmp_path.rglob("*.html"):
+        assert not foreign.search(page.read_text()), page
+
+
+def test_diagrams_are_drawn_by_the_site_itself() -> None:
+    script = (DOCS / "site.js").read_text()
+    assert set(re.findall(r'new URL\("([^"]+)"', script)) == {"mermaid.min.js", "search.html"}
+    assert "mermaid.min.js" in site_hooks.MERMAID_FILES
+    shown = [page for page, text in _pages().items() if "```mermaid" in text]
+    assert {"docs/spec/attested-channel.md", "docs/reference/transitions.md"} <= set(shown)
+    assert "README.md" not in shown
+
+
+def test_decisions_are_numbered_as_their_files() -> None:
+    for path in (DOCS / "decisions").glob("*.md"):
+        number = int(path.name.partition("-")[0])
+        heading = path.read_text().partition("\n")[0]
+        assert re.match(rf"# {number}\. [A-Z`]?", heading), f"{path.name}: {heading}"
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
