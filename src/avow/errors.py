@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Self
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, as in `1 byte` and `2 bytes`, for messages."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that is checked about a peer. `number` is the one in docs/reference/checks.md."""

@@ -105,7 +105,7 @@ def test_cut_anywhere_is_refused(whole: bytes) -> None:
 @pytest.mark.parametrize("whole", ALL, ids=NAMES)
 def test_bytes_after_the_last_field_are_refused(whole: bytes) -> None:
     longer = struct.pack("<I", len(whole) + 1) + whole[4:] + b"\0"
-    with pytest.raises(MalformedError, match="1 bytes after the last field"):
+    with pytest.raises(MalformedError, match="1 byte after the last field"):
         list(decode_events(longer))
 
 

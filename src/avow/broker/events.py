@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 
 # The versions of MQTT by the number that the core gives them.
 PROTOCOLS: Final = {3: "3.1", 4: "3.1.1", 5: "5.0"}
@@ -154,7 +154,7 @@ class _Body:
         try:
             values: tuple[int, ...] = struct.unpack_from(form, self._content, self._at)
         except struct.error as error:
-            raise _malformed(f"an event body of {len(self._content)} bytes") from error
+            raise _malformed(f"an event body of {counted(len(self._content), 'byte')}") from error
         self._at += struct.calcsize(form)
         return values
 
@@ -175,7 +175,8 @@ class _Body:
 
     def end(self) -> None:
         if self._at != len(self._content):
-            raise _malformed(f"{len(self._content) - self._at} bytes after the last field")
+            left = counted(len(self._content) - self._at, "byte")
+            raise _malformed(f"{left} after the last field")
 
 
 def decode_events(blob: bytes) -> Iterator[Event]:

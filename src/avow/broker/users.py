@@ -21,7 +21,7 @@ from argon2.exceptions import InvalidHashError
 
 from avow.broker.scram import ScramVerifier, make_verifier, parse_verifier
 from avow.channel.named_files import Read, read_named_file, read_named_text
-from avow.errors import MalformedError, UnavailableError
+from avow.errors import MalformedError, UnavailableError, counted
 
 # OWASP's smallest recommendation for argon2id, because a broker checks many logins at once.
 ARGON2_TIME_COST = 2
@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
     """Raises `MalformedError` unless `name` can be a user's."""
     problem = None
     if not name or len(name.encode()) > _NAME_BYTES_MAX:
-        problem = f"{len(name.encode())} bytes"
+        problem = f"{counted(len(name.encode()), 'byte')}"
     elif not name.isprintable() or name != name.strip():
         problem = "spaces around it or characters that cannot be printed"
     elif _FORBIDDEN_IN_NAMES & set(name):
@@ -128,8 +128,8 @@ def _parse_line(line: str, place: str) -> User:
     fields = line.split(":", 2)
     if len(fields) != 3:
         raise MalformedError(
-            f"expected `name:argon2id-hash:scram-verifier` in {place}, got {len(fields)} field(s); "
-            f"write the line with `avow user add`"
+            f"expected `name:argon2id-hash:scram-verifier` in {place}, got "
+            f"{counted(len(fields), 'field')}; write the line with `avow user add`"
         )
     name, password_hash, verifier = fields
     check_name(name)

@@ -39,7 +39,7 @@ from avow.channel.checks import (
 )
 from avow.channel.octets import Octets, vector
 from avow.channel.session import CERTIFICATES_KEPT, TlsFacts
-from avow.errors import Check, MalformedError, UntrustedError
+from avow.errors import Check, MalformedError, UntrustedError, counted
 from avow.evidence.claims import NONCE_BYTES, Role
 
 # RFC 8446, section 4, and RFC 9261, section 4.
@@ -131,7 +131,7 @@ def _decode_request(requester: Role, content: bytes) -> Request:
         raise UntrustedError.at(
             CONTEXT,
             expected=f"a context of {NONCE_BYTES} random bytes",
-            actual=f"{len(context)} bytes, {context.hex()[:16] or 'none'}…",
+            actual=f"{counted(len(context), 'byte')}, {context.hex()[:16] or 'none'}…",
             advice="let the requester draw a context for every connection",
         )
     extensions = body.vector(2, 2, EXTENSIONS_BYTES_MAX)
@@ -151,7 +151,7 @@ def _decode_extensions(content: bytes) -> tuple[str, ...]:
     if algorithms != vector(ECDSA_SECP256R1_SHA256.to_bytes(2, "big"), 2):
         raise _malformed(REQUEST, "ecdsa_secp256r1_sha256 alone", f"{algorithms.hex()[:16]}")
     if asked:
-        raise _malformed(REQUEST, "an empty cmw_attestation", f"{len(asked)} bytes")
+        raise _malformed(REQUEST, "an empty cmw_attestation", f"{counted(len(asked), 'byte')}")
     names = Octets(types.vector(2, 3, PLATFORMS_MAX * 17), "evidence types")
     types.end()
     platforms: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 
 
 def vector(content: bytes, length_bytes: int) -> bytes:
@@ -36,7 +36,7 @@ class Octets:
         start = self._place
         end = start + count
         if end > len(self._content):
-            raise self._malformed(f"{count} bytes more", f"{self.left}")
+            raise self._malformed(f"{counted(count, 'byte')} more", f"{self.left}")
         self._place = end
         return self._content[start:end]
 

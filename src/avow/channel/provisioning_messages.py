@@ -15,7 +15,7 @@ from typing import Final
 
 from avow.channel.messages import Category, refusal_of
 from avow.channel.provisioning_checks import MESSAGE
-from avow.errors import AvowError, MalformedError, well_formed
+from avow.errors import AvowError, MalformedError, counted, well_formed
 from avow.evidence import cbor
 
 VERSION: Final = 1
@@ -137,7 +137,7 @@ def frame_bytes(length: int) -> int:
 def decode(frame: bytes, expected: tuple[FrameType, ...]) -> Message:
     """The message in a whole frame. Raises `MalformedError` (PR1); no error holds a secret."""
     if len(frame) < HEADER_BYTES:
-        raise _malformed("a whole frame", f"{len(frame)} bytes")
+        raise _malformed("a whole frame", f"{counted(len(frame), 'byte')}")
     kind, length = decode_header(frame[:HEADER_BYTES], expected)
     if len(frame) != frame_bytes(length):
         raise _malformed(f"a frame of {frame_bytes(length)} bytes", f"{len(frame)}")

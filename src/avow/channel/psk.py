@@ -25,7 +25,7 @@ from OpenSSL import SSL
 
 from avow.channel.named_files import Read, read_named_file, read_named_text
 from avow.channel.tls import session_reused
-from avow.errors import MalformedError, UntrustedError
+from avow.errors import MalformedError, UntrustedError, counted
 
 IDENTITY_BYTES_MAX: Final = 128
 # Whoever records a handshake can try keys against it, so a key has to be one that nobody guesses.
@@ -106,7 +106,7 @@ def _parse(line: str, name: str, number: int) -> PreSharedKey:
             name,
             number,
             f"a key of {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes",
-            f"{len(key)} bytes",
+            f"{counted(len(key), 'byte')}",
             "make one with `openssl rand -hex 32`",
         )
     return PreSharedKey(identity, key)

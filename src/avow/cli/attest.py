@@ -13,6 +13,7 @@ from avow.cli.configuration_options import configuration_of, configuration_optio
 from avow.cli.exit_codes import ExitCode
 from avow.cli.nonce import NONCE
 from avow.cli.references import broker_references
+from avow.errors import counted
 from avow.evidence.claims import Claims, Role, Workload
 from avow.evidence.envelope import Evidence
 from avow.evidence.origin import DOCUMENT_BINDER
@@ -67,7 +68,9 @@ def attest(tee: str, nonce: bytes, output: Path, **configured: Any) -> int:
         ) from error
     if attester.platform == "simulated":
         click.echo(f"avow: {NOTHING_IS_PROTECTED}", err=True)
-    click.echo(f"wrote {len(evidence)} bytes of evidence from {attester.platform} to {output}")
+    click.echo(
+        f"wrote {counted(len(evidence), 'byte')} of evidence from {attester.platform} to {output}"
+    )
     return ExitCode.OK
 
 

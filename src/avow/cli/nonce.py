@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
+from avow.errors import counted
 from avow.evidence.claims import NONCE_BYTES
 
 _EXAMPLE = "2026-11-21T09:30:00Z"
@@ -26,8 +27,8 @@ class NonceType(click.ParamType[bytes]):
         text = str(value)
         if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * NONCE_BYTES}}}", text):
             self.fail(
-                f"expected {2 * NONCE_BYTES} hexadecimal digits, got {len(text)} characters; draw "
-                f"one by `openssl rand -hex {NONCE_BYTES}`",
+                f"expected {2 * NONCE_BYTES} hexadecimal digits, got "
+                f"{counted(len(text), 'character')}; draw one by `openssl rand -hex {NONCE_BYTES}`",
                 param,
                 ctx,
             )

@@ -37,6 +37,7 @@ from avow.cli.store_export import (
     walk,
 )
 from avow.cli.store_keys import key_file, new_owner_key, owner_key
+from avow.errors import counted
 from avow.sealing.library import KEY_ID_BYTES, KEYS_MAX
 from avow.sealing.store import CONTAINER, Root, Stat, Store
 
@@ -392,7 +393,7 @@ def export(directory: Path, target: str, source: str, path: str) -> int:
                 sys.stdout.buffer.flush()
             else:
                 count = export_directory(opened, path, Path(target), shown.add)
-                click.echo(f"wrote {count} files to {target}")
+                click.echo(f"wrote {counted(count, 'file')} to {target}")
     return ExitCode.OK
 
 
@@ -470,7 +471,8 @@ def rotate(
         keys += [_new_key(each) for each in new_sources]
         opened.rotate(keys or [_opening_key(source)])
         root = opened.commit()
-    click.echo(f"rotated: {len(root.key_ids)} keys open the store, from sequence {root.sequence}")
+    keys_now = counted(len(root.key_ids), "key")
+    click.echo(f"rotated: the store has {keys_now}, from sequence {root.sequence}")
     return ExitCode.OK
 
 

@@ -12,6 +12,7 @@ import click
 from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.folder import Folder
+from avow.errors import counted
 from avow.sealing.witness import public_key_text
 from avow.sealing.witness_client import Endpoint, parse_endpoint
 from avow.sealing.witness_service import (
@@ -97,7 +98,9 @@ def witness(
                     )
                 else:
                     click.echo(f"witness:{place}#{public}")
-                    click.echo(f"listening on {place}; remembers {len(memory)} stores", err=True)
+                    click.echo(
+                        f"listening on {place}; remembers {counted(len(memory), 'store')}", err=True
+                    )
 
             run_service(
                 WitnessService(answering, limits, note=say),

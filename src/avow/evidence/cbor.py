@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import cbor2
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 
 Value = int | bytes | str | bool | None | list["Value"] | dict["int | str", "Value"]
 
@@ -73,7 +73,7 @@ def decode_foreign(content: bytes, what: str) -> Value:
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise _foreign(what, f"other bytes ({error})") from error
     if stream.tell() != len(content):
-        raise _foreign(what, f"{len(content) - stream.tell()} bytes after its end")
+        raise _foreign(what, f"{counted(len(content) - stream.tell(), 'byte')} after its end")
     if not _plain(value):
         raise _foreign(what, "a type that has no place in it")
     return value  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 from avow.evidence.vocabulary import KINDS, ClaimKind, ClaimValue, kind_of
 from avow.policy.constraints import (
     GRACE_CLAIM,
@@ -302,9 +302,9 @@ def _digest(kind: ClaimKind, value: Any, where: str) -> bytes:
         if content is not None and (wanted is None or len(content) == wanted):
             if kind.size is None or len(content) == kind.size:
                 return content
-            value = f"{len(content)} bytes"
+            value = f"{counted(len(content), 'byte')}"
         elif content is not None:
-            value = f"{len(content)} bytes"
+            value = f"{counted(len(content), 'byte')}"
     raise _wrong(where, f"hexadecimal digits{size}", _shown(value), "copy the whole value")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wasmtime import Engine, Module, WasmtimeError
 from wasmtime.component import Component
 
-from avow.errors import AvowError, ModuleError, UnavailableError
+from avow.errors import AvowError, ModuleError, UnavailableError, counted
 from avow.sandbox import commands, components
 from avow.sandbox.compiled_cache import CompiledCache, compile_or_find, key_of
 from avow.sandbox.engine_settings import engine_for, program_settings
@@ -258,7 +258,5 @@ def kind_of(content: bytes) -> Kind:
             f"expected a WebAssembly module (version 1) or component (version 13, layer 1), got "
             f"version bytes {head[4:].hex()}; build it with other tools"
         )
-    raise ModuleError(
-        f"expected a WebAssembly module or component, got {len(content)} bytes that begin with "
-        f"{head.hex() or 'nothing'}; give the .wasm file"
-    )
+    got = f"{counted(len(content), 'byte')}, first {head.hex()}" if content else "nothing"
+    raise ModuleError(f"expected a WebAssembly module or component, got {got}; give the .wasm file")

@@ -17,7 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from avow.errors import DeniedError, MalformedError, UnavailableError
+from avow.errors import DeniedError, MalformedError, UnavailableError, counted
 
 KEY_BYTES: Final = 32
 DIGEST_BYTES: Final = 32
@@ -69,7 +69,7 @@ def bind_key(secret: bytes, binding: KeyBinding) -> bytes:
     if len(secret) < _SECRET_BYTES_MIN or not any(secret):
         raise MalformedError(
             f"expected a secret of {_SECRET_BYTES_MIN} bytes or more, not all zero, from the "
-            f"platform, got {len(secret)} bytes; see that the platform has its keys"
+            f"platform, got {counted(len(secret), 'byte')}; see that the platform has its keys"
         )
     info = _LABEL + binding.module + binding.configuration + binding.runtime
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
@@ -80,7 +80,7 @@ def checked_key(key: bytes, source: str) -> bytes:
     if len(key) != KEY_BYTES or not any(key):
         raise MalformedError(
             f"expected a key of {KEY_BYTES} bytes, not all zero, from {source}, got "
-            f"{len(key)} bytes{'' if any(key) else ', all zero'}; make a new one"
+            f"{counted(len(key), 'byte')}{'' if any(key) else ', all zero'}; make a new one"
         )
     return key
 

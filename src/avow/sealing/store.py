@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from avow.errors import AvowError, DamagedError, MalformedError, UnavailableError
+from avow.errors import AvowError, DamagedError, MalformedError, UnavailableError, counted
 from avow.sealing import library
 from avow.sealing.disks import CONTAINER as CONTAINER
 from avow.sealing.disks import Callbacks, begin_container, finish_container, open_container
@@ -602,7 +602,9 @@ def _raise_kept(callbacks: Callbacks | None) -> None:
 def _drawn(entropy: Callable[[int], bytes], count: int) -> bytes:
     drawn = entropy(count)
     if len(drawn) != count:
-        raise MalformedError(f"the source of entropy should give {count} bytes, got {len(drawn)}")
+        raise MalformedError(
+            f"the source of entropy should give {counted(count, 'byte')}, got {len(drawn)}"
+        )
     return drawn
 
 

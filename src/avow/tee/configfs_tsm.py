@@ -73,7 +73,7 @@ class KernelFiles:
         finally:
             os.close(descriptor)
         if written != len(content):
-            raise OSError(errno.EIO, f"wrote {written} of {len(content)} bytes", str(path))
+            raise OSError(errno.EIO, f"wrote {written} B of {len(content)} B", str(path))
 
     def read(self, path: Path) -> bytes:
         """See `TsmFiles`."""

@@ -205,7 +205,7 @@ def test_keys_may_be_dotted_quoted_or_tables() -> None:
         ({"unsafe_debug": "false", "debug": None}, ["`unsafe_debug`", "debug = false"]),
         ({"unsafe_debug": "1", "debug": None}, ["`unsafe_debug`", "got 1"]),
         ({"module": "3"}, ["`module`", "hexadecimal digits for 32 bytes"]),
-        ({"module": '"a1"'}, ["`module`", "got '1 bytes'"]),
+        ({"module": '"a1"'}, ["`module`", "got '1 byte'"]),
         ({"module": '"xyz"'}, ["`module`", "'xyz'"]),
         ({"module": f'"{A32[:-2]} 1"'}, ["`module`", "hexadecimal"]),
         ({"module": f'"sha256:{A32}a1"'}, ["`module`", "got '33 bytes'"]),
@@ -286,7 +286,7 @@ def test_wrong_grace_and_lists(claim: str, text: str, words: list[str]) -> None:
 
 
 def test_a_digest_is_whole_where_the_size_is_open() -> None:
-    with pytest.raises(MalformedError, match=r"`cca\.rim`.*'1 bytes'"):
+    with pytest.raises(MalformedError, match=r"`cca\.rim`.*'1 byte'"):
         policy_for("cca", {"cca.rim": '"sha256:a1"'})
     assert policy_for("cca", {"cca.rim": f'"sha256:{A32}"'}).appraise(evidence_for("cca")).accepted
 

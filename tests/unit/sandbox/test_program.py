@@ -337,11 +337,11 @@ def test_what_an_extra_import_raises_comes_out() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "0 bytes that begin with nothing"),
+        (b"", "got nothing"),
         (b"\0asm", "version bytes"),
         (b"\0asm\x02\0\0\0", "version bytes 02000000"),
         (b"\0asm\x0c\0\x01\0", "version bytes 0c000100"),
-        (b"#!/bin/sh\n", "begin with 23212f62"),
+        (b"#!/bin/sh\n", "10 bytes, first 23212f62"),
         (b'\n(module (func (export "_start")))', "its text format"),
         (b"\x7fELF" + bytes(60), "compiled code"),
     ],

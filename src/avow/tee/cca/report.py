@@ -23,7 +23,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 from avow.evidence import cbor
 from avow.tee.cose import Sign1, parse_sign1
 from avow.tee.psa.report import (
@@ -248,7 +248,9 @@ def _hash_name(fields: Mapping[int | str, cbor.Value], key: int) -> str:
 def _point(signed: Sign1, content: bytes) -> ec.EllipticCurvePublicKey:
     curve = signed.algorithm.curve()
     if len(content) != 2 * signed.algorithm.half_bytes + 1:
-        raise malformed(f"a point on {curve.name} as realm public key", f"{len(content)} bytes")
+        raise malformed(
+            f"a point on {curve.name} as realm public key", f"{counted(len(content), 'byte')}"
+        )
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(curve, content)
     except ValueError as error:

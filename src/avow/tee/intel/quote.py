@@ -23,7 +23,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from avow.errors import Check, MalformedError
+from avow.errors import Check, MalformedError, counted
 
 SGX_BODY_BYTES: Final = 384
 TD_REPORT_10_BYTES: Final = 584
@@ -68,7 +68,7 @@ class _Reader:
     def take(self, size: int, what: str) -> bytes:
         part = self._content[self.offset : self.offset + size]
         if len(part) != size:
-            raise malformed(self._check, f"{what} of {size} bytes", f"{len(part)} bytes")
+            raise malformed(self._check, f"{what} of {size} bytes", f"{counted(len(part), 'byte')}")
         self.offset += size
         return part
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from avow.errors import UnavailableError
+from avow.errors import UnavailableError, counted
 from avow.tee.sgx.attester import ATTESTATION, PseudoFiles
 
 SEAL_KEY_BYTES: Final = 16
@@ -31,6 +31,6 @@ def read_seal_key(
     if len(key) != SEAL_KEY_BYTES or not any(key):
         raise UnavailableError(
             f"expected a seal key of {SEAL_KEY_BYTES} bytes, not all zero, in {path}, got "
-            f"{len(key)} bytes{'' if any(key) else ', all zero'}; see Gramine's log"
+            f"{counted(len(key), 'byte')}{'' if any(key) else ', all zero'}; see Gramine's log"
         )
     return key

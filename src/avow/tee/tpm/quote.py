@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from avow.errors import Check, UntrustedError
+from avow.errors import Check, UntrustedError, counted
 from avow.evidence.vocabulary import ClaimValue
 from avow.tee.tpm import event_log
 from avow.tee.tpm.structures import (
@@ -76,7 +76,7 @@ def check_quote(signed: SignedQuote, key: PublicKey, public: Public | None = Non
         raise UntrustedError.at(
             QUALIFYING_DATA,
             expected=f"qualifying data of {QUALIFYING_DATA_BYTES} bytes",
-            actual=f"{len(quote.extra_data)} bytes",
+            actual=f"{counted(len(quote.extra_data), 'byte')}",
             advice="accept only quotes that avow asked for",
         )
     return quote

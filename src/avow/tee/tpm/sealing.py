@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from avow.errors import DeniedError, MalformedError, UnavailableError
+from avow.errors import DeniedError, MalformedError, UnavailableError, counted
 from avow.evidence.claims import Workload
 from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import ATTEMPTS, Measuring, give_way
@@ -79,7 +79,7 @@ def decode_blob(content: bytes, name: str) -> SealedBlob:
                 raise _malformed(name, f"a part of {size} bytes")
             offset += 2 + size
     except struct.error as error:
-        raise _malformed(name, f"{len(content)} bytes") from error
+        raise _malformed(name, f"{counted(len(content), 'byte')}") from error
     pcrs = tuple(number for number in range(PCRS) if bitmap >> number & 1)
     if (magic, version) != (_MAGIC, _VERSION) or bitmap >> PCRS or event_log.PCR not in pcrs:
         raise _malformed(name, "another head")
@@ -124,7 +124,7 @@ def seal(
     if len(secret) != SECRET_BYTES or any(number not in range(PCRS) for number in others):
         raise MalformedError(
             f"expected a secret of {SECRET_BYTES} bytes and PCRs from 0 to {PCRS - 1}, got "
-            f"{len(secret)} bytes and {others}; name other PCRs"
+            f"{counted(len(secret), 'byte')} and {others}; name other PCRs"
         )
     with storage_key(device, parent) as key:
         values = _read_pcrs(device, key, others) | {event_log.PCR: measured_pcr(workload)}

@@ -17,7 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from avow.errors import MalformedError
+from avow.errors import MalformedError, counted
 
 # Section 6.3, TPM_ALG_ID.
 ALG_RSA: Final = 0x0001
@@ -306,7 +306,7 @@ def _rsa_key(reader: Reader) -> rsa.RSAPublicKey:
     modulus = reader.tpm2b(512)
     if bits not in _RSA_BITS or len(modulus) * 8 != bits or not modulus[0] & 0x80:
         raise reader.malformed(
-            "an RSA key of 2048, 3072 or 4096 bits", f"{bits} and {len(modulus)} bytes"
+            "an RSA key of 2048, 3072 or 4096 bits", f"{bits} and {counted(len(modulus), 'byte')}"
         )
     # Zero stands for the default (section 12.2.3.5).
     if exponent not in (0, _RSA_EXPONENT):
