@@ -54,6 +54,9 @@ TAKEN_FROM_TEE = {
     "avow.tee.tpm.nv_counter": {"INDICES", "NvCounter", "counter_authorisation"},
     "avow.tee.tpm.sealing": {"decode_blob", "seal", "unseal"},
     "avow.tee.tpm.attester": {"TpmAttester", "TpmSettings", "load_certificates"},
+    "avow.tee.tpm.certificates": {
+        *("certificates_in", "in_order", "read_certificate", "read_pem"),
+    },
     "avow.tee.tpm.chain": {"Anchors"},
     "avow.tee.tpm.templates": {"EK_ECC", "EK_RSA"},
 }

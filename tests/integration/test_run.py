@@ -163,7 +163,6 @@ def test_arguments_behind_the_dashes_are_the_programs(folder: Path) -> None:
         (("text.wat",), 100, "text format"),
         (("cat.wasm", "--grant", "sealed:/a"), 2, "--store"),
         (("cat.wasm", "--grant", "clock:x"), 2, "clock:x"),
-        (("cat.wasm", "--store", "data"), 2, "--key SOURCE"),
         (("cat.wasm", "--key", "file:k"), 2, "--store"),
         (("cat.wasm", "--anchor", "tpm:0x01800042"), 2, "--store"),
         (("cat.wasm", "--new-store"), 2, "--store"),
@@ -180,6 +179,17 @@ def test_one_sentence_and_a_code(
     finished = avow_run(folder, *arguments)
     assert finished.returncode == code, finished.stderr
     assert said in sentence(finished)
+
+
+def test_a_store_without_a_key_gets_the_two_lines_that_make_one(folder: Path) -> None:
+    finished = avow_run(folder, "cat.wasm", "--store", "data")
+    assert finished.returncode == 2
+    said = finished.stderr.decode().splitlines()
+    assert said[0].startswith("avow: expected --key SOURCE beside --store")
+    assert [line.split()[:3] for line in said[1:]] == [
+        ["avow", "store", "init"],
+        ["avow", "run", "--store"],
+    ]
 
 
 def test_a_blocked_program_is_stopped_at_its_time(folder: Path) -> None:
