@@ -179,7 +179,7 @@ def test_a_component_in_python_reads_plain_files_and_keeps_a_sealed_one(sandbox:
     grants = ("plain:/readings=./readings", "sealed:/kept")
     arguments = ("/readings/today.jsonl", "/kept/summary.json")
     out = sandbox.run(programs.telemetry(), *arguments, grants=grants)
-    assert out == "1 sensors, 2 lines refused\n"
+    assert out == "sensors: 1, lines refused: 2\n"
     sensor = {"count": 2, "mean": 2.5, "least": 1.0, "most": 4.0}
     kept = json.loads(sandbox.cat("/files/kept/summary.json"))
     assert kept == {"sensors": {"a": sensor}, "refused": 2}

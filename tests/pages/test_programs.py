@@ -16,6 +16,7 @@ def test_programs(reader: Reader) -> None:
     printed = reader.run((DOCS / "how-to/programs.md").read_text())
     assert any("green\n" in each for each in printed)
     assert "hello, argument\n" in printed
+    assert printed[-1].endswith("sensors: 1, lines refused: 0\n")
 
 
 def test_sqlite(reader: Reader) -> None:

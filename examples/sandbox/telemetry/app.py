@@ -57,4 +57,4 @@ class Run:
         fresh = kept.with_name(f"{kept.name}.new")
         fresh.write_text(json.dumps(found, indent=1) + "\n")
         fresh.replace(kept)
-        print(f"{len(found['sensors'])} sensors, {found['refused']} lines refused")
+        print(f"sensors: {len(found['sensors'])}, lines refused: {found['refused']}")
