@@ -95,7 +95,7 @@ def page(natives: Mapping[str, str], runtimes: Sequence[Runtime]) -> str:
     lines = [
         f"# Digests of avow {avow.__version__}",
         "",
-        "`make digests` makes this page anew at each release, and on any machine; `python -m",
+        "`make digests` makes this page at each release, and on any machine; `python -m",
         "docs.digests --python PATH` takes a certain Python. Between two releases sources go on.",
         "What each digest covers is [one table](../how-to/measurement.md).",
         "",

@@ -192,7 +192,7 @@ class Authenticator:
         if AuthFlag.REAUTHENTICATION in request.flags and exchange.user != self._proven_users.get(
             request.connection
         ):
-            raise DeniedError("expected the user of this connection, got another; connect anew")
+            raise DeniedError("expected the user of this connection, got another; connect again")
         self._answer(request, AuthOutcome.CONTINUE, data=challenge)
 
     def _scram_final(self, request: AuthRequest) -> None:

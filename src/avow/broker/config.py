@@ -367,8 +367,8 @@ class Attestation(Table):
         default=3600.0,
         ge=1,
         le=86400.0 * 30,
-        description="How often the certificate of a listener with `ra_tls` is made anew. It is "
-        "valid for twice as long.",
+        description="How often a listener with `ra_tls` makes a new certificate. Each is valid for "
+        "twice as long.",
     )
 
 

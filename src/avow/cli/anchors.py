@@ -36,8 +36,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 NONE: Final = "none"
 INTERVAL_S_MAX: Final = 86_400
 NEW_STORE_HELP: Final = (
-    "Once: begin a new store where there is none although an anchor is named. Without it the start "
-    "is refused: the store may have been taken away."
+    "Use once: make a new store although an anchor is named. Without this option avow refuses to "
+    "start without a store, because somebody may have removed it."
 )
 _TPM: Final = re.compile(r"tpm:0x([0-9a-fA-F]{8})(?:#([0-9a-f]{68}))?")
 _WITNESS: Final = "witness:"
@@ -79,15 +79,15 @@ def anchor_options(command: Command) -> Command:
             default=INTERVAL_S,
             show_default=True,
             metavar="SECONDS",
-            help="How often the anchor is moved on while there are commits; 0: with each of them.",
+            help="How often commits update the anchor. With 0, each commit does.",
         ),
         click.option("--new-store", is_flag=True, help=NEW_STORE_HELP),
         click.option(
             "--accept-rollback",
             type=click.IntRange(1),
             metavar="SEQUENCE",
-            help="Once: open the store although it is older than its anchor. SEQUENCE is what the "
-            "refusal printed; what came after it is lost.",
+            help="Once: open the store although it is older than its anchor. The refusal prints "
+            "SEQUENCE. Everything after it is lost.",
         ),
     )
     for option in reversed(options):

@@ -35,7 +35,7 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
     type=NONCE,
     required=True,
     metavar="HEX",
-    help="64 hexadecimal digits that whoever verifies has drawn for this evidence.",
+    help="64 hexadecimal digits that the verifier has drawn for this evidence.",
 )
 @click.option(
     "-o",

@@ -109,7 +109,7 @@ OPEN_UP = (
     "config",
     type=_FILE,
     metavar="FILE",
-    help="Read avow.toml. What the command line says comes first.",
+    help="Read avow.toml. The command line takes precedence.",
 )
 @click.option(
     "--store",
@@ -126,8 +126,8 @@ OPEN_UP = (
 @click.option(
     "--durability",
     type=click.Choice(["commit", "interval", "none"]),
-    help="Whether what is acknowledged is on the disk before (commit, the default), soon after "
-    "(interval), or after an orderly end (none).",
+    help="When acknowledged changes are on the disk: before the acknowledgement (commit, the "
+    "default), soon after (interval), or after a clean shutdown (none).",
 )
 @click.option(
     "--anchor",
@@ -139,15 +139,15 @@ OPEN_UP = (
     "--accept-rollback",
     type=click.IntRange(min=1),
     metavar="SEQUENCE",
-    help="Go on from the store's root with this sequence although its anchor knows a newer one: "
-    "all after it is lost.",
+    help="Continue from the store's root with this sequence, although its anchor knows a newer "
+    "one. Everything after it is lost.",
 )
 @click.option("--new-store", is_flag=True, help=NEW_STORE_HELP)
 @click.option(
     "--check",
     is_flag=True,
-    help="Try all that a start would: files, platform, store, anchor, ports. Say all that is "
-    "wrong, change nothing, and exit (0 or 2).",
+    help="Try everything that a start does: files, platform, store, anchor, ports. Print every "
+    "error, change nothing, and exit with 0 or 2.",
 )
 def broker(
     listen: tuple[str, ...],
@@ -175,8 +175,8 @@ def broker(
     may connect.
 
     SIGHUP reads certificates, revocation lists, users, access rules and limits again. Connections
-    stay, but for those that asked for evidence when the configuration it named has changed. SIGTERM
-    and Ctrl-C drain: clients are told, outputs are flushed.
+    stay. If the measured configuration changed, those that asked for evidence end. SIGTERM and
+    Ctrl-C stop the broker: it tells its clients and flushes its outputs.
     """
     overrides = Overrides(
         listen=listen,

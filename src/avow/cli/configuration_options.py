@@ -16,26 +16,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _DURABILITY = click.Choice(["commit", "interval", "none"])
-_ONLY_ITS_KIND = "As of `avow broker`; of it the kind matters, such as file."
+_ONLY_ITS_KIND = "As for `avow broker`; only its kind counts, such as file."
 
 # Of the files named by these, only whether they are there is measured.
-_ONLY_ITS_NAME = "As of `avow broker`; what is in it does not matter."
+_ONLY_ITS_NAME = "As for `avow broker`; its contents do not count."
 
 _OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option("--config", type=_FILE, metavar="FILE", help="As of `avow broker`."),
-    click.option("--listen", multiple=True, metavar="URL", help="As of `avow broker`."),
+    click.option("--config", type=_FILE, metavar="FILE", help="As for `avow broker`."),
+    click.option("--listen", multiple=True, metavar="URL", help="As for `avow broker`."),
     click.option("--cert", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
     click.option("--key", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
-    click.option("--client-ca", type=_FILE, metavar="FILE", help="As of `avow broker`."),
+    click.option("--client-ca", type=_FILE, metavar="FILE", help="As for `avow broker`."),
     click.option("--psk-file", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
-    click.option("--client-policy", type=_FILE, metavar="FILE", help="As of `avow broker`."),
+    click.option("--client-policy", type=_FILE, metavar="FILE", help="As for `avow broker`."),
     click.option("--password-file", type=_FILE, metavar="FILE", help=_ONLY_ITS_NAME),
-    click.option("--allow-anonymous", is_flag=True, default=False, help="As of `avow broker`."),
-    click.option("--store", type=_FOLDER, metavar="DIR", help="As of `avow broker`; not opened."),
+    click.option("--allow-anonymous", is_flag=True, default=False, help="As for `avow broker`."),
+    click.option(
+        "--store", type=_FOLDER, metavar="DIR", help="As for `avow broker`; it is not opened."
+    ),
     click.option("--store-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
     click.option("--also-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
-    click.option("--durability", type=_DURABILITY, help="As of `avow broker`."),
-    click.option("--anchor", metavar="ANCHOR", help="As of `avow broker`; not asked."),
+    click.option("--durability", type=_DURABILITY, help="As for `avow broker`."),
+    click.option("--anchor", metavar="ANCHOR", help="As for `avow broker`; it is not asked."),
 )
 
 NAMES = (

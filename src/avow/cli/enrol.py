@@ -68,7 +68,7 @@ def enrol() -> None:
 )
 @_output
 def request(kind: str, chain: Path | None, output: Path) -> int:
-    """On the machine: write who the TPM and its attestation key are."""
+    """On the machine: write the identities of the TPM and its attestation key."""
     with configuration_errors():
         between = None if chain is None else _certificates(chain)
         attester = TpmAttester(TpmSettings.from_environment(os.environ))
@@ -101,11 +101,11 @@ def request(kind: str, chain: Path | None, output: Path) -> int:
     type=_FILE,
     required=True,
     metavar="FILE",
-    help="What stays here until the answer comes; nobody else may read it.",
+    help="What the authority keeps until the answer comes. Nobody else may read it.",
 )
 @_output
 def challenge(request: Path, makers: Path, keep: Path, output: Path) -> int:
-    """At the authority: write what only that TPM can open, if it has that key."""
+    """At the authority: write a challenge that only that TPM, with that key, can open."""
     with configuration_errors():
         roots = tuple(read_certificate(each).parsed for each in _certificates(makers))
         challenger = enrolment.Challenger(Anchors(roots))

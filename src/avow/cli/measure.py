@@ -25,7 +25,7 @@ from avow.runtime.sealed import sealed
 @click.option(
     "--reference",
     is_flag=True,
-    help="As `avow measure broker --reference`, for a broker that is started without options.",
+    help="Like `avow measure broker --reference`, for a broker without options.",
 )
 @click.pass_context
 def measure(context: click.Context, reference: bool) -> int:
@@ -45,7 +45,7 @@ def measure(context: click.Context, reference: bool) -> int:
     "--reference",
     is_flag=True,
     help="Print what a policy names: module, runtime and configuration. The options after this one "
-    "matter to the configuration; give those that the broker is started with.",
+    "are part of the configuration. Give those of the broker.",
 )
 @configuration_options
 def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
@@ -96,9 +96,9 @@ def _print_values(values: dict[str, str], *, as_json: bool) -> None:
 def measure_runtime() -> int:
     """Print the runtime's manifest, whose SHA-256 is the claim `runtime`.
 
-    A line for each part: name, version, SHA-256 of its files. Compare two of them, by diff, to see
-    why evidence names another runtime. Of an installation that was altered, standard error says
-    which file was, and the exit code is 1.
+    A line for each part: name, version, SHA-256 of its files. Compare two of them with diff to see
+    why evidence names another runtime. If files were altered, standard error names each, and the
+    exit code is 1.
     """
     with configuration_errors():
         if sealed() is None:
@@ -118,10 +118,10 @@ def measure_runtime() -> int:
 @store_options
 @trust_options
 def measure_app(as_json: bool, **given: Any) -> int:
-    """Print what a policy names of a program that `avow run` runs with the same options.
+    """Print the values that a policy names for a program that `avow run` runs with these options.
 
-    Module, runtime and configuration: the bytes of the program, avow itself, and what the program
-    is granted, who can open its store, and whom its judgements trust.
+    Module: the program's bytes. Runtime: avow itself. Configuration: the program's grants, the keys
+    of its store, and the roots that its judgements trust.
     """
     with configuration_errors(), storage_errors():
         app = effective_app(given)

@@ -35,7 +35,7 @@ def policy() -> None:
 @policy.command("explain")
 @click.argument("file", type=_FILE, metavar="FILE")
 def explain_policy(file: Path) -> int:
-    """Say in words what a policy accepts."""
+    """Explain what a policy accepts."""
     with configuration_errors():
         click.echo(explain(load_policy(file)), nl=False)
     return ExitCode.OK
@@ -44,7 +44,7 @@ def explain_policy(file: Path) -> int:
 @policy.command("check")
 @click.argument("file", type=_FILE, metavar="FILE")
 def check_policy(file: Path) -> int:
-    """Check a policy: exit 0 if it can be used, 2 and a sentence if not."""
+    """Check a policy: exit 0 if it is usable, else 2 with the reason."""
     with configuration_errors():
         loaded = load_policy(file)
     if loaded.unsafe_simulated:
@@ -103,8 +103,8 @@ def init(
     """Write a policy that accepts exactly this release's broker.
 
     Module, runtime and configuration are computed from this installation, so run it on a machine
-    that you trust. What only the deployer knows is taken from evidence or left to be filled in; a
-    policy with gaps is refused when it is used.
+    that you trust. Values that only you know come from evidence, or are gaps for you to fill. avow
+    refuses a policy with gaps.
     """
     if evidence is None and endorsements is not None:
         raise click.UsageError("--endorsements matters together with --from only")

@@ -58,7 +58,7 @@ def _make_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     is_eager=True,
     expose_value=False,
     callback=_make_key,
-    help="Make an owner's key in a new FILE, print what a configuration names it by, and end.",
+    help="Make an owner's key in a new FILE, print its line for the configuration, and exit.",
 )
 @click.argument("node", metavar="NODE")
 @click.argument("secrets", type=_FILE, metavar="SECRETS")
@@ -89,8 +89,8 @@ def provision(
     \b
     avow provision broker.example:8899 --policy policy.toml secrets.toml
 
-    NODE is host:port, as [provisioning] says where it runs. It gets nothing before its evidence has
-    satisfied the policy, and takes nothing from anybody but the owner that its configuration names.
+    NODE is host:port, the `listen` of its table [provisioning]. It gets nothing before its evidence
+    satisfies the policy, and accepts secrets only from the owner that its configuration names.
 
     Exit 0: taken. 1: nobody there, or the node cannot use it. 2: wrong files. 3: refused, by the
     policy or by the node. 4: the evidence could not be judged.

@@ -33,10 +33,10 @@ from avow.sealing.store import Store
 @store_options
 @trust_options
 def run(**given: Any) -> int:
-    """Run the WebAssembly program MODULE with nothing but what was granted.
+    """Run the WebAssembly program MODULE with only what you grant.
 
-    MODULE is a command of WASI preview 1, or a component of preview 2. What comes behind `--` are
-    its arguments. Its exit code is the exit code; signals end it as they end a native program.
+    MODULE is a command of WASI preview 1, or a component of preview 2. Its arguments follow `--`.
+    Its exit code is avow's. Signals end it as they end a native program.
 
     \b
     avow run app.wasm

@@ -57,8 +57,8 @@ _anchor = click.option(
     "--anchor",
     "anchor_text",
     metavar="ANCHOR",
-    help="The anchor of a store that has one: asked before the change, and moved on after it. With "
-    "none it is left as it is, and the change can be taken back unnoticed until the next start.",
+    help="The store's anchor, if it has one. It is asked before the change and updated after it. "
+    "With none, it is neither, and the change can be undone unnoticed until the next start.",
 )
 _new_key_option = click.option(
     "--new-key",
@@ -101,7 +101,8 @@ _IN_STORE: Final = _InPath()
 def store() -> None:
     """Look into a sealed store, fill it, check it, and change its keys.
 
-    STORE is its folder. One process at a time has it open; every change is whole or not there.
+    STORE is its folder. One process at a time can open it. A change happens completely or not at
+    all.
     """
 
 
@@ -247,7 +248,7 @@ def ls(
 ) -> int:
     """List the names below PATH.
 
-    What in a name is no printable character is shown as an escape sequence; --json has it whole.
+    Unprintable characters in names appear as escape sequences; --json has them as they are.
     """
     with _reading(directory, source) as opened:
         for place, stat in _listed(opened, path, recursive):
@@ -285,8 +286,8 @@ def _listed(opened: Store, path: str, recursive: bool) -> Iterator[tuple[str, St
 def cat(directory: Path, path: str, source: str) -> int:
     """Write the file PATH to standard output.
 
-    Every byte was proven before it is written. When a block in the middle is damaged, what came
-    before it was written and the exit code says so.
+    It writes only verified bytes. If a block in the middle is damaged, it stops there, and the exit
+    code says so.
     """
     with _reading(directory, source) as opened:
         stat = _file(opened, path)
@@ -323,8 +324,7 @@ def _file(opened: Store, path: str) -> Stat:
 def put(directory: Path, file: str, path: str, source: str, anchor_text: str | None) -> int:
     """Write FILE, or standard input when it is -, to PATH in the store.
 
-    The folders on the way are made. It is one commit: PATH has the new content or, whatever
-    happens, the one that it had.
+    It makes missing folders. It is one commit: PATH has the new content or keeps the old.
     """
     if file == _STANDARD_STREAM:
         stream = BufferedReader(InputFile(sys.stdin.fileno(), "standard input"))
@@ -370,9 +370,9 @@ def _replace(opened: Store, path: str, stream: BufferedIOBase, shown: Progress) 
     help="What is exported, with all below it.",
 )
 def export(directory: Path, target: str, source: str, path: str) -> int:
-    """Write the store in clear to the new folder TARGET, or, when it is -, as tar to stdout.
+    """Write the store unencrypted to the new folder TARGET, or for - as tar to stdout.
 
-    TARGET must not exist, and is complete when it does. Files are readable by their owner only.
+    TARGET must not exist. It appears only when it is complete. Only their owner can read the files.
     """
     if target == _STANDARD_STREAM and sys.stdout.isatty():
         raise CommandError(
@@ -407,14 +407,14 @@ def export(directory: Path, target: str, source: str, path: str) -> int:
     show_default=True,
     metavar="ANCHOR",
     help="Ask this anchor whether the store is the newest: tpm:0x01800042 or "
-    "witness:HOST:PORT#KEY. Nothing is moved on.",
+    "witness:HOST:PORT#KEY. It is not updated.",
 )
 @_json
 def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
-    """Read and prove every block, and name what is damaged: the file and the block.
+    """Verify every block, and name the file and block of each damage.
 
-    Exit code 105 when something is, 107 when the anchor knows of a newer store. The root hash that
-    is printed stands for every byte.
+    The exit code is 105 for damage, and 107 if the anchor knows a newer store. The root hash stands
+    for every byte.
     """
     with configuration_errors():
         check_anchor(anchor_text)
@@ -458,10 +458,10 @@ def rotate(
     new_sources: tuple[str, ...],
     anchor_text: str | None,
 ) -> int:
-    """Change the keys: what is written from now on is sealed under new ones.
+    """Change the keys, and seal new data under new ones.
 
-    Every owner key that is not named by --to or --new-key is refused afterwards. What is there
-    already is not written anew: for that, use `avow store compact --rewrite`.
+    Afterwards only the keys of --to and --new-key open the store. Old data is not sealed again: for
+    that, use `avow store compact --rewrite`.
 
     \b
     avow store rotate ./data --key file:old.key --new-key file:new.key
@@ -482,11 +482,11 @@ def rotate(
 @click.option(
     "--rewrite",
     is_flag=True,
-    help="Seal every block anew and drop the keys from before the last rotation.",
+    help="Seal every block again, and drop the keys from before the last rotation.",
 )
 @_anchor
 def compact(directory: Path, source: str, rewrite: bool, anchor_text: str | None) -> int:
-    """Give the space of what was removed back to the disk."""
+    """Return the space of removed files to the disk."""
     with _changing(directory, source, anchor_text) as opened:
         before = opened.root.slots
         # A store survives that, as it survives a crash.
@@ -520,10 +520,10 @@ def keys(
     anchor_text: str | None,
     as_json: bool,
 ) -> int:
-    """List the ids of the keys that open the store; add and remove some before.
+    """List the ids of the keys that open the store, after adding or removing some.
 
-    The id of the key that was given with --key is marked.
-    To remove a key keeps its owner out only together with `avow store rotate`.
+    The id of the key given with --key is marked. To keep the owner of a removed key out, run `avow
+    store rotate` as well.
     """
     ids = [_key_id(text) for text in removed]
     if added or ids:

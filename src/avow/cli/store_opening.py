@@ -13,9 +13,9 @@ from avow.sealing.library import KEYS_MAX
 from avow.sealing.store import CONTAINER, Store
 
 ALSO_KEY_HELP = (
-    "Another key of the store, its owner's: a new store opens with it too. Where the first one "
-    "does not open the store, since avow was updated or the machine is another, this one does, and "
-    "the first one is added."
+    "A second key of the store, the owner's. A new store opens with both. If the first key no "
+    "longer opens the store, after an update or on another machine, this one does, and avow adds "
+    "the first key."
 )
 
 

@@ -12,9 +12,9 @@ from avow.cli.exit_codes import ExitCode
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def tee(as_json: bool) -> int:
-    """List the platforms, which of them are here, and why the others are not.
+    """List the platforms of this machine, and say why the others are absent.
 
-    It only looks: whether a platform attests shows when it is used.
+    It only looks. It does not try whether a platform attests.
     """
     from avow.tee.platforms import Machine, detect
 

@@ -59,7 +59,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--program",
     is_flag=True,
-    help="EVIDENCE is what a program under `avow run --attest` has asked for.",
+    help="EVIDENCE comes from a program under `avow run --attest`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print an EAR's claims as JSON.")
 def verify(
@@ -74,7 +74,8 @@ def verify(
 ) -> int:
     """Judge evidence that `avow attest` wrote, or that a program made.
 
-    Exit 0: accepted. 3: refused, by the policy or for its origin. 4: it could not be judged.
+    Exit 0: accepted. 3: refused, by the policy or because its origin is not proven. 4: it could not
+    be judged.
     """
     if (nonce is None) is not unsafe_any_nonce:
         raise click.UsageError(

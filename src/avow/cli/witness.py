@@ -71,7 +71,7 @@ def witness(
     connections_max: int,
     as_json: bool,
 ) -> int:
-    """Remember the newest state of sealed stores, for machines that may be turned back.
+    """Remember the newest state of sealed stores on machines that may be rolled back.
 
     Run it on another machine than the stores, and give them the first line that it prints as
     --anchor. SIGTERM and Ctrl-C end it.

@@ -224,9 +224,9 @@ _ADVICE_ABSENT: Final = {
 }
 
 _ADVICE: Final = {
-    "module": "run the module that the policy names, or make the policy anew for this one",
+    "module": "run the module that the policy names, or write a new policy for this one",
     "runtime": "compare the lines of `avow measure runtime` there and where the policy was made",
-    "configuration": "run with the configuration that the policy names, or make the policy anew",
+    "configuration": "run with the configuration that the policy names, or write a new policy",
     "debug": "start it without debugging; the policy can allow it by `unsafe_debug = true`",
     "evidence_age_s": "set both clocks, and ask for fresh evidence",
     "platform": "connect to one of these platforms, or add a rule for this one",

@@ -76,7 +76,9 @@ class CompiledCache:
         try:
             entry = self._files.read(path)
         except DamagedError as error:
-            self._note(f"compiled code in the store is damaged and is made anew: {error}")
+            self._note(
+                f"compiled code in the store is damaged, and avow compiles it again: {error}"
+            )
             self._files.remove(path)
             return None
         if len(entry) < _HEADER.size:

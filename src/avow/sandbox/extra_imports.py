@@ -24,7 +24,7 @@ class GuestMemory:
         if not isinstance(memory, Memory):
             raise TrapError(
                 "expected a program to export its `memory` for the functions that it imports, it "
-                "does not; link it anew"
+                "does not; link it again"
             )
         self._caller, self._memory = caller, memory
 

@@ -227,7 +227,7 @@ class CounterAnchor:
         raise RolledBackError(
             f"expected {self.name} to go from {step.to - 1} to {step.to} on this store's branch, "
             f"got {'no counter' if found is None else found[0]}; another copy of the store has "
-            f"gone on, or the counter was made anew: find out which copy is the right one"
+            f"gone on, or the counter is a new one: find out which copy is the right one"
         )
 
     def accept(self, step: Step, root: Root) -> None:

@@ -198,9 +198,7 @@ class Voucher:
             self._checks.current,
             expected=f"{name} that is valid at {_iso(now)}",
             actual=f"collateral that is {state}: {said}",
-            advice=advice_at(
-                now, first.valid_from, "fetch it anew, and see that the clock is right"
-            ),
+            advice=advice_at(now, first.valid_from, "fetch it again, and check the clock"),
         )
 
     def _contained(self, call: Any) -> str:

@@ -55,7 +55,7 @@ class TdxVerifier:
                     LOG,
                     expected=f"a log that leads to {body.rtmrs[3].hex()}",
                     actual=f"one that leads to {rtmr.replayed(decoded.log).hex()}",
-                    advice="ask again; if it stays so, start the trust domain anew",
+                    advice="ask again; if this persists, restart the trust domain",
                 )
             measured = rtmr.measured(decoded.log)
         return Authenticated(

@@ -53,7 +53,7 @@ _ADVICE_ELSE: Final = "`tpm2_rc_decode` explains the code; see the kernel's log 
 _ADVICE_OPEN: Final = "see that it is switched on and that this user may use it (group tss)"
 _ADVICE_LOST: Final = (
     "the way to it failed, or it was restarted: see the kernel's log (`dmesg`) or the program that "
-    "is the TPM; avow opens it anew when it is next needed"
+    "is the TPM; avow opens it again when it is next needed"
 )
 _ADVICE_STALLED: Final = (
     "it, or what is between, hangs: see the kernel's log (`dmesg`); avow asks again when it is "

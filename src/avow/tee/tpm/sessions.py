@@ -79,7 +79,7 @@ def storage_key(device: TpmDevice, pinned: bytes | None) -> Iterator[StorageKey]
             raise UntrustedError(
                 f"expected the TPM whose storage key has the name {pinned.hex()}, got one with "
                 f"{name.hex()}: this is another machine, a TPM that was cleared, or somebody who "
-                f"answers in its place; name the right one, or make keys and anchors anew"
+                f"answers in its place; name the right one, or make new keys and anchors"
             )
         yield StorageKey(handle, name)
 
