@@ -62,7 +62,7 @@ torture: build ## FAULTS faults against a broker and SQLite that keep their stat
 
 docs: build ## the documentation, into site/
 	$(BIN)/python -m docs.generate
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 build: $(READY) $(if $(TPM_BUILD),$(TPM_READY)) ## compile core and pump, and print their SHA-256
 	@$(BIN)/python hatch_build.py
