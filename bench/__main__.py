@@ -9,6 +9,7 @@ from bench.run import main
 SUBJECTS = {
     "attestation": "bench.attestation.run",
     "durability": "bench.durability",
+    "instructions": "bench.instructions",
     "neighbours": "bench.neighbours",
     "sealing": "bench.sealing",
     "sandbox": "bench.sandbox.run",

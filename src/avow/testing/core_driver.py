@@ -59,19 +59,24 @@ class RestoreRefusedError(MalformedError):
         self.code = code
 
 
-@functools.lru_cache(maxsize=1)
-def _engine() -> wasmtime.Engine:
-    return wasmtime.Engine()
+_FUEL = 1 << 62
+
+
+@functools.lru_cache(maxsize=2)
+def _engine(counting: bool) -> wasmtime.Engine:
+    configuration = wasmtime.Config()
+    configuration.consume_fuel = counting
+    return wasmtime.Engine(configuration)
 
 
 @functools.lru_cache(maxsize=4)
-def core_module(path: str | None = None) -> wasmtime.Module:
+def core_module(path: str | None = None, *, counting: bool = False) -> wasmtime.Module:
     """The compiled core, compiled once a process. AVOW_CORE_WASM names another file."""
     name = path or os.environ.get("AVOW_CORE_WASM")
     file = Path(name) if name else Path(avow.__file__).parent / "_native" / "broker.wasm"
     if not file.is_file():
         raise UnavailableError(f"{file} is missing: build the core first")
-    return wasmtime.Module(_engine(), file.read_bytes())
+    return wasmtime.Module(_engine(counting), file.read_bytes())
 
 
 class _Export:
@@ -131,7 +136,13 @@ class Connection:
 
 
 class CoreDriver:
-    """One instance of the core and the host around it."""
+    """One instance of the core and the host around it.
+
+    `count_instructions`: wasmtime counts what the core runs, which makes it slower.
+    """
+
+    layout_versions = frozenset({abi.LAYOUT_VERSION})
+    """Layouts that are accepted; all of these have the records of `abi`."""
 
     def __init__(
         self,
@@ -144,8 +155,10 @@ class CoreDriver:
         wasm: str | None = None,
         auto_commit: bool = True,
         confirm_close: bool = True,
+        count_instructions: bool = False,
     ) -> None:
         self.now_ms = now_ms
+        self._counting = count_instructions
         self.auto_commit = auto_commit
         self.confirm_close = confirm_close
         self.journal: list[bytes] = []
@@ -166,7 +179,7 @@ class CoreDriver:
         self._sequence = 0
         self._batching = 0
         self._flags = 0
-        self._start(core_module(wasm))
+        self._start(core_module(wasm, counting=count_instructions))
         self._initialise(seed)
         if journal is not None:
             self._restore(list(journal))
@@ -179,7 +192,9 @@ class CoreDriver:
     # -- the instance -----------------------------------------------------------------------
 
     def _start(self, module: wasmtime.Module) -> None:
-        self._store = wasmtime.Store(_engine())
+        self._store = wasmtime.Store(_engine(self._counting))
+        if self._counting:
+            self._store.set_fuel(_FUEL)
         exports = wasmtime.Instance(self._store, module, []).exports(self._store)
         memory = exports["memory"]
         if not isinstance(memory, wasmtime.Memory):
@@ -234,7 +249,6 @@ class CoreDriver:
         layout = dict(zip(abi.LAYOUT_FIELDS, values, strict=True))
         expected = {
             "magic": abi.MAGIC,
-            "layout_version": abi.LAYOUT_VERSION,
             "input_record_bytes": 16,
             "output_record_bytes": 16,
             "result_bytes": 64,
@@ -242,6 +256,11 @@ class CoreDriver:
         for name, value in expected.items():
             if layout[name] != value:
                 raise CoreContractError(f"layout: {name} is {layout[name]:#x}, not {value:#x}")
+        if layout["layout_version"] not in self.layout_versions:
+            raise CoreContractError(
+                f"layout: layout_version is {layout['layout_version']}, "
+                f"not one of {sorted(self.layout_versions)}"
+            )
         if layout["layout_bytes"] < 4 * len(abi.LAYOUT_FIELDS):
             raise CoreContractError("layout: the table is too short")
         return layout
@@ -468,8 +487,7 @@ class CoreDriver:
         self.next_deadline_ms = deadline
         self.heap_bytes = heap
         if events_len:
-            raw = bytes(self._view[events_at : events_at + events_len])
-            self.events += abi.decode_events(raw)
+            self._note_events(bytes(self._view[events_at : events_at + events_len]))
         if waits:
             if not length or sequence != self._sequence + 1:
                 raise CoreContractError(
@@ -478,6 +496,9 @@ class CoreDriver:
             self.waiting = (sequence, bytes(self._view[address : address + length]))
         elif length:
             raise CoreContractError("step gave 0 although journal bytes wait")
+
+    def _note_events(self, raw: bytes) -> None:
+        self.events += abi.decode_events(raw)
 
     def _commit_batch(self) -> None:
         if self.waiting is None:
@@ -611,6 +632,13 @@ class CoreDriver:
         self.now_ms = target
 
     # -- looking ----------------------------------------------------------------------------
+
+    @property
+    def instructions(self) -> int:
+        """Wasm instructions that the core has run, where they are counted."""
+        if not self._counting:
+            raise ValueError("instructions are not counted: say count_instructions=True")
+        return _FUEL - self._store.get_fuel()
 
     def counters(self) -> dict[str, int]:
         """The core's counters by name."""
