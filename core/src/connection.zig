@@ -123,7 +123,7 @@ pub const Connection = struct {
     /// Sends a packet that must go. A connection that has no memory for it is given up, and so is
     /// one whose client takes no packet that large: the exchange cannot go on.
     pub fn send(self: *Connection, bytes: []const u8) void {
-        if (!self.takes(bytes)) return close(self, .packet_too_large, "the answer is larger than the client's maximum packet size");
+        if (!self.takes(bytes)) return @call(.never_inline, close, .{ self, .packet_too_large, "the answer is larger than the client's maximum packet size" });
         self.write(bytes) catch {
             abort(self, .quota_exceeded, "no memory left to answer");
             return;

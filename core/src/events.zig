@@ -64,11 +64,8 @@ pub const End = struct {
 
 fn disconnectedOrFail(end: End) heap.Error!void {
     try begin(.disconnected);
-    try number(u32, end.connection);
-    try number(u8, end.reason);
-    try number(u8, end.by);
-    try number(u8, @as(u8, @intFromBool(end.accepted)) | @as(u8, @intFromBool(end.told)) << 1);
-    try number(u8, 0);
+    try number(u64, end.connection | @as(u64, end.reason) << 32 | @as(u64, end.by) << 40 |
+        @as(u64, @intFromBool(end.accepted)) << 48 | @as(u64, @intFromBool(end.told)) << 49);
     try number(u32, end.refusals);
     try string(end.client_identifier);
     try string(end.user);

@@ -63,8 +63,11 @@ pub fn add(origin: routing.Origin, view: *message_room.View) heap.Error!void {
 var orphans: usize = 0;
 
 /// A message of an earlier connection of this session still waits: the next one comes after it.
-pub fn precedes(session: *const Session) bool {
-    if (orphans == 0) return false;
+pub inline fn precedes(session: *const Session) bool {
+    return orphans != 0 and waitsFor(session);
+}
+
+fn waitsFor(session: *const Session) bool {
     var item = first;
     while (item) |job| : (item = job.next) {
         work.spend(1);
@@ -83,12 +86,16 @@ pub fn leave(connection: *Connection) void {
     orphans += 1;
 }
 
-pub fn isIdle() bool {
+pub inline fn isIdle() bool {
     return first == null and retired.items.len == 0;
 }
 
 /// Works on what waits, for a share and what else is left of the turn.
-pub fn goOn() void {
+pub inline fn goOn() void {
+    if (!isIdle()) goOnBusy();
+}
+
+fn goOnBusy() void {
     work.beginShare(limits.share_units, limits.turn_units);
     while (!work.over()) {
         if (phase == .idle and !giveBack()) return;

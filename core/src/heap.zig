@@ -60,16 +60,23 @@ fn classBytes(class: usize) usize {
     return base + (base / 4) * (index % 4 + 1);
 }
 
-fn account(bytes: usize) Error!void {
-    if (used_bytes + bytes > budget_bytes) return error.OutOfMemory;
-    used_bytes += bytes;
+const bytes_of_class = blk: {
+    var table: [class_count]u32 = undefined;
+    for (&table, 0..) |*bytes, class| bytes.* = classBytes(class);
+    break :blk table;
+};
+
+inline fn account(bytes: usize) Error!void {
+    const after = used_bytes +% bytes;
+    if (after > budget_bytes) return error.OutOfMemory;
+    used_bytes = after;
     if (used_bytes > used_bytes_maximum) used_bytes_maximum = used_bytes;
 }
 
 pub fn allocate(size: usize) Error![*]align(16) u8 {
     if (size > small_max) return allocateRun((size + page_bytes - 1) / page_bytes);
     const class = classOf(size);
-    const bytes = classBytes(class);
+    const bytes: usize = bytes_of_class[class];
     try account(bytes);
     if (with_room[class] == 0) {
         errdefer used_bytes -= bytes;
@@ -77,20 +84,22 @@ pub fn allocate(size: usize) Error![*]align(16) u8 {
     }
     const number = with_room[class];
     const slab = &slabs[number];
-    slab.used += 1;
-    var block: usize = slab.fresh;
-    if (slab.free) |first| {
-        block = @intFromPtr(first);
-        slab.free = first.next;
-    } else slab.fresh += bytes;
-    if (slab.free == null and slab.fresh + bytes > endOf(number, bytes)) unlink(class, number);
-    return @ptrFromInt(block);
+    slab.used +%= 1; // a slab has 4,096 blocks at the most
+    const first = slab.free orelse {
+        const block = slab.fresh;
+        slab.fresh +%= bytes;
+        if (slab.fresh + bytes > endOf(number, bytes)) unlink(class, number);
+        return @ptrFromInt(block);
+    };
+    slab.free = first.next;
+    if (first.next == null and slab.fresh + bytes > endOf(number, bytes)) unlink(class, number);
+    return @ptrCast(@alignCast(first));
 }
 
 pub fn release(pointer: [*]u8, size: usize) void {
     if (size > small_max) return releaseRun(@intFromPtr(pointer), (size + page_bytes - 1) / page_bytes);
     const class = classOf(size);
-    used_bytes -= classBytes(class);
+    used_bytes -= bytes_of_class[class];
     var number: u16 = @intCast(@intFromPtr(pointer) / page_bytes);
     if (slabs[number].second) number -= 1;
     const slab = &slabs[number];
@@ -111,7 +120,7 @@ fn endOf(number: usize, block_bytes: usize) usize {
     return (number + slabPages(block_bytes)) * page_bytes;
 }
 
-fn addSlab(class: usize, block_bytes: usize) Error!void {
+noinline fn addSlab(class: usize, block_bytes: usize) Error!void {
     const start = try takePages(slabPages(block_bytes));
     const number: u16 = @intCast(start / page_bytes);
     slabs[number] = .{ .fresh = start };

@@ -42,7 +42,7 @@ pub const Identifiers = struct {
             self.few.items.len -= 1;
         }
         self.count -= 1;
-        if (self.count == 0) self.deinit();
+        if (self.count == 0 and self.many != null) self.deinit(); // a short list serves the next one
         return true;
     }
 

@@ -119,12 +119,15 @@ fn consume(connection: *Connection, bytes: []const u8) void {
 /// a packet takes several turns.
 pub fn handleMost(connection: *Connection, bytes: []const u8) usize {
     var rest = bytes;
-    while (rest.len != 0 and connection.phase != .closing) {
-        if (work.over() or connection.isWaiting()) return bytes.len - rest.len;
-        if (connection.phase == .verifying) {
-            park(connection, rest);
-            break;
+    while (rest.len != 0) {
+        if (connection.phase != .active) { // one look for those that have been accepted
+            if (connection.phase == .closing) break;
+            if (connection.phase == .verifying and !work.over()) {
+                park(connection, rest);
+                break;
+            }
         }
+        if (work.over() or connection.isWaiting()) return bytes.len - rest.len;
         if (connection.partial.items.len != 0) {
             if (!completePartial(connection, &rest)) return if (connection.isWaiting()) bytes.len - rest.len else bytes.len;
             continue;
@@ -291,7 +294,7 @@ fn handle(connection: *Connection, head: reader.Header, body: []const u8) void {
     const packet = typeOf(head.first);
     const flags: u4 = @intCast(head.first & 0x0F);
     stats.count(.messages_received, 1);
-    work.spend(2 + body.len / work.unit_bytes);
+    work.spend(2 +% body.len / work.unit_bytes);
     connection.last_packet_ms = state.now_ms;
     switch (packet) {
         .connect => connect.handle(connection, body),
@@ -495,7 +498,7 @@ fn accepted(connection: *Connection, qos: u2, packet_identifier: u16) Reason {
 
 fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {
     const session = connection.session.?;
-    if (topics.levelCount(packet.topic) > state.settings.topic_levels_max) return .topic_name_invalid;
+    if (topics.deeperThan(packet.topic, state.settings.topic_levels_max)) return .topic_name_invalid;
     if (sys.reserved(packet.topic) or !acl.allowed(.publish, session.who(), packet.topic)) {
         stats.count(.acl_denied, 1);
         return .not_authorized;

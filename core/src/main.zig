@@ -85,8 +85,8 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     walks.begin();
     routing.begin();
     takeResults();
-    for (abi.inputs[0..input_count]) |record| {
-        work.beginShare(limits.connection_units_least, limits.turn_units);
+    for (abi.inputs[0..input_count]) |*record| {
+        work.beginInput();
         take(record);
         settleDoomed();
     }
@@ -140,7 +140,7 @@ fn begin() void {
     sys.schedule();
 }
 
-fn take(record: abi.Input) void {
+inline fn take(record: *const abi.Input) void {
     switch (record.kind) {
         abi.kind_open => opened(record.connection, bytesOf(record)),
         abi.kind_data => if (connection_room.get(record.connection)) |connection| inbound.received(connection, bytesOf(record)),
@@ -154,7 +154,7 @@ fn take(record: abi.Input) void {
     }
 }
 
-fn bytesOf(record: abi.Input) []u8 {
+fn bytesOf(record: *const abi.Input) []u8 {
     const start = record.address -% @as(u32, @intCast(@intFromPtr(&abi.arena)));
     if (record.length == 0) return abi.arena[0..0];
     if (start > limits.arena_bytes or record.length > limits.arena_bytes - start) @panic("an input record points outside the arena");
@@ -193,7 +193,7 @@ fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
 /// Connections that could not even be entered; the host closes them.
 var refused: heap.List(u32) = .{};
 
-fn closed(record: abi.Input) void {
+fn closed(record: *const abi.Input) void {
     const connection = connection_room.get(record.connection) orelse return;
     connection_room.report(connection, if (record.flags == 2) .keep_alive_timeout else .unspecified, 2, switch (record.flags) {
         0 => "the peer closed the connection",
@@ -214,7 +214,11 @@ fn reportDrained() void {
 }
 
 /// Sessions part from connections that the broker ends; a will may end further ones.
-fn settleDoomed() void {
+inline fn settleDoomed() void {
+    if (connection_room.first_doomed != null or state.draining) settle();
+}
+
+noinline fn settle() void {
     while (connection_room.first_doomed) |connection| {
         connection_room.first_doomed = connection.next_doomed;
         connection.doomed = false;
@@ -261,7 +265,7 @@ fn connectionTimer(connection: *Connection) void {
 
 /// What the host did with the last outputs.
 fn takeResults() void {
-    for (abi.outputs[0..abi.output_count]) |record| {
+    for (abi.outputs[0..abi.output_count]) |*record| {
         const connection = connection_room.get(record.connection) orelse continue;
         if (record.length > connection.outbox.bytes) @panic("the host sent more than it was given");
         if (record.length != 0) {
@@ -303,7 +307,7 @@ fn release() void {
     }
     refused.clear();
     if (connection_room.collectOutputs()) more = true;
-    for (abi.outputs[0..abi.output_count]) |record| {
+    for (abi.outputs[0..abi.output_count]) |*record| {
         const connection = connection_room.get(record.connection) orelse continue;
         if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
     }

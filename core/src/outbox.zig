@@ -24,10 +24,12 @@ pub const Outbox = struct {
     /// Appends all or nothing.
     pub fn write(self: *Outbox, bytes: []const u8) heap.Error!void {
         if (self.tail) |chunk| {
-            if (chunk.capacity - chunk.end >= bytes.len) {
-                @memcpy(chunk.data()[chunk.end..][0..bytes.len], bytes);
-                chunk.end += @intCast(bytes.len);
-                self.bytes += @intCast(bytes.len);
+            const end = chunk.end;
+            // What is written fits into the chunk, and all chunks into a 32-bit memory: nothing wraps.
+            if (chunk.capacity -% end >= bytes.len) {
+                @memmove(chunk.data()[end..][0..bytes.len], bytes);
+                chunk.end = end +% @as(u32, @intCast(bytes.len));
+                self.bytes +%= @intCast(bytes.len);
                 return;
             }
         }

@@ -139,13 +139,14 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
             if (session.ended or (place.acl_generation != acl.generation and !acl.allowed(.subscribe, session.who(), view.topic))) continue;
         }
         if (older) |node| walks.catchUp(session, node, place.passed_serial);
-        const own = session.serial == publisher;
-        if (own and !entry.own) continue; // [MQTT-3.8.3-3]
-        const count = if (own) entry.own_identifiers_count else entry.identifiers_count;
+        if (session.serial == publisher) {
+            giveOwn(found, entry, view, &shared);
+            continue;
+        }
         give(session, view, .{
-            .qos = @min(if (own) entry.own_qos else entry.qos, view.qos),
-            .retain = view.retain and if (own) entry.own_retain_as_published else entry.retain_as_published, // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
-            .identifiers = found.identifiers[entry.identifiers_start..][0..count],
+            .qos = @min(entry.qos, view.qos),
+            .retain = view.retain and entry.retain_as_published, // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+            .identifiers = identifiersOf(found, entry, entry.identifiers_count),
         }, &shared);
     }
     place.entry = found.entries.len;
@@ -158,6 +159,21 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
         giveGroup(group, view, &shared);
     }
     return true;
+}
+
+/// A publisher gets its own message by its subscriptions without No Local [MQTT-3.8.3-3].
+noinline fn giveOwn(found: matching.Match, entry: *const matching.Entry, view: *View, shared: *delivery.Shared) void {
+    if (!entry.own) return;
+    give(entry.session, view, .{
+        .qos = @min(entry.own_qos, view.qos),
+        .retain = view.retain and entry.own_retain_as_published,
+        .identifiers = identifiersOf(found, entry, entry.own_identifiers_count),
+    }, shared);
+}
+
+inline fn identifiersOf(found: matching.Match, entry: *const matching.Entry, count: u32) []const u32 {
+    if (count == 0) return &.{};
+    return found.identifiers[entry.identifiers_start..][0..count];
 }
 
 fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery.Shared) void {

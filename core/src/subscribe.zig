@@ -217,7 +217,7 @@ fn judge(connection: *const Connection, entry: packets.Subscription, identifier:
     }
     if (!settings.wildcard_available and topics.hasWildcard(filter)) return .wildcard_subscriptions_not_supported;
     if (!settings.subscription_identifiers_available and identifier != 0) return .subscription_identifiers_not_supported;
-    if (topics.levelCount(filter) > settings.topic_levels_max) return .topic_filter_invalid;
+    if (topics.deeperThan(filter, settings.topic_levels_max)) return .topic_filter_invalid;
     if (!acl.allowed(.subscribe, session.who(), filter)) {
         @import("stats.zig").count(.acl_denied, 1);
         return if (settings.denials_explained) .not_authorized else .unspecified;

@@ -8,7 +8,7 @@ const work = @import("work.zig");
 
 /// [MQTT-4.7.1-1], [MQTT-4.7.3-1]; UTF-8 has been checked by the parser.
 pub fn validName(name: []const u8) bool {
-    return name.len != 0 and std.mem.findAny(u8, name, "+#") == null;
+    return name.len != 0 and !hasWildcard(name);
 }
 
 /// [MQTT-4.7.1-1], [MQTT-4.7.1-2], [MQTT-4.7.3-1].
@@ -24,11 +24,12 @@ pub fn validFilter(filter: []const u8) bool {
 }
 
 pub fn hasWildcard(filter: []const u8) bool {
-    return std.mem.findAny(u8, filter, "+#") != null;
+    return bytes_room.hasEither(filter, '+', '#');
 }
 
-pub fn levelCount(text: []const u8) usize {
-    return std.mem.countScalar(u8, text, '/') + 1;
+/// Whether there are more levels than so many.
+pub fn deeperThan(text: []const u8, most: usize) bool {
+    return text.len >= most and std.mem.countScalar(u8, text, '/') >= most;
 }
 
 pub const Shared = struct { group: []const u8, filter: []const u8 };

@@ -15,18 +15,24 @@ var end: u64 = @import("std").math.maxInt(u64);
 var turn_end: u64 = 0;
 
 pub fn beginTurn() void {
-    turn_end = spent + limits.turn_units;
+    turn_end = spent +% limits.turn_units;
     end = turn_end;
 }
 
 /// What follows may use what is left of the turn, but `least` in any case, so that whoever asks for
 /// little is served however much the others ask for.
-pub fn beginShare(least: u64, most: u64) void {
-    end = @max(spent + least, @min(turn_end, spent + most));
+pub inline fn beginShare(least: u64, most: u64) void {
+    end = @max(spent +% least, @min(turn_end, spent +% most));
 }
 
-pub fn spend(units: usize) void {
-    spent += units;
+/// The next connection's input may use what is left of the turn, and what each gets in any case.
+pub inline fn beginInput() void {
+    end = @max(spent +% limits.connection_units_least, turn_end);
+}
+
+/// 2^64 units are years of 50 ns: it never wraps, and a check would be made for every packet.
+pub inline fn spend(units: usize) void {
+    spent +%= units;
 }
 
 /// Copying costs too: so many bytes a unit.
@@ -46,7 +52,7 @@ pub fn left() u64 {
     return end -| spent;
 }
 
-pub fn over() bool {
+pub inline fn over() bool {
     return spent >= end;
 }
 

@@ -1,6 +1,7 @@
 //! Reading MQTT's data representations (MQTT 5.0, section 1.5) from a byte slice, exactly.
 
 const std = @import("std");
+const bytes_room = @import("../bytes.zig");
 
 pub const Error = error{
     /// 0x81 Malformed Packet: the bytes do not follow the format.
@@ -66,7 +67,7 @@ pub const Reader = struct {
 
 /// Well-formed UTF-8 without surrogates [MQTT-1.5.4-1] and without U+0000 [MQTT-1.5.4-2].
 pub fn validUtf8(text: []const u8) bool {
-    var index: usize = 0;
+    var index = bytes_room.plainWords(text);
     while (index < text.len) {
         const byte = text[index];
         if (byte -% 1 < 0x7F) {
