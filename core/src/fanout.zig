@@ -129,7 +129,8 @@ fn serve(job: *Job) heap.Error!?u32 {
     }
     const found = walk.result();
     // Half of a QoS 2 message would be given twice after a crash: it is given in one go.
-    const bound = if (view.qos == 2 or routing.goesAfterRetained(&view)) work.unbind() else null;
+    place.in_one_go = view.qos == 2 or routing.goesAfterRetained(&view);
+    const bound = if (place.in_one_go) work.unbind() else null;
     defer if (bound) |units| work.bind(units);
     if (!routing.giveAll(found, &view, job.publisher, &place, true)) return null;
     return @intCast(found.entries.len + found.groups.len);

@@ -62,6 +62,10 @@ pub const match_cache_slots: u32 = 8192;
 pub const match_cache_entries_max: u32 = 4096;
 /// Messages that are handed on in one turn from sessions that have ended to other members of shared subscriptions.
 pub const handovers_max: u32 = 1024;
+/// Members of shared subscriptions that are looked at in one turn for what is given or handed on in
+/// one go; beyond, so many for each message.
+pub const looks_max: u32 = 200_000;
+pub const looks_least: u32 = 16;
 /// Retained messages that are looked at in one turn for new subscriptions, and for one client before the next.
 pub const walk_steps_max: u32 = 512;
 pub const walk_share_steps: u32 = 128;

@@ -311,7 +311,7 @@ fn release() void {
         const connection = connection_room.get(record.connection) orelse continue;
         if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
     }
-    if (walks.wantMore() or !stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
+    if (walks.wantMore() or routing.anyLeft() or !stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
     publishResult();
     abi.result.flags = if (more) abi.result_more else 0;
 }

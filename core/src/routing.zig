@@ -80,11 +80,22 @@ fn route(origin: Origin, view: *View) heap.Error!?u32 {
     const found = match orelse return later(origin, view);
     const receivers = found.entries.len + found.groups.len;
     const cost = receivers * costOf(view);
-    if (cost > limits.publish_units and cost > work.left()) return later(origin, view);
+    const bound = @max(limits.publish_units, work.left());
+    if (cost > bound or !looksFit(found.groups, bound - cost)) return later(origin, view);
     work.spend(cost);
     var place: Place = .{ .acl_generation = acl.generation };
     _ = giveAll(found, view, if (origin.session) |session| session.serial else 0, &place, false);
     return @intCast(receivers);
+}
+
+/// Whether the members that may be looked at in these groups cost no more units than this.
+fn looksFit(groups: []const *subscriptions.Group, units: u64) bool {
+    var looks: usize = 0;
+    for (groups) |group| {
+        looks += @min(group.members, limits.group_members_looked_at);
+        if (looks > units) return false;
+    }
+    return true;
 }
 
 fn later(origin: Origin, view: *View) heap.Error!?u32 {
@@ -106,6 +117,8 @@ pub const Place = struct {
     /// The topic retains a message that walks may not have come to yet: what `walks.catchUp` gets.
     older: bool = false,
     passed_serial: u64 = 0,
+    /// What it takes cannot be interrupted.
+    in_one_go: bool = false,
 
     fn begin(self: *Place, view: *const View) void {
         self.begun = true;
@@ -156,7 +169,7 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
             if (work.over()) return false;
             work.spend(costOf(view));
         }
-        giveGroup(group, view, &shared);
+        giveGroup(group, view, &shared, if (place.in_one_go) .bounded else .thorough);
     }
     return true;
 }
@@ -186,8 +199,8 @@ fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery
 
 /// One member gets it: in turns, the ready before the busy, the connected before the absent
 /// [MQTT-4.8.2-4].
-fn giveGroup(group: *subscriptions.Group, view: *View, shared: *delivery.Shared) void {
-    const chosen = choose(group, view, null) orelse return;
+fn giveGroup(group: *subscriptions.Group, view: *View, shared: *delivery.Shared, search: Search) void {
+    const chosen = choose(group, view, null, search) orelse return;
     giveMember(chosen, view, shared);
 }
 
@@ -201,10 +214,13 @@ fn giveMember(chosen: *subscriptions.Subscription, view: *View, shared: *deliver
 
 /// How many messages of sessions that end may still be handed on in this turn.
 var handovers_left: u32 = 0;
+/// How many members may still be looked at in this turn by bounded searches.
+var looks_left: usize = 0;
 
 /// A turn begins.
 pub fn begin() void {
     handovers_left = limits.handovers_max;
+    looks_left = limits.looks_max;
 }
 
 /// What a session that ends had not acknowledged of its shared subscriptions goes to other members:
@@ -215,7 +231,7 @@ pub fn handOn(session: *Session, which: enum { whole, share }) bool {
     forgetLeft(session);
     for ([_]*session_room.Queue{ &session.sent, &session.waiting }) |queue| {
         while (queue.first) |known| {
-            if (which == .share and handovers_left == 0) return false;
+            if (which == .share and !mayHandOn()) return false;
             handovers_left -|= 1;
             work.spend(4 * work.node_units);
             const begun = known.packet_identifier != 0;
@@ -228,12 +244,17 @@ pub fn handOn(session: *Session, which: enum { whole, share }) bool {
     return true;
 }
 
-/// Sessions that have left shared subscriptions in this step. What had not been sent to them goes to
-/// others; where there are none, they still get it (section 3.10.4).
+fn mayHandOn() bool {
+    return handovers_left != 0 and looks_left != 0;
+}
+
+/// Sessions that have left shared subscriptions. What had not been sent to them goes to others, over as
+/// many turns as it takes; where there are none, they still get it (section 3.10.4).
 var left: heap.List(*Session) = .{};
 
 /// After the packet was answered: however many filters and packets, the queue is walked once a step.
 pub fn leftShared(session: *Session) void {
+    session.left_after = 0;
     if (session.left_shared or session.waiting.count == 0) return;
     left.append(session) catch return; // they still get it, as they may
     session.left_shared = true;
@@ -242,10 +263,14 @@ pub fn leftShared(session: *Session) void {
 pub fn settleLeft() void {
     while (left.items.len != 0) {
         const session = left.items[left.items.len - 1];
+        if (!handOnWaiting(session)) return;
         left.items.len -= 1;
         session.left_shared = false;
-        handOnWaiting(session);
     }
+}
+
+pub fn anyLeft() bool {
+    return left.items.len != 0;
 }
 
 fn forgetLeft(session: *Session) void {
@@ -256,13 +281,19 @@ fn forgetLeft(session: *Session) void {
     left.items.len -= 1;
 }
 
-fn handOnWaiting(session: *Session) void {
+/// False: no more in this turn.
+fn handOnWaiting(session: *Session) bool {
     var item = session.waiting.first;
     while (item) |waiting| {
         item = waiting.next;
         const group = waiting.group orelse continue;
+        if (waiting.serial <= session.left_after) continue; // it stays
+        if (!mayHandOn()) return false;
+        handovers_left -= 1;
+        session.left_after = waiting.serial;
         if (!subscriptions.memberOf(group, session)) _ = passOn(session, waiting);
     }
+    return true;
 }
 
 /// Gives a delivery to another member of its shared subscription; false: nobody can have it, and it
@@ -272,22 +303,30 @@ pub fn passOn(from: *Session, known: *session_room.Delivery) bool {
     const group = known.group orelse return false;
     if (known.message.expires_at_ms <= state.now_ms) return false;
     var view = known.message.view();
-    const chosen = choose(group, &view, from) orelse return false;
+    const chosen = choose(group, &view, from, .bounded) orelse return false;
     var shared: delivery.Shared = .{};
     giveMember(chosen, &view, &shared);
     delivery.forget(from, known);
     return true;
 }
 
+/// A thorough search ends when somebody was found, or everybody was looked at. Bounded ones look at no more
+/// members than is left for the turn, or at a few others each time.
+const Search = enum { thorough, bounded };
+
 /// `from`: hands a message on; it goes to somebody else who has room for it, or to nobody.
-fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session) ?*subscriptions.Subscription {
+fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session, search: Search) ?*subscriptions.Subscription {
     const start = group.cursor orelse group.first orelse return null;
     var best: ?*subscriptions.Subscription = null;
     var best_rank: u8 = 0;
     var member = start;
     var looked: usize = 0;
-    defer work.spend(looked / 4);
-    while (looked < limits.group_members_looked_at or best == null) {
+    defer work.spend(looked);
+    const most = if (search == .bounded) @max(looks_left, limits.looks_least) else std.math.maxInt(usize);
+    defer if (search == .bounded) {
+        looks_left -|= looked;
+    };
+    while (looked < most and (looked < limits.group_members_looked_at or best == null)) {
         looked += 1;
         const rank = if (member.session == from) 0 else readiness(member, view, from != null);
         if (rank > best_rank) {
@@ -298,6 +337,7 @@ fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session)
         member = member.next_in_node orelse group.first.?;
         if (member == start) break;
     }
+    if (best == null) group.cursor = member;
     return best;
 }
 

@@ -132,8 +132,9 @@ pub const Session = struct {
     tired: bool = false,
     /// It has ended; only what is handed on of it is still here.
     ending: bool = false,
-    /// It has left a shared subscription in this step: what waits of it is to be handed on.
+    /// It has left a shared subscription: what waits of it is to be handed on, beginning behind this serial.
     left_shared: bool = false,
+    left_after: u64 = 0,
     will: ?*Message = null,
     will_delay_s: u32 = 0,
     expiry_timer: timers.Timer = .{ .kind = .session },

@@ -48,6 +48,7 @@ pub const Group = struct {
     /// Deliveries that came through it and are not acknowledged: it stays for them, so that they can
     /// be handed on, even when its last member has left.
     holds: u32 = 0,
+    members: u32 = 0,
     /// Members whose sessions survive their connections: after a restart they are there.
     durable_members: u32 = 0,
 };
@@ -144,6 +145,7 @@ pub fn add(session: *Session, filter: []const u8, options: Options) heap.Error!A
     stats.count(.subscriptions, 1);
     if (group) |joined| {
         stats.count(.shared_subscriptions, 1);
+        joined.members += 1;
         joined.durable_members += @intFromBool(session.durable());
     }
     return .{ .subscription = made, .existed = false };
@@ -185,6 +187,7 @@ pub fn remove(gone: *Subscription) void {
     stats.uncount(.subscriptions, 1);
     if (gone.group) |group| {
         stats.uncount(.shared_subscriptions, 1);
+        group.members -= 1;
         group.durable_members -= @intFromBool(session.durable());
         if (group.cursor == gone) group.cursor = gone.next_in_node;
         dropGroupIfEmpty(group);
