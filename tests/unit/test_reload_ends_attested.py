@@ -333,6 +333,40 @@ def test_reload_of(key: str, number: int, tmp_path: Path) -> None:
         assert made.service._measured == new
 
 
+def test_no_evidence_counts_before_all_of_the_new_configuration_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the old nor of the new one: by that, the old rules would let somebody in."""
+    tables = tables_in(tmp_path)
+    with running(lambda: Configuration(**tables), load_judge=load_judge, attest=attest) as made:
+        made.line("listening")
+        service = made.service
+        old = service._measured
+        assert old is not None
+        seen: list[tuple[str, bytes | None]] = []
+
+        def watched(owner: object, name: str) -> None:
+            original = getattr(owner, name)
+
+            def call(*given: Any) -> Any:
+                seen.append((name, service._measured))
+                return original(*given)
+
+            monkeypatch.setattr(owner, name, call)
+
+        watched(service._authenticator, "reload")
+        watched(service, "_send_settings")
+        watched(service._certificates, "renew_now")
+        tables["acl"] = tables["acl"][1:]
+        made.controls.put(Control.RELOAD)
+        made.line("reloaded")
+        new = service._measured
+        assert new not in (None, old)
+        assert seen == [("reload", None), ("_send_settings", None), ("renew_now", new)]
+        monkeypatch.undo()
+        use_fake_pump(monkeypatch)
+
+
 def test_the_doors_change_after_those_who_were_shown_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,10 +138,11 @@ class Service:
             drain_timeout_s=configuration.drain_timeout_s,
             journal=journal,
         )
-        # Evidence of another configuration than this lets nobody in: changed and read, with the
-        # pump told of both in this order, under the lock.
+        # Evidence of another configuration than this lets nobody in, and while one takes another's
+        # place (None) no evidence does: changed and read, with the pump told of both in this order,
+        # under the lock.
         self._admission = threading.Lock()
-        self._measured = prepared.digest
+        self._measured: bytes | None = prepared.digest
         self._origins = Origins()
         self._authenticator = Authenticator(
             configuration.login,
@@ -447,11 +448,12 @@ class Service:
         else:
             offer.refused(refusal)
 
-    def _end_those_shown(self, configuration: bytes) -> None:
-        """Who was shown evidence of another configuration ends before this one (its digest, 32
-        bytes) is in force: what it relies on would be another's topics tomorrow."""
+    def _end_those_shown(self) -> None:
+        """Who was shown evidence of the old configuration ends before the new one is in force: what
+        it relies on would be another's topics tomorrow. Until all of the new one is, nobody comes
+        in by evidence of either."""
         with self._admission:
-            self._measured = configuration
+            self._measured = None
             self._pump.command(configuration_changes_command())
 
     def _reload(self, provisioned: Provisioned | None) -> AvowError | None:
@@ -488,7 +490,7 @@ class Service:
             self._log.error("reload refused", reason=str(error), still="the old configuration")
             return error
         if measured:
-            self._end_those_shown(fresh.digest)
+            self._end_those_shown()
         for warning in fresh.warnings:
             self._log.warning(warning)
         by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}
@@ -503,9 +505,13 @@ class Service:
                 door.allow_anonymous = new.allow_anonymous
         for acceptor in self._acceptors:
             acceptor.set_handshake_timeout(fresh.configuration.handshake_timeout_s)
-        self._certificates.renew_now([(by_url.get(p.listener.url, p), d) for p, d in self._doors])
         self._authenticator.reload(fresh.configuration.login, fresh.users)
         self._send_settings(fresh)
+        if measured:
+            with self._admission:
+                self._measured = fresh.digest
+        # Last, as a platform may take long to quote.
+        self._certificates.renew_now([(by_url.get(p.listener.url, p), d) for p, d in self._doors])
         if waiting:
             self._log.warning("needs a restart", keys=waiting)
         self._prepared, self._provisioned = fresh, provisioned
