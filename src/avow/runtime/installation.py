@@ -232,7 +232,10 @@ def _roots(package: str) -> list[str]:
     environment = os.path.dirname(os.path.dirname(sys.executable))
     settings = _environment_settings(os.path.join(environment, "pyvenv.cfg"))
     if settings is not None:
-        roots += site.getsitepackages([environment])
+        # Not `site.getsitepackages`: Debian's names dist-packages unless `site` has run.
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        for libraries in dict.fromkeys((sys.platlibdir, "lib")):
+            roots.append(os.path.join(environment, libraries, version, "site-packages"))
     if settings is None or settings.get("include-system-site-packages") == "true":
         roots += site.getsitepackages(base)
     return [each for each in dict.fromkeys(map(os.path.realpath, roots)) if os.path.isdir(each)]

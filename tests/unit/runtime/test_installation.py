@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,15 @@ def test_this_one() -> None:
     assert whole.editable
     assert not list(differences(whole))
     assert all(os.path.isabs(each.path) for part in whole.parts for each in part.files)
+
+
+def test_an_environment_is_found_where_site_names_other_folders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Debian's `site`, before its own `main` has run, names dist-packages for an environment too."""
+
+    def debians(prefixes: list[str] | None = None) -> list[str]:
+        return [f"{prefix}/local/lib/python3/dist-packages" for prefix in prefixes or []]
+
+    monkeypatch.setattr("site.getsitepackages", debians)
+    assert os.path.realpath(sysconfig.get_path("purelib")) in module._roots("/nowhere/avow")
