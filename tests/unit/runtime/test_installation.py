@@ -169,7 +169,7 @@ def test_this_one() -> None:
 def test_an_environment_is_found_where_site_names_other_folders(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Debian's `site`, before its own `main` has run, names dist-packages for an environment too."""
+    """Debian's `site` names dist-packages for an environment too until its `main` has run."""
 
     def debians(prefixes: list[str] | None = None) -> list[str]:
         return [f"{prefix}/local/lib/python3/dist-packages" for prefix in prefixes or []]
