@@ -13,7 +13,7 @@ from avow.cli.command_error import CommandError, configuration_errors, judging_e
 from avow.cli.exit_codes import ExitCode
 from avow.cli.nonce import NONCE, TIME
 from avow.cli.reports import render_json, render_text
-from avow.errors import AvowError, MalformedError
+from avow.errors import AvowError, MalformedError, counted
 from avow.evidence.claims import Role, decode_claims
 from avow.evidence.envelope import decode_evidence
 from avow.evidence.origin import (
@@ -117,7 +117,7 @@ def check_is_evidence(content: bytes, path: Path) -> None:
         raise MalformedError.at(
             ENVELOPE,
             expected=f"evidence of avow in {path}",
-            actual=f"{len(content)} bytes that are something else",
+            actual=f"{counted(len(content), 'byte')} of something else",
             advice="see that it is the right file; `avow attest --nonce HEX -o FILE` writes "
             "evidence on the machine that is to be judged, and the file has to be copied as it is",
         ) from error
