@@ -8,6 +8,7 @@ from bench.run import main
 # Each has a `main` that takes the arguments and returns the exit code.
 SUBJECTS = {
     "attestation": "bench.attestation.run",
+    "builds": "bench.builds",
     "durability": "bench.durability",
     "instructions": "bench.instructions",
     "neighbours": "bench.neighbours",

@@ -154,6 +154,7 @@ class Avow(Broker):
 
         self.name = "avow"
         self.version = getattr(avow, "__version__", "")
+        self.python = Path(sys.executable)
 
     def command(
         self, folder: Path, port: int, tls_port: int, certificate: Certificate
@@ -184,7 +185,7 @@ persist_sessions = false
 level = "error"
 """
         )
-        return [sys.executable, "-m", "avow", "broker", "--config", str(config)]
+        return [str(self.python), "-m", "avow", "broker", "--config", str(config)]
 
 
 class Reflector(Broker):

@@ -31,6 +31,7 @@ from bench.brokers import (
     Certificate,
     Mosquitto,
     Reflector,
+    Running,
     make_certificate,
     started,
     tail,
@@ -68,22 +69,26 @@ class Bench:
         """One run against a fresh broker; the worker's result. Errors: RunError."""
         try:
             with started(broker, self.folder, self.certificate, self.broker_core) as running:
-                return self._work(
-                    {
-                        **scenario.job,
-                        "port": running.tls_port if scenario.tls else running.port,
-                        "broker_pid": running.pid,
-                        "tls_ca": str(self.certificate.ca) if scenario.tls else "",
-                        "core": self.generator_core,
-                        "rate": rate,
-                        "warmup_s": self.warmup_s,
-                        "seconds": self.seconds,
-                        "spin": self.spin,
-                    }
-                )
+                return self.load(scenario, running, rate)
         except BrokerError as error:
             text = f"{scenario.name}, {broker.name}: {error}"
             raise RunError(f"{text}; the broker wrote: {tail(self.folder, broker)}") from error
+
+    def load(self, scenario: Scenario, running: Running, rate: float = 0.0) -> dict[str, Any]:
+        """The same against a broker that runs. Errors: BrokerError."""
+        return self._work(
+            {
+                **scenario.job,
+                "port": running.tls_port if scenario.tls else running.port,
+                "broker_pid": running.pid,
+                "tls_ca": str(self.certificate.ca) if scenario.tls else "",
+                "core": self.generator_core,
+                "rate": rate,
+                "warmup_s": self.warmup_s,
+                "seconds": self.seconds,
+                "spin": self.spin,
+            }
+        )
 
     def _work(self, job: dict[str, Any]) -> dict[str, Any]:
         done = subprocess.run(
