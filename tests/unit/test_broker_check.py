@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from pathlib import Path
@@ -132,14 +131,19 @@ def test_the_key_has_to_open_the_store(tmp_path: Path, capsys: Captured) -> None
     assert "owner.key" in capsys.readouterr().err
 
 
-def test_the_folder_has_to_be_writable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    (tmp_path / "closed").mkdir()
-    # Root, who may run the tests, may write everywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
-    assert check(*STORE[:2], "--store", "closed/store", *STORE[4:]) == ExitCode.USAGE
-    assert "expected to write in the folder" in capsys.readouterr().err
+def test_the_folder_has_to_be_writable(capsys: Captured) -> None:
+    # Root, who may run the tests, has every permission, but nobody makes a folder here.
+    assert check(*STORE[:2], "--store", "/proc/none/store", *STORE[4:]) == ExitCode.USAGE
+    assert "expected to write in the folder /proc, got " in capsys.readouterr().err
+
+
+def test_each_file_that_is_missing_is_named(capsys: Captured) -> None:
+    tls = ("--listen", "mqtts://127.0.0.1:0", "--cert", "no.crt", "--key", "no.key")
+    store = ("--store", "/proc/none/store", "--store-key", "file:/proc/none/owner.key")
+    assert check(*tls, "--client-ca", "no-ca.crt", *store) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    for name in ("no.crt", "no.key", "no-ca.crt", "expected to write in the folder /proc, got "):
+        assert name in said
 
 
 @pytest.mark.parametrize("command", ["broker", "run"])

@@ -20,6 +20,12 @@ from avow.broker.config import Configuration, Listener
 from avow.broker.measured_configuration import anchor_files, configuration_digest
 from avow.broker.users import User, read_users
 from avow.channel.address import Address, SocketAddress, resolve
+from avow.channel.certificates import (
+    load_authorities,
+    load_chain,
+    load_revocation_lists,
+    read_key,
+)
 from avow.channel.judge import Judge
 from avow.channel.named_files import (
     FilesReadOnce,
@@ -122,8 +128,7 @@ def problems(
     load_judge: LoadJudge | None = None,
     read: Read = read_named_file,
 ) -> list[AvowError]:
-    """All that `prepare` would raise, if each were mended when it was raised; of a pair of
-    certificate and key, of a list and its authority, the first."""
+    """All that `prepare` would raise, if each were mended when it was raised."""
     files = FilesReadOnce(read)
     tries: list[Callable[[], object]] = []
     if (users := configuration.password_file) is not None:
@@ -194,10 +199,29 @@ class _ListenerFiles:
             if named is not None:
                 parts.append(lambda: load_pre_shared_keys(named, read=self.files))
             if not listener.ra_tls:
-                parts.append(lambda: self._tried(cert=listener.cert, key=listener.key))
-            if listener.client_ca is not None:
-                parts.append(lambda: self._tried(client_ca=listener.client_ca, crl=listener.crl))
+                parts += self._certificate_parts(listener.cert, listener.key)
+            parts += self._client_parts(listener.client_ca, listener.crl)
         return parts
+
+    def _certificate_parts(self, cert: Path | None, key: Path | None) -> list[Callable[[], object]]:
+        """Each file alone, then whether they belong together."""
+        parts: list[Callable[[], object]] = []
+        if cert is not None:
+            parts.append(lambda: load_chain(cert, self.now, read=self.files))
+        if key is not None:
+            parts.append(lambda: read_key(key, read=self.files))
+        return [*parts, lambda: self._tried(cert=cert, key=key)]
+
+    def _client_parts(self, client_ca: Path | None, crl: Path | None) -> list[Callable[[], object]]:
+        """Each file alone, then whether OpenSSL takes them."""
+        if client_ca is None:
+            return []
+        parts: list[Callable[[], object]] = [
+            lambda: load_authorities(client_ca, self.now, read=self.files)
+        ]
+        if crl is not None:
+            parts.append(lambda: load_revocation_lists(crl, self.now, read=self.files))
+        return [*parts, lambda: self._tried(client_ca=client_ca, crl=crl)]
 
     def _tried(
         self,

@@ -56,14 +56,12 @@ def load_authorities(
     return authorities
 
 
-def load_key(
-    path: Path,
-    certificate: x509.Certificate,
-    certificate_path: Path,
-    *,
-    read: Read = read_named_file,
-) -> ServerKey:
-    """The private key of `certificate`. Raises `MalformedError`; no message holds key bytes."""
+def read_key(path: Path, *, read: Read = read_named_file) -> ServerKey:
+    """The private key in a file, whichever certificate it belongs to.
+
+    Raises `MalformedError`, or `UnavailableError` where the file cannot be read; no message holds
+    key bytes.
+    """
     content = read(path, "private key")
     try:
         key = load_pem_private_key(content, password=None)
@@ -82,6 +80,18 @@ def load_key(
             f"expected an RSA, EC or Ed25519 private key, got another kind in {path}; "
             f"make a key of one of these kinds"
         )
+    return key
+
+
+def load_key(
+    path: Path,
+    certificate: x509.Certificate,
+    certificate_path: Path,
+    *,
+    read: Read = read_named_file,
+) -> ServerKey:
+    """The private key of `certificate`. Raises as `read_key`, and for a key of another one."""
+    key = read_key(path, read=read)
     try:
         certified = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from avow.cli.store_keys import key_file, sealed_file
 from avow.cli.store_opening import StoreKeys, is_there
 from avow.errors import AvowError, InUseError, UnavailableError
 from avow.runtime.manifest import runtime_manifest
-from avow.sealing.keys import KeyBinding
+from avow.sealing.keys import KeyBinding, is_bound
 from avow.sealing.store import Store
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
@@ -99,22 +99,21 @@ def _check_storage(
     folder, made = settings.directory, not is_there(settings.directory)
     found.attempt(lambda: check_begin(settings.anchor, folder, made=made, new_store=new_store))
     found.attempt(lambda: _check_writable(folder))
-    if starting is None or _PROVISIONED in (settings.key, settings.also_key):
-        # Keys of platforms are bound to a configuration that is none yet, or the owner has it.
+    sources = [source for source in (settings.key, settings.also_key) if source is not None]
+    if _PROVISIONED in sources or (starting is None and any(map(is_bound, sources))):
+        # The owner has it, or it is bound to a configuration that is none yet.
         return
-    core = sha256(artefacts.core_path().read_bytes()).digest()
     keys = StoreKeys(
         settings.key,
         settings.also_key,
-        lambda: KeyBinding(core, starting.digest, runtime_manifest().digest),
+        lambda: _binding(starting),
         None,
         simulated,
         lambda line: None,
     )
     if made:
-        for source in (settings.key, settings.also_key):
-            if source is not None:
-                found.attempt(functools.partial(_check_new_key, keys, source))
+        for source in sources:
+            found.attempt(functools.partial(_check_new_key, keys, source))
         return
     try:
         with _opened(folder, keys) as store:
@@ -123,6 +122,12 @@ def _check_storage(
         found.warnings.append(f"the store was not opened: {error}")
     except AvowError as error:
         found.errors.append(str(error))
+
+
+def _binding(starting: Prepared | Unprovisioned | None) -> KeyBinding:
+    assert starting is not None, "no key is bound to a configuration that is none"
+    core = sha256(artefacts.core_path().read_bytes()).digest()
+    return KeyBinding(core, starting.digest, runtime_manifest().digest)
 
 
 def _opened(folder: Path, keys: StoreKeys) -> Store:
@@ -158,11 +163,16 @@ def _check_writable(folder: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise UnavailableError(f"expected a folder at {nearest}, got a file; name another place")
-    if not os.access(nearest, os.W_OK | os.X_OK):
+    try:
+        # It has no name where the file system can do that. Permissions alone say too little: root
+        # has them in /proc and on what is mounted read-only.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
         raise UnavailableError(
-            f"expected to write in the folder {nearest}, got no permission; give it to the user "
+            f"expected to write in the folder {nearest}, got {error.strerror}; give it to the user "
             f"that runs the broker, or name another place"
-        )
+        ) from error
 
 
 def _check_ports(configuration: Configuration, found: _Findings) -> None:
