@@ -40,13 +40,14 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
         },
         5 => {
             try fields.end();
-            drain();
+            state.draining = true;
+            endAll(.server_shutting_down, "the server is shutting down");
         },
         6 => try replace(&state.response_prefix, fields),
         7 => try replace(&state.version_text, fields),
         8 => {
             try fields.end();
-            endThoseShownEvidence();
+            endAll(.administrative_action, "the configuration is changing");
         },
         9 => try replace(&state.web_origins, fields),
         else => return error.Malformed,
@@ -92,19 +93,9 @@ fn replace(target: *[]u8, fields: *Fields) Error!void {
     target.* = copy;
 }
 
-/// The configuration that these peers were shown is about to be replaced.
-fn endThoseShownEvidence() void {
+fn endAll(reason: Reason, text: []const u8) void {
     for (connection_room.all()) |slot| {
         const connection = slot orelse continue;
-        if (!connection.shown_evidence) continue;
-        connection_room.close(connection, .administrative_action, "the configuration that the evidence named is changing");
-    }
-}
-
-fn drain() void {
-    state.draining = true;
-    for (connection_room.all()) |slot| {
-        const connection = slot orelse continue;
-        connection_room.close(connection, .server_shutting_down, "the server is shutting down");
+        connection_room.close(connection, reason, text);
     }
 }

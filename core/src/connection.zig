@@ -33,8 +33,6 @@ pub const Connection = struct {
     /// The proven TLS identity; heap-owned.
     identity: []u8,
     attestation: acl.Attestation,
-    /// The host has shown evidence to the peer: it relies on the configuration that was named there.
-    shown_evidence: bool,
     websocket: ?*websocket.Decoder = null,
     /// A packet (or HTTP request) of which a part has come.
     partial: heap.List(u8) = .{},
@@ -148,7 +146,7 @@ pub fn all() []?*Connection {
 }
 
 /// What the host says about a new connection.
-pub const Opening = struct { web: bool, anonymous_allowed: bool, identity: []const u8, attestation: acl.Attestation, shown_evidence: bool };
+pub const Opening = struct { web: bool, anonymous_allowed: bool, identity: []const u8, attestation: acl.Attestation };
 
 pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
     if (id >= limits.connections_max) return error.OutOfMemory;
@@ -166,7 +164,6 @@ pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
         .anonymous_allowed = opening.anonymous_allowed,
         .identity = name,
         .attestation = opening.attestation,
-        .shown_evidence = opening.shown_evidence,
         .websocket = decoder,
     };
     table.items[id] = connection;

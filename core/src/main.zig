@@ -178,7 +178,7 @@ fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
     var fields: Fields = .{ .bytes = info };
     const transport = try fields.number(u8);
     const flags = try fields.number(u8);
-    if (transport > 1 or flags > 15) return error.Malformed;
+    if (transport > 1 or flags > 7) return error.Malformed;
     const identity = try fields.string(u16);
     var attestation: acl.Attestation = .{};
     if (flags & 4 != 0) {
@@ -187,7 +187,7 @@ fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
         attestation.module = (try fields.take(acl.digest_bytes))[0..acl.digest_bytes].*;
     }
     try fields.end();
-    return .{ .web = transport == 1, .anonymous_allowed = flags & 1 != 0, .identity = identity, .attestation = attestation, .shown_evidence = flags & 8 != 0 };
+    return .{ .web = transport == 1, .anonymous_allowed = flags & 1 != 0, .identity = identity, .attestation = attestation };
 }
 
 /// Connections that could not even be entered; the host closes them.

@@ -1,4 +1,4 @@
-"""CONFIGURATION_CHANGES: who was shown evidence ends before the new configuration is in force."""
+"""CONFIGURATION_CHANGES: everybody ends before the new configuration is in force."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ ONLY_ALICE = [Rule(True, "secret", Access.SUBSCRIBE), Rule(False, "secret"), Rul
 EVERYBODY = [Rule(True, "#")]
 
 
-def shown(core: CoreDriver, client_id: str, **settings: object) -> FakeClient:
-    return FakeClient(core, client_id, shown_evidence=True, **settings)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("transport", list(Transport))
 @pytest.mark.parametrize("version", [4, 5])
-def test_who_was_shown_evidence_is_disconnected(
-    core: CoreDriver, version: int, transport: Transport
-) -> None:
-    client = shown(core, "c", version=version, transport=transport)
-    client.connect()
-    other = connected(core, "other", version=version, transport=transport)
+def test_everybody_is_disconnected(core: CoreDriver, version: int, transport: Transport) -> None:
+    """A stranger who was admitted by the old configuration would have been refused by the one that
+    evidence names from now on."""
+    clients = [connected(core, name, version=version, transport=transport) for name in "ab"]
     core.command(CONFIGURATION_CHANGES_COMMAND)
-    client.expect_close(ADMINISTRATIVE_ACTION)
-    other.expect_nothing()
-    (ended,) = [event for event in core.events if isinstance(event, Disconnected)]
-    assert (ended.client_id, ended.code, ended.by) == ("c", ADMINISTRATIVE_ACTION, 1)
-    assert "configuration" in ended.text
+    for client in clients:
+        client.expect_close(ADMINISTRATIVE_ACTION)
+    ended = [event for event in core.events if isinstance(event, Disconnected)]
+    assert sorted(event.client_id for event in ended) == ["a", "b"]
+    for event in ended:
+        assert (event.code, event.by) == (ADMINISTRATIVE_ACTION, 1)
+        assert "configuration" in event.text
+
+
+def test_who_comes_after_it_is_admitted(core: CoreDriver) -> None:
+    connected(core, "a")
+    core.command(CONFIGURATION_CHANGES_COMMAND)
+    connected(core, "b").publish("t", b"x", 1, code=0x10)
 
 
 def test_those_who_have_not_connected_yet_end_too(core: CoreDriver) -> None:
-    silent = shown(core, "silent")
-    upgrading = shown(core, "upgrading", transport=Transport.WEBSOCKET)
-    verifying = shown(core, "verifying")
+    silent = FakeClient(core, "silent")
+    upgrading = FakeClient(core, "upgrading", transport=Transport.WEBSOCKET)
+    verifying = FakeClient(core, "verifying")
     verifying.send(verifying.connect_packet(username="alice", password=b"x"))
     core.command(CONFIGURATION_CHANGES_COMMAND)
     for client in (silent, upgrading, verifying):
@@ -55,7 +57,7 @@ def test_those_who_have_not_connected_yet_end_too(core: CoreDriver) -> None:
 def test_the_new_rules_open_nothing_to_strangers_before(core: CoreDriver) -> None:
     """Command, rules and a stranger's publish in one turn, in the worst order there is."""
     core.acl(ONLY_ALICE)
-    alice = shown(core, "alice")
+    alice = FakeClient(core, "alice")
     alice.connect()
     alice.subscribe("secret", codes=[0])
     eve = connected(core, "eve")
@@ -69,18 +71,22 @@ def test_the_new_rules_open_nothing_to_strangers_before(core: CoreDriver) -> Non
 
 def test_a_will_is_published_under_the_rules_that_it_was_made_for(core: CoreDriver) -> None:
     core.acl([Rule(True, "old"), Rule(False, "#")])
-    watcher = connected(core, "watcher")
-    watcher.subscribe("old", codes=[0])
-    client = shown(core, "c")
-    client.connect(will=Will("old", b"gone"))
+    kept = props(session_expiry_interval=1000)
+    watcher = FakeClient(core, "watcher")
+    watcher.connect(properties=kept)
+    watcher.subscribe("old", qos=1)
+    client = FakeClient(core, "c")
+    client.connect(will=Will("old", b"gone", qos=1))
     with core.batch():
         core.command(CONFIGURATION_CHANGES_COMMAND)
         core.command(acl_command([Rule(True, "new")]))
-    watcher.expect_publish("old", b"gone")
+    again = FakeClient(core, "watcher")
+    again.connect(clean_start=False, properties=kept)
+    again.expect_publish("old", b"gone", 1)
 
 
 def test_the_session_stays_for_who_comes_back(core: CoreDriver) -> None:
-    client = shown(core, "c")
+    client = FakeClient(core, "c")
     client.connect(properties=props(session_expiry_interval=1000))
     core.command(CONFIGURATION_CHANGES_COMMAND)
     again = FakeClient(core, "c")
@@ -88,7 +94,7 @@ def test_the_session_stays_for_who_comes_back(core: CoreDriver) -> None:
 
 
 def test_the_command_has_no_body(core: CoreDriver) -> None:
-    client = shown(core, "c")
+    client = FakeClient(core, "c")
     client.connect()
     core.command(CONFIGURATION_CHANGES_COMMAND + b"\0")
     assert [event.command for event in core.events if isinstance(event, CommandFailed)] == [8]

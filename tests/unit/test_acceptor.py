@@ -263,6 +263,21 @@ def test_context_can_be_replaced(files: Files) -> None:
                 assert after.getpeercert(binary_form=True) != before.getpeercert(binary_form=True)
 
 
+def test_a_connection_is_of_the_configuration_in_which_it_was_accepted(files: Files) -> None:
+    with accepting(server_context(files.tls(), NOW)) as seen:
+        seen.door.configuration = b"old"
+        with connect(seen) as slow:
+            # Somebody who comes later is through: so the slow one has been accepted.
+            with handshake(seen, files.client()), taken(seen.arrival()):
+                seen.door.configuration = b"new"
+            with files.client().wrap_socket(slow, server_hostname="localhost"):
+                arrival = seen.arrival()
+                with taken(arrival):
+                    assert arrival.configuration == b"old"
+        with handshake(seen, files.client()), taken(arrival := seen.arrival()):
+            assert arrival.configuration == b"new"
+
+
 def test_slow_handshake_is_given_up_and_others_are_served(files: Files) -> None:
     with (
         accepting(server_context(files.tls(), NOW), timeout_s=0.3) as seen,

@@ -1,9 +1,11 @@
-"""What a reload of each key means for clients that were shown evidence of the configuration."""
+"""What a reload of each key means for the clients of an attested broker."""
 
 from __future__ import annotations
 
 import enum
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from avow.broker.config import Configuration, schema_rows
 from avow.broker.measured_configuration import configuration_digest
 from avow.broker.service import Control
 from avow.broker.users import add_user, new_user
+from avow.channel.acceptor import Arrival, Door
 from avow.channel.attestation import ServerAttestation
 from avow.cli.broker_attestation import load_judge
 from avow.tee.simulated.attester import SimulatedAttester
@@ -31,7 +34,7 @@ Change = Callable[[Tables, Path], None]
 class Then(enum.Enum):
     """What the reload does."""
 
-    ENDS = "the digest is another: who was shown the old one ends before anything is in force"
+    ENDS = "the digest is another: everybody ends before anything of it is in force"
     STAYS = "the digest is the same: everybody stays"
     REFUSED = "the key is read at the start only: nothing has changed"
 
@@ -367,10 +370,57 @@ def test_no_evidence_counts_before_all_of_the_new_configuration_does(
         use_fake_pump(monkeypatch)
 
 
-def test_the_doors_change_after_those_who_were_shown_have_ended(
+def arrive(made: Running, door: Door, configuration: bytes | None) -> bool:
+    """Whether a plain connection that was accepted in this configuration comes in."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        made.service._admit(Arrival(ours.detach(), door, "[::1]:1", configuration))
+        if made.pump.added.empty():
+            assert theirs.recv(1) == b""
+            return False
+        fd, _ = made.pump.added.get()
+        os.close(fd)
+        return True
+
+
+def test_a_connection_of_another_configuration_does_not_come_in(tmp_path: Path) -> None:
+    tables = tables_in(tmp_path)
+    with running(lambda: Configuration(**tables), load_judge=load_judge, attest=attest) as made:
+        made.line("listening")
+        ((_, door),) = made.service._doors
+        old = door.configuration
+        assert old is not None
+        assert arrive(made, door, old)
+        tables["allow_anonymous"] = True
+        made.controls.put(Control.RELOAD)
+        made.line("reloaded")
+        assert door.configuration == made.service._measured != old
+        assert not arrive(made, door, old)
+        assert "the configuration has changed" in made.line("handshake refused")["reason"]
+        assert arrive(made, door, door.configuration)
+
+
+def test_without_attestation_everybody_stays(tmp_path: Path) -> None:
+    tables = tables_in(tmp_path)
+    del tables["attestation"], tables["listeners"][0]["client_policy"]
+    for rule in tables["acl"]:
+        rule.pop("module", None), rule.pop("tier", None)
+    with running(lambda: Configuration(**tables)) as made:
+        made.line("listening")
+        commands(made)
+        ((_, door),) = made.service._doors
+        tables["allow_anonymous"] = True
+        made.controls.put(Control.RELOAD)
+        made.line("reloaded")
+        assert CommandKind.CONFIGURATION_CHANGES not in commands(made)
+        assert door.configuration is None
+        assert arrive(made, door, None)
+
+
+def test_the_doors_change_after_everybody_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger whom the new configuration lets in must not find them there."""
+    """A stranger whom the new configuration lets in must not find the others there."""
     tables = tables_in(tmp_path)
     with running(lambda: Configuration(**tables), load_judge=load_judge, attest=attest) as made:
         made.line("listening")

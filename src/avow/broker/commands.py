@@ -133,8 +133,8 @@ def version_text_command(text: str) -> bytes:
 
 
 def configuration_changes_command() -> bytes:
-    """CONFIGURATION_CHANGES: whoever was shown evidence of the configuration so far is
-    disconnected, before the commands after this one."""
+    """CONFIGURATION_CHANGES: everybody who was admitted so far is disconnected, before the commands
+    after this one."""
     return bytes([CommandKind.CONFIGURATION_CHANGES])
 
 

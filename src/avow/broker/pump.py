@@ -43,7 +43,6 @@ _STATUS_STORAGE_FAILED: Final = 4
 _OPEN_ANONYMOUS: Final = 1
 _OPEN_IDENTITY: Final = 2
 _OPEN_ATTESTED: Final = 4
-_OPEN_SHOWN_EVIDENCE: Final = 8
 
 CORE_COUNTERS: Final = (
     "connections_open",
@@ -265,19 +264,17 @@ class Pump:
         allow_anonymous: bool,
         identity: str | None = None,
         attested: Attested | None = None,
-        shown_evidence: bool = False,
         tls: SSL.Connection | None = None,
     ) -> int:
         """Take over a connected stream socket, for TLS after the handshake; return its number.
 
         The caller has detached ``fd`` and must not touch it or ``tls`` again. ``identity`` was
-        proven by TLS and becomes the user name; ``attested`` was proven by evidence;
-        ``shown_evidence``: the peer was shown this broker's. The context of
-        ``tls`` has no information, message or key log callback: OpenSSL would call it from the
-        pump's thread, perhaps after Python has freed it. Those of `avow.channel.psk` may be there:
-        OpenSSL calls them for a ClientHello only, and there is none after the handshake. When this
-        raises, both still belong to the caller: UnavailableError when the pump has stopped or is
-        overrun, MalformedError when ``identity`` is too long.
+        proven by TLS and becomes the user name; ``attested`` was proven by evidence.
+        The context of ``tls`` has no information, message or key log callback: OpenSSL would call
+        it from the pump's thread, perhaps after Python has freed it. Those of `avow.channel.psk`
+        may be there: OpenSSL calls them for a ClientHello only, and there is none after the
+        handshake. When this raises, both still belong to the caller: UnavailableError when the pump
+        has stopped or is overrun, MalformedError when ``identity`` is too long.
         """
         name = b"" if identity is None else identity.encode()
         if len(name) > _IDENTITY_MAX_BYTES:
@@ -287,7 +284,6 @@ class Pump:
         flags = (_OPEN_ANONYMOUS if allow_anonymous else 0) | (
             0 if identity is None else _OPEN_IDENTITY
         )
-        flags |= _OPEN_SHOWN_EVIDENCE if shown_evidence else 0
         proof = b""
         if attested is not None:
             flags |= _OPEN_ATTESTED

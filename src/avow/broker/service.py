@@ -138,9 +138,8 @@ class Service:
             drain_timeout_s=configuration.drain_timeout_s,
             journal=journal,
         )
-        # Evidence of another configuration than this lets nobody in, and while one takes another's
-        # place (None) no evidence does: changed and read, with the pump told of both in this order,
-        # under the lock.
+        # Another configuration than this lets nobody in, and while one takes another's place (None)
+        # none does: changed and read, with the pump told of both in this order, under the lock.
         self._admission = threading.Lock()
         self._measured: bytes | None = prepared.digest
         self._origins = Origins()
@@ -217,6 +216,7 @@ class Service:
                 identity_source=prepared.listener.use_identity_as,
                 allow_anonymous=prepared.allow_anonymous,
                 attestation=door_attestation(prepared, self._attestation),
+                configuration=self._named_in_evidence(self._prepared),
             )
             self._doors.append((prepared, door))
 
@@ -386,8 +386,8 @@ class Service:
             shown = self._certificates.shown_by(arrival.tls.get_context())
         try:
             with self._admission:
-                if shown is not None and shown != self._measured:
-                    raise UnavailableError("the configuration that its evidence named has changed")
+                if {arrival.configuration, shown} - {None, self._measured}:
+                    raise UnavailableError("the configuration has changed meanwhile")
                 self._origins.note(
                     origin,
                     lambda: self._pump.add(
@@ -396,7 +396,6 @@ class Service:
                         allow_anonymous=door.allow_anonymous,
                         identity=arrival.identity,
                         attested=attested,
-                        shown_evidence=shown is not None,
                         tls=arrival.tls,
                     ),
                 )
@@ -448,17 +447,21 @@ class Service:
         else:
             offer.refused(refusal)
 
-    def _end_those_shown(self) -> None:
-        """Who was shown evidence of the old configuration ends before the new one is in force: what
-        it relies on would be another's topics tomorrow. Until all of the new one is, nobody comes
-        in by evidence of either."""
+    def _named_in_evidence(self, prepared: Prepared) -> bytes | None:
+        """The digest of a configuration, where evidence names it."""
+        return None if self._attestation is None else prepared.digest
+
+    def _end_all(self) -> None:
+        """Whoever the old configuration admitted ends before the new one is in force: evidence of
+        the one says nothing of who came in by the other. Until all of the new one is in force,
+        nobody comes in by either."""
         with self._admission:
             self._measured = None
             self._pump.command(configuration_changes_command())
 
     def _reload(self, provisioned: Provisioned | None) -> AvowError | None:
-        """Certificates, CRLs, users, rules and limits. Connections stay, even revoked ones, but for
-        those that were shown evidence, when what that names has changed.
+        """Certificates, CRLs, users, rules and limits. Connections stay, even revoked ones, unless
+        the broker is attested and what its evidence names has changed.
 
         None when all is in use; otherwise why all is as it was.
         """
@@ -490,7 +493,7 @@ class Service:
             self._log.error("reload refused", reason=str(error), still="the old configuration")
             return error
         if measured:
-            self._end_those_shown()
+            self._end_all()
         for warning in fresh.warnings:
             self._log.warning(warning)
         by_url = {prepared.listener.url: prepared for prepared in fresh.listeners}
@@ -503,6 +506,8 @@ class Service:
                     door.context = new.context
                 door.identity_source = new.listener.use_identity_as
                 door.allow_anonymous = new.allow_anonymous
+            # Last: a handshake that began with any of the old ones is the old one's.
+            door.configuration = self._named_in_evidence(fresh)
         for acceptor in self._acceptors:
             acceptor.set_handshake_timeout(fresh.configuration.handshake_timeout_s)
         self._authenticator.reload(fresh.configuration.login, fresh.users)

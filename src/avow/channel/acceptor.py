@@ -55,7 +55,8 @@ class Door:
 
     `context` (None: no TLS), `identity_source`, `allow_anonymous` and `attestation` (None: nobody
     looks at the first byte) may be replaced at any time by another thread; new connections follow
-    the new ones.
+    the new ones. `configuration` is the digest (32 bytes) of the attested configuration that they
+    belong to, None where there is no attestation; who replaces them replaces it last.
     """
 
     listening: socket.socket
@@ -64,6 +65,7 @@ class Door:
     identity_source: IdentitySource = "none"
     allow_anonymous: bool = False
     attestation: DoorAttestation | None = None
+    configuration: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,14 @@ class Refusal:
 class Arrival:
     """A connection that is ready for MQTT. The receiver owns the non-blocking descriptor `fd`.
 
-    `shown` is the digest (32 bytes) of the configuration in the evidence that the peer asked for.
+    `configuration` is the door's when the connection was accepted; `shown` the digest (32 bytes) of
+    the one in the evidence that the peer asked for.
     """
 
     fd: int
     door: Door
     peer: str
+    configuration: bytes | None
     tls: SSL.Connection | None = field(default=None, repr=False)
     identity: str | None = None
     attested: AttestedPeer | None = None
@@ -104,6 +108,7 @@ class _Handshake:
     peer: str
     started_s: float
     attestation: DoorAttestation | None
+    configuration: bytes | None
     events: int = 0
     opening: Opening | None = None
     identity: str | None = None
@@ -246,17 +251,27 @@ class Acceptor:
             except OSError:
                 sock.close()
                 continue
+            # First: what is replaced after this makes the connection one of the old configuration.
+            configuration = door.configuration
             context = door.context
             if context is None:
-                self._admit(Arrival(sock.detach(), door, peer))
-            elif not self._begin(door, context, sock, peer):
+                self._admit(Arrival(sock.detach(), door, peer, configuration))
+            elif not self._begin(door, context, configuration, sock, peer):
                 return
 
-    def _begin(self, door: Door, context: SSL.Context, sock: socket.socket, peer: str) -> bool:
+    def _begin(
+        self,
+        door: Door,
+        context: SSL.Context,
+        configuration: bytes | None,
+        sock: socket.socket,
+        peer: str,
+    ) -> bool:
         """Starts a handshake; False when that was the last place."""
         tls = SSL.Connection(context, sock)
         tls.set_accept_state()
-        handshake = _Handshake(door, sock, tls, peer, time.monotonic(), door.attestation)
+        started_s = time.monotonic()
+        handshake = _Handshake(door, sock, tls, peer, started_s, door.attestation, configuration)
         self._handshakes[handshake] = None
         self._advance(handshake)
         return not self._crowded
@@ -361,6 +376,7 @@ class Acceptor:
                 handshake.sock.detach(),
                 handshake.door,
                 handshake.peer,
+                handshake.configuration,
                 handshake.tls,
                 handshake.identity,
                 opened.peer,

@@ -175,8 +175,8 @@ def broker(
     may connect.
 
     SIGHUP reads certificates, revocation lists, users, access rules and limits again. Connections
-    stay. If the measured configuration changed, those that asked for evidence end. SIGTERM and
-    Ctrl-C stop the broker: it tells its clients and flushes its outputs.
+    stay, unless the broker is attested and its evidence would name another configuration. SIGTERM
+    and Ctrl-C stop the broker: it tells its clients and flushes its outputs.
     """
     overrides = Overrides(
         listen=listen,

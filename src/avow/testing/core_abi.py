@@ -218,11 +218,9 @@ def open_information(
     allow_anonymous: bool = True,
     identity: str | None = None,
     attestation: Attestation | None = None,
-    shown_evidence: bool = False,
 ) -> bytes:
     """Open information of an OPEN input."""
     flags = (1 if allow_anonymous else 0) | (2 if identity is not None else 0)
-    flags |= 8 if shown_evidence else 0
     proof = b""
     if attestation is not None:
         flags |= 4

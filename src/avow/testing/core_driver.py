@@ -306,7 +306,6 @@ class CoreDriver:
         allow_anonymous: bool = True,
         identity: str | None = None,
         attestation: Attestation | None = None,
-        shown_evidence: bool = False,
     ) -> Connection:
         """A new connection, with the smallest number that is free."""
         if self._free:
@@ -323,7 +322,6 @@ class CoreDriver:
             allow_anonymous=allow_anonymous,
             identity=identity,
             attestation=attestation,
-            shown_evidence=shown_evidence,
         )
         self._inputs.append((number, Input.OPEN, 0, information))
         self._maybe_turn()

@@ -61,7 +61,6 @@ class FakeClient:
         allow_anonymous: bool = True,
         identity: str | None = None,
         attestation: Attestation | None = None,
-        shown_evidence: bool = False,
         open_now: bool = True,
     ) -> None:
         self.core = core
@@ -72,7 +71,6 @@ class FakeClient:
         self.allow_anonymous = allow_anonymous
         self.identity = identity
         self.attestation = attestation
-        self.shown_evidence = shown_evidence
         self._packet_id = 0
         if open_now:
             self.open()
@@ -89,7 +87,6 @@ class FakeClient:
             allow_anonymous=self.allow_anonymous,
             identity=self.identity,
             attestation=self.attestation,
-            shown_evidence=self.shown_evidence,
         )
         self.websocket: WebSocketClient | None = None
         if self.transport is Transport.WEBSOCKET:
