@@ -19,8 +19,10 @@ TPM_BUILD := $(shell pkg-config --exists tss2-esys tss2-mu tss2-rc tss2-tctildr 
 # What a few tests need and pip cannot install. Without it those tests are left out, and the end of
 # the run counts them (tests/conftest.py). .ci/run installs it, so nothing is left out there.
 VECTORS := $(or $(AVOW_VECTORS),../shared/vectors)
+CASES := $(or $(AVOW_CASES),$(dir $(VECTORS:/=))cases)
 ABSENT := $(if $(and $(shell command -v mosquitto_pub),$(shell PATH="$$PATH:/usr/sbin" command -v mosquitto)),,mosquitto) $(if $(shell command -v openssl),,openssl)
 ABSENT += $(if $(and $(TPM_BUILD),$(shell command -v swtpm)),,tpm) $(if $(wildcard $(VECTORS)/README.md),,vectors)
+ABSENT += $(if $(wildcard $(CASES)/README.md),,cases)
 ABSENT := $(strip $(ABSENT))
 ifneq ($(ABSENT),)
 LEFT_OUT := -m "not ($(subst $() $(), or ,$(ABSENT)))"

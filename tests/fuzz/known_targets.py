@@ -13,7 +13,7 @@ _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "vectors"
 
 def known_targets() -> dict[str, Target]:
     """By name; the planted ones show that the fuzzer finds something."""
-    folder = Path(os.environ.get("AVOW_VECTORS", _BESIDE))
+    folder = Path(os.environ.get("AVOW_VECTORS") or _BESIDE)
     vectors = folder if (folder / "README.md").is_file() else None
     return targets(vectors) | {
         name: Target(name, parse, [b"evidence"])

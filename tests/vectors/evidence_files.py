@@ -16,16 +16,20 @@ _BESIDE = Path(__file__).resolve().parents[3] / "shared"
 
 def vector(name: str) -> bytes:
     """A file's content, by its path in the folder."""
-    return (Path(os.environ.get("AVOW_VECTORS", _BESIDE / "vectors")) / name).read_bytes()
+    return (_vectors() / name).read_bytes()
+
+
+def _vectors() -> Path:
+    return Path(os.environ.get("AVOW_VECTORS") or _BESIDE / "vectors")
 
 
 def case(name: str) -> bytes:
     """A file's content of the cases from the field, by its path in their folder.
 
-    They lie beside the vectors, where AVOW_CASES does not say otherwise.
+    They lie beside the vectors, where AVOW_CASES does not say otherwise. Whoever needs them has the
+    mark `cases`.
     """
-    vectors = Path(os.environ.get("AVOW_VECTORS", _BESIDE / "vectors"))
-    return (Path(os.environ.get("AVOW_CASES", vectors.parent / "cases")) / name).read_bytes()
+    return (Path(os.environ.get("AVOW_CASES") or _vectors().parent / "cases") / name).read_bytes()
 
 
 def certificates(name: str) -> list[bytes]:

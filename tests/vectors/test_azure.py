@@ -115,6 +115,7 @@ INTEL = "azure-tdx-attributes-zero/collateral.json"
 INTEL_NOW = datetime(2025, 10, 25, tzinfo=UTC)
 
 
+@pytest.mark.cases
 def test_intels_word() -> None:
     """TDATTRIBUTES are all zero on this VM: genuine, and for the policy to judge."""
     quote = without_padding(case("azure-tdx-attributes-zero/td-quote.bin"), FORMAT)
@@ -136,6 +137,7 @@ def test_intels_word() -> None:
             TdxVerifier().authenticate(encode_report(changed, collateral, None), INTEL_NOW)
 
 
+@pytest.mark.cases
 def test_the_whole_chain_of_a_real_vm() -> None:
     """From Intel's root over the paravisor's TPM to its quote."""
     evidence = parts("tdx")

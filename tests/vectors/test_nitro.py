@@ -70,6 +70,7 @@ def test_the_pinned_root_is_in_them() -> None:
 INDEFINITE = datetime(2025, 12, 25, 13, 16, tzinfo=UTC)
 
 
+@pytest.mark.cases
 def test_a_document_of_indefinite_length() -> None:
     content, verifier = case("nitro-indefinite-map/1.cose"), NitroVerifier()
     proven = verifier.authenticate(content, INDEFINITE)

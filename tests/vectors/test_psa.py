@@ -44,6 +44,7 @@ def test_a_token_is_proven(name: str) -> None:
     assert [each.split(":")[0] for each in software] == ["SPE", "NSPE"]
 
 
+@pytest.mark.cases
 def test_the_boot_seed_of_the_rfcs_example() -> None:
     """RFC 9783, appendix A; its nonce has 32 bytes, so that it is no evidence for avow."""
     token = parse_token(case("psa-boot-seed-268/rfc9783-example-sign1.cbor"))

@@ -89,6 +89,7 @@ def test_a_broken_vcek(vcek: SnpEvidence) -> None:
     assert caught.value.finding.check is snp.CHAIN
 
 
+@pytest.mark.cases
 def test_a_vcek_of_turin() -> None:
     """It has structVersion 1, no 3.4, and a hardware id of 8 bytes."""
     leaf = parse_certificate(case("turin-vcek-no-spl4/vcek_turin_virtee.der"), "VCEK")

@@ -13,7 +13,7 @@ from avow.tee.tpm.chain import EK_USAGE, Anchors, check_chain
 from avow.tee.tpm.enrolment import EK_CERTIFICATE
 from tests.vectors.evidence_files import case, flips
 
-pytestmark = pytest.mark.vectors
+pytestmark = pytest.mark.cases
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 GCP = "gcp-ek-no-eku/"
