@@ -461,8 +461,8 @@ def refusals(broker: Broker, setup: Setup, expect: Expectations) -> None:
         # OPEN came through, in which there is no secret; CONNECT did not.
         expect.check(
             len(between.heard) > 0 and b"MQTT" not in between.heard,
-            f"who sat in between, with the broker's TLS key, heard {len(between.heard)} bytes, "
-            f"none of them MQTT",
+            f"the relay, which has the broker's TLS key, read the client's {len(between.heard):,} "
+            f"bytes of the exchange of evidence, and no MQTT",
         )
 
 
