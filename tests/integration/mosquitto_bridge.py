@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import queue
 import re
@@ -47,19 +48,21 @@ def free_port() -> int:
 
 
 class Bridge:
-    """A mosquitto process with one bridge, and its log."""
+    """A mosquitto process with one bridge, and its log.
 
-    def __init__(self, folder: Path, remote_port: int, *settings: str) -> None:
+    `settings` are the lines of its configuration that name the bridge.
+    """
+
+    def __init__(self, folder: Path, *settings: str) -> None:
         self.port = free_port()
         lines = [
             f"listener {self.port} 127.0.0.1",
             "allow_anonymous true",
             "log_dest stderr",
-            "connection attic",
-            f"address 127.0.0.1:{remote_port}",
-            *(f"topic {topic}" for topic in TOPICS),
-            "restart_timeout 1",
+            # As root it would become another user, who cannot read in `folder`.
+            f"user {getpass.getuser()}",
             *settings,
+            "restart_timeout 1",
         ]
         configuration = folder / f"mosquitto-{self.port}.conf"
         configuration.write_text("\n".join(lines) + "\n")
@@ -106,10 +109,18 @@ class Bridge:
 
 @contextmanager
 def bridge(folder: Path, remote_port: int, *settings: str) -> Iterator[Bridge]:
-    """A bridge whose subscriptions the broker has granted."""
-    running = Bridge(folder, remote_port, *settings)
+    """A bridge named attic, whose subscriptions the broker has granted."""
+    lines = ("connection attic", f"address 127.0.0.1:{remote_port}")
+    topics = (f"topic {topic}" for topic in TOPICS)
+    with subscribed(Bridge(folder, *lines, *topics, *settings), 2) as running:
+        yield running
+
+
+@contextmanager
+def subscribed(running: Bridge, count: int) -> Iterator[Bridge]:
+    """The bridge, when the broker has answered its `count` SUBSCRIBEs; killed at the end."""
     try:
-        running.said(r"Received SUBACK", 2)
+        running.said(r"Received SUBACK", count)
         yield running
     finally:
         running.kill()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from avow.cli.exit_codes import ExitCode
+from tests.integration.mosquitto_bridge import Bridge, Ear, Heard, subscribed
 from tests.pages.running import BLOCK, DOCS, Reader, bare_environment, free_port
 
 PAGE = (DOCS / "how-to/operate.md").read_text()
@@ -23,6 +24,9 @@ MODES = {
     path: int(mode, 8)
     for path, mode in re.findall(r"^\| `(/\S+)` \| [\w:]+ \| (0[0-7]{3}) \|", PAGE, re.MULTILINE)
 }
+
+
+(CHECK,) = re.findall(r"^sudo -u avow (.* broker --check .*)$", PAGE, re.MULTILINE)
 
 
 def _values(key: str) -> list[str]:
@@ -105,8 +109,7 @@ def _wait_for(event: str, log: Iterator[str]) -> None:
 def test_the_unit_runs_what_the_page_describes(reader: Reader) -> None:
     host = Host(reader)
     host.lay_out()
-    (check,) = _values("ExecStartPre")
-    said = host.run(check)
+    said = host.run(CHECK)
     assert "configuration is valid" in said
     assert "can read" not in said
     with host.service() as (process, log):
@@ -132,10 +135,46 @@ def _publish(host: Host) -> None:
     )
 
 
+@pytest.mark.openssl
+@pytest.mark.mosquitto
+def test_a_mosquitto_joins_with_the_lines_of_the_page(reader: Reader) -> None:
+    host = Host(reader)
+    host.lay_out()
+    lines = host.here(FILES["bridge.conf"]).replace("broker.example", "localhost")
+    lines = lines.replace("/etc/mosquitto/certs/avow.pem", host.here("/etc/avow/server.pem"))
+    with host.service() as (_, log):
+        _wait_for("listening", log)
+        with (
+            subscribed(Bridge(host.root, *lines.splitlines()), 1) as link,
+            Ear(link.port, "site/#") as there,
+        ):
+            _publish(host)
+            assert there.next() == Heard("site/door", b"open", 1, False)
+            there.say("site/lamp", b"on", retain=True)
+            assert there.next().topic == "site/lamp"
+            heard = host.run(
+                f"/opt/avow/bin/avow sub --cafile /etc/avow/server.pem -u ada --count 1 --verbose "
+                f"-t people/ada/lamp {host.url}",
+                AVOW_PASSWORD="correct horse",
+            )
+            assert heard == "people/ada/lamp on\n"
+
+
 def test_exit_codes_of_the_page_are_those_of_the_broker() -> None:
     section = PAGE.partition("## Exit codes")[2].partition("##")[0]
-    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| (yes|no)\b", section, re.MULTILINE)
+    again = {int(code): word == "yes" for code, word in rows}
     stores = set(range(ExitCode.WRONG_KEY, ExitCode.STORAGE + 1))
-    assert codes == {ExitCode.OK, ExitCode.FAILED, ExitCode.USAGE, ExitCode.INTERNAL, *stores}
+    assert set(again) == {
+        ExitCode.OK,
+        ExitCode.FAILED,
+        ExitCode.USAGE,
+        ExitCode.INTERNAL,
+        *stores,
+    }
     (never_again,) = _values("RestartPreventExitStatus")
-    assert {int(code) for code in never_again.split()} <= codes - {ExitCode.OK}
+    # `Restart=on-failure` does not start what ended with 0.
+    stays_down = {code for code, is_started in again.items() if not is_started} - {ExitCode.OK}
+    assert {int(code) for code in never_again.split()} == stays_down
+    # systemd applies the list to the main process only: a check before it would be repeated.
+    assert _values("ExecStartPre") == []
