@@ -174,6 +174,23 @@ def test_a_kind_is_an_event_with_its_code_or_check() -> None:
     assert made.count("attestation refused") == 1
 
 
+def test_a_client_makes_no_kinds() -> None:
+    """Of the codes of DISCONNECT it can choose another one each time."""
+    made = Limited()
+    for number in range(1000):
+        code = f"0x{0x80 + number % 32:02x}"
+        made.log.info("client disconnected", peer="192.0.2.1:1", by="client", code=code)
+    assert made.count("client disconnected") == SOURCE_BURST
+
+
+def test_users_of_one_machine_are_several_sources() -> None:
+    made = Limited()
+    for _ in range(1000):
+        made.log.info("refused", peer="127.0.0.1:1", owner="user 1000")
+    made.log.info("refused", peer="127.0.0.1:2", owner="user 1001")
+    assert made.count("refused") == SOURCE_BURST + 1
+
+
 def test_lines_flow_again_in_time() -> None:
     made = Limited()
     for _ in range(1000):

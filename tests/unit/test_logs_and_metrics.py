@@ -8,11 +8,12 @@ import re
 import socket
 import urllib.request
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import pytest
 
 from avow.broker.config import Log, Metrics
-from avow.broker.logs import make_log
+from avow.broker.logs import VALUE_CHARACTERS_MAX, make_log
 from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
 from avow.broker.pump import CORE_COUNTERS
 from avow.errors import UnavailableError
@@ -55,6 +56,69 @@ def test_a_name_cannot_forge_a_line() -> None:
     make_log(Log(), human).info("client connected", client="x\nforged \x1b[2J")
     assert len(human.getvalue().splitlines()) == 1
     assert "\x1b[2J" not in human.getvalue()
+
+
+# What a stranger can call itself: ends of lines, commands to terminals (ECMA-48), marks of direction,
+# half of a surrogate pair as it comes out of a file's name.
+NAMES = [
+    "\x1b[2J",
+    "\x1b]0;owned\x07",
+    "\x9b2J",
+    "a\x7fb",
+    "a\rb",
+    "a\nforged b",
+    "a\x85b",
+    "a\u2028b",
+    "a\u202eb",
+    "a\x0bb",
+    "\udc80",
+    '"}\n{"event":"forged"}',
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_no_name_acts_on_a_terminal(form: Literal["human", "json"], name: str) -> None:
+    """Neither in a value, nor in one within another, nor in the words of an error."""
+    stream = io.StringIO()
+    log = make_log(Log(format=form), stream)
+    log.info("client connected", client=name, more={"inner": name})
+    log.info(f"a warning about {name}")
+    written = stream.getvalue()
+    assert len(written.splitlines()) == 2
+    assert written.replace("\n", "").isprintable()
+    if form == "json":
+        line = json.loads(written.splitlines()[0])
+        assert (line["client"], line["more"]) == (name, {"inner": name})
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_an_error_s_words_forge_no_line(form: Literal["human", "json"]) -> None:
+    stream = io.StringIO()
+    try:
+        raise ValueError("x\n03:00:00 [info] forged \x1b[2J")
+    except ValueError as error:
+        make_log(Log(format=form), stream).error("failed", exc_info=error)
+    written = stream.getvalue()
+    assert written.replace("\n", "").isprintable()
+    assert "ValueError" in written
+    first, *rest = written.splitlines()
+    assert "failed" in first
+    assert all(line.startswith("  ") for line in rest)
+
+
+def test_a_very_long_value_is_cut_off() -> None:
+    stream = io.StringIO()
+    make_log(Log(), stream).info("handshake refused", reason="x" * 1_000_000)
+    assert len(stream.getvalue()) < VALUE_CHARACTERS_MAX + 200
+    assert "… (1000000 characters)" in json.loads(stream.getvalue())["reason"]
+
+
+def test_letters_of_all_scripts_stay() -> None:
+    for settings in (Log(format="human"), Log(format="json")):
+        stream = io.StringIO()
+        make_log(settings, stream).info("client connected", client="Größe-温度-🌡")
+        assert "Größe-温度-🌡" in stream.getvalue()
 
 
 def test_a_reader_that_left_does_not_end_the_broker() -> None:

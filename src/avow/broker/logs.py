@@ -4,10 +4,15 @@ No thread that serves waits for whoever reads the log. Lines go into a queue of 
 one thread writes them; where the reader stops reading, lines are dropped and counted, and the count
 is written when it goes on. Lines that strangers can cause, which are those with a peer, are
 limited in rate, each kind by itself and each address within its kind: none can drown the others.
+
+Strangers choose names and words that get into lines. No character of theirs acts on a terminal or
+ends a line: what is not printable is written as an escape, and what is very long is cut off.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import threading
@@ -47,6 +52,9 @@ SOURCE_PER_S: Final = 10.0
 SUMMARY_INTERVAL_S: Final = 10.0
 # Kinds and addresses whose rates are remembered; the one that was longest quiet is forgotten.
 REMEMBERED_MAX: Final = 4096
+
+# What a line shows of one value. No sentence of avow's own is as long.
+VALUE_CHARACTERS_MAX: Final = 4096
 
 
 class Lines(Protocol):
@@ -212,11 +220,15 @@ class StrangerLimit:
 
     def _take(self, event: Mapping[str, Any], peer: str) -> bool:
         name = str(event["event"])
-        kind = (name, str(event.get("check", event.get("code", ""))))
+        # A code that the client has said is not one of ours: it could choose another each time.
+        code = "" if event.get("by") == "client" else event.get("code", "")
+        kind = (name, str(event.get("check", code)))
+        # Of a machine's own users all have one address: where it is known whose it is, that counts.
+        source = str(event.get("owner", source_of(peer)))
         now_s = self._clock()
         with self._lock:
             # The source first: its surplus must not use up what the kind has for all.
-            if self._bucket((*kind, source_of(peer)), SOURCE_BURST, SOURCE_PER_S, now_s) and (
+            if self._bucket((*kind, source), SOURCE_BURST, SOURCE_PER_S, now_s) and (
                 self._bucket(kind, KIND_BURST, KIND_PER_S, now_s)
             ):
                 return True
@@ -295,22 +307,22 @@ def make_log(
     else:
         form = settings.format
     processors: list[Processor] = [] if limit is None else [limit]
-    processors.append(structlog.processors.add_log_level)
+    processors += [structlog.processors.add_log_level, _cut_off]
     if form == "human":
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            _quote,
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(),
                 pad_event_to=24,
-                # The default shows local variables where `rich` is installed: secrets among them.
-                exception_formatter=structlog.dev.plain_traceback,
+                exception_formatter=_traceback,
             ),
         ]
     else:
         processors += [
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+            structlog.processors.JSONRenderer(_json_line),
         ]
     log: Any = structlog.wrap_logger(
         StreamLines(stream) if lines is None else lines,
@@ -320,3 +332,63 @@ def make_log(
     )
     bound: FilteringBoundLogger = log.bind()
     return bound
+
+
+class _Quoted:
+    """A text as Python would write it, for a renderer that shows texts as they are."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+
+def _cut_off(logger: object, method: str, event: EventDict) -> EventDict:
+    """A processor: no value longer than a line can show."""
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
+            event[name] = f"{value[:VALUE_CHARACTERS_MAX]}… ({len(value)} characters)"
+    return event
+
+
+def _quote(logger: object, method: str, event: EventDict) -> EventDict:
+    """A processor for lines that people read: a terminal acts on none of their characters.
+
+    Texts with spaces are quoted by the renderer, and all that are not texts are shown by `repr`.
+    """
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = escaped(value) if name == "event" else _Quoted(value)
+    return event
+
+
+def _traceback(stream: TextIO, exc_info: Any) -> None:
+    """Without the default's local variables, secrets among them; a message in it stays below the
+    line that it belongs to."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.writelines(f"\n  {escaped(line)}" for line in text.getvalue().strip("\n").split("\n"))
+
+
+def _json_line(event: EventDict, **options: Any) -> str:
+    """JSON for terminals too: letters of all scripts as they are, all else as escapes."""
+    return escaped(json.dumps(event, ensure_ascii=False, default=str))
+
+
+def escaped(text: str) -> str:
+    """`text` with `\\uXXXX` (RFC 8259, section 7) for each character that is not printable: line
+    ends and commands to terminals, marks that turn the direction, halves of a surrogate pair."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if number < 1 << 16:
+        return f"\\u{number:04x}"
+    number -= 1 << 16
+    return f"\\u{0xD800 | number >> 10:04x}\\u{0xDC00 | number & 0x3FF:04x}"
