@@ -58,8 +58,8 @@ def test_a_name_cannot_forge_a_line() -> None:
     assert "\x1b[2J" not in human.getvalue()
 
 
-# What a stranger can call itself: ends of lines, commands to terminals (ECMA-48), marks of direction,
-# half of a surrogate pair as it comes out of a file's name.
+# What a stranger can call itself: ends of lines, commands to terminals (ECMA-48), marks of
+# direction, half of a surrogate pair as it comes out of a file's name.
 NAMES = [
     "\x1b[2J",
     "\x1b]0;owned\x07",

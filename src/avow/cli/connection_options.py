@@ -303,7 +303,7 @@ def secure_options(*, tee: bool) -> Callable[[Callable[..., int]], Callable[...,
                 arguments |= {"tee": None}
             security = take(TlsArguments, arguments)
             attested = take(AttestationArguments, arguments)
-            # `avow proxy` says so in each line of its log.
+            # `avow proxy` says so at the start, and in a field of each line of its log.
             with attested.noticed(announce=False):
                 return command(security=security, attested=attested, **arguments)
 

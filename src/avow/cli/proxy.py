@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from avow import __version__
 from avow.broker.config import Log
-from avow.broker.logs import make_log
+from avow.broker.logs import open_log
 from avow.channel.acceptor import open_listeners
 from avow.channel.address import (
     Address,
@@ -120,25 +120,30 @@ def proxy(
         web = _web_rule(listen_address, hosts, origins)
         targets = [(each.family, each.host) for each in resolve(listen_address)]
         listening = open_listeners(targets, listen_address.port, listen_address)
-    log = make_log(Log(), sys.stderr)
-    if attested.notice:
-        log = log.bind(warning=NOTHING_IS_PROTECTED)
-    running = Proxy(listening, address, context, log=log, connections_max=connections_max, web=web)
-    files = _Files(attested, tls, attestation)
+    with open_log(Log(), sys.stderr) as opened:
+        log = opened.log
+        if attested.notice:
+            # As the broker: once in words, and in every line as a field.
+            log.warning(NOTHING_IS_PROTECTED)
+            log = log.bind(tee=attested.tee)
+        running = Proxy(
+            listening, address, context, log=log, connections_max=connections_max, web=web
+        )
+        files = _Files(attested, tls, attestation)
 
-    def tell(number: int) -> None:
-        if number == signal.SIGHUP:
-            files.read_again(running, log)
-        else:
-            running.stop()
+        def tell(number: int) -> None:
+            if number == signal.SIGHUP:
+                files.read_again(running, log)
+            else:
+                running.stop()
 
-    with signals_told((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), tell):
-        log.info("avow proxy", version=__version__, server=str(address))
-        log.info("listening", url=str(listen_address.at_port(_port(listening))))
-        running.serve()
-    if attestation.issuer is not None:
-        attestation.issuer.stop()
-    log.info("stopped")
+        with signals_told((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), tell):
+            log.info("avow proxy", version=__version__, server=str(address))
+            log.info("listening", url=str(listen_address.at_port(_port(listening))))
+            running.serve()
+        if attestation.issuer is not None:
+            attestation.issuer.stop()
+        log.info("stopped")
     return ExitCode.OK
 
 

@@ -40,9 +40,6 @@ GOODBYE_S: Final = 2.0
 EXHAUSTED_PAUSE_S: Final = 0.5
 # One of so many places is for others than who has all the rest.
 _OTHERS_SHARE: Final = 8
-# Lines about clients that were turned away: so many in so many seconds.
-_LINES_MAX: Final = 10
-_LINES_S: Final = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +82,6 @@ class Proxy:
         self._lock = threading.Lock()
         self._stopping = False
         self._full = _Full(connections_max, log)
-        self._turned_away = _BoundedLines(log)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
 
@@ -126,7 +122,7 @@ class Proxy:
                     elif not self._accept(key.fileobj, room):
                         pause_until_s = time.monotonic() + EXHAUSTED_PAUSE_S
                 for late in room.expire():
-                    self._turned_away.say(late, f"it said nothing for {self._silent_s:g} s")
+                    self._turn_away(late, f"it said nothing for {self._silent_s:g} s")
                 self._admit(room)
             room.close()
         self._close()
@@ -145,7 +141,7 @@ class Proxy:
             return False
         gone = room.add(local, target[0], target[1])
         if gone is not None:
-            self._turned_away.say(gone, "it said nothing, and others came")
+            self._turn_away(gone, "it said nothing, and others came")
         return True
 
     def _hear(self, room: WaitingRoom, client: Waiting) -> None:
@@ -155,7 +151,10 @@ class Proxy:
         try:
             room.hear(client)
         except AvowError as error:
-            self._turned_away.say(client, str(error))
+            self._turn_away(client, str(error))
+
+    def _turn_away(self, client: Waiting, reason: str) -> None:
+        self._log.warning("turned away", peer=client.peer, owner=client.owner, reason=reason)
 
     def _admit(self, room: WaitingRoom) -> None:
         """Gives places to those who wait for one, the first who came first."""
@@ -187,7 +186,7 @@ class Proxy:
         carried.thread.start()
 
     def _carry(self, carried: _Carried) -> None:
-        log = self._log.bind(client=carried.peer)
+        log = self._log.bind(peer=carried.peer, owner=carried.owner)
         try:
             with carried.local, contextlib.suppress(AvowError):
                 remote = self._connect(carried, log)
@@ -301,31 +300,6 @@ class _Full:
             )
             self._since_s = None
             self._waited_most = 0
-
-
-class _BoundedLines:
-    """Lines about clients that were turned away: whoever connects must not fill the log."""
-
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        self._log = log
-        self._begun_s = 0.0
-        self._lines = 0
-        self._left_out = 0
-
-    def say(self, client: Waiting, reason: str) -> None:
-        """A line, or one more that is only counted."""
-        now_s = time.monotonic()
-        if now_s - self._begun_s >= _LINES_S:
-            self._begun_s, self._lines = now_s, 0
-        if self._lines >= _LINES_MAX:
-            self._left_out += 1
-            return
-        self._lines += 1
-        more = {"left_out": self._left_out} if self._left_out else {}
-        self._left_out = 0
-        self._log.warning(
-            "turned away", client=client.peer, owner=client.owner, reason=reason, **more
-        )
 
 
 def _end(sock: socket.socket) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
-import struct
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from avow.channel.address import host_and_port
@@ -25,6 +23,7 @@ from avow.channel.web_origin import (
     head_end,
     refusal_response,
 )
+from avow.client.socket_owner import owner_of
 from avow.errors import AvowError, MalformedError
 
 # How many wait at most, silent or for a place, and how long one may stay silent.
@@ -32,10 +31,6 @@ WAITING_MAX: Final = 256
 SILENT_S: Final = 10.0
 # MQTT 5.0, section 2.1.2: a client's first packet is CONNECT [MQTT-3.1.0-1].
 _CONNECT: Final = b"\x10"
-_PROC: Final = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
-# proc(5): the columns of a connection's ends and of its owner.
-_ENDS: Final = slice(1, 3)
-_OWNER: Final = 7
 
 
 @dataclass(slots=True, eq=False)
@@ -164,30 +159,3 @@ class WaitingRoom:
         self._silent.pop(client)
         self._selector.unregister(client.local)
         client.local.close()
-
-
-def owner_of(local: socket.socket) -> str:
-    """Whose the other end of an accepted connection is: a user of this machine by the kernel's list
-    of connections, where it has it, else the address."""
-    try:
-        here, there = local.getsockname(), local.getpeername()
-    except OSError:
-        return "unknown"
-    ends = [_as_listed(local.family, end) for end in (there, here)]
-    try:
-        with _PROC[local.family].open() as lines:
-            for line in lines:
-                columns = line.split()
-                if columns[_ENDS] == ends:
-                    return f"user {columns[_OWNER]}"
-    except (OSError, KeyError):
-        # Without /proc all clients of this machine are one owner's.
-        pass
-    return str(there[0])
-
-
-def _as_listed(family: int, end: tuple[str, int]) -> str:
-    """Words of 32 bits in the machine's order, in hexadecimal, then the port."""
-    packed = socket.inet_pton(family, end[0].partition("%")[0])
-    words = struct.unpack(f"={len(packed) // 4}I", packed)
-    return "".join(f"{word:08X}" for word in words) + f":{end[1]:04X}"
