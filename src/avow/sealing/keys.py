@@ -173,6 +173,8 @@ def write_new_file(path: Path, content: bytes, what: str) -> None:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                # The umask may have taken its owner's bits as well.
+                os.fchmod(descriptor, _FILE_MODE)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
