@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,6 +40,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_LEFT_OUT] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_reach_programs() -> Iterator[None]:
+    """What nohup and a script's `&` have ignored means something to the programs of tests.
+
+    Here such a signal stays without effect. Programs get no handler of ours when they start, but
+    they would get that it is ignored: as pytest-xdist's workers do, who begin before this.
+    """
+    ignored = [
+        number
+        for number in (signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda number, frame: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,4 +1,4 @@
-"""A run names failures as they come, and counts what it leaves out."""
+"""A run names failures as they come, counts what it leaves out, and lets signals reach programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ markers =
     tape: needs a tape
 """
 TESTS = """
+import signal
+import subprocess
+
 import pytest
+
+def test_signals():
+    status = ["grep", "SigIgn", "/proc/self/status"]
+    ignored = int(subprocess.check_output(status, text=True).split()[1], 16)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        assert not ignored & 1 << number - 1, number
 
 def test_wrong():
     assert 1 == 2
@@ -47,13 +56,19 @@ def test_failures_are_named_and_what_is_left_out_is_counted(tmp_path: Path, work
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", workers, "-m", "not (disk or tape)", "--tb=short"],
+        [
+            # As nohup and a script's `&` start it.
+            *("sh", "-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh"),
+            *(sys.executable, "-m", "pytest", "-n", workers, "-m", "not (disk or tape)"),
+            "--tb=short",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     running, _, summary = done.stdout.partition("= ERRORS =")
+    assert "1 failed, 1 passed, " in summary
     assert "FAILED test_it.py::test_wrong - assert 1 == 2\n" in running
     assert "FAILED test_it.py::test_never_starts - RuntimeError: no fixture\n" in running
     said = re.search(r"^=+ left out: 3 =+\n((?: .*\n)+)", summary, re.MULTILINE)
