@@ -62,9 +62,10 @@ def main() -> None:
 
 def measured(arguments: "list[str]") -> bool:
     """Whether a command shows evidence or holds keys."""
-    if not arguments:
-        return False
-    return arguments[0] in MEASURED or any(
+    # `avow -- broker` is a broker too: no option before a command's name has a value, so the
+    # command is the first word that is no option.
+    command = next((each for each in arguments if not each.startswith("-")), None)
+    return command in MEASURED or any(
         each == OWN_EVIDENCE or each.startswith(f"{OWN_EVIDENCE}=") for each in arguments
     )
 

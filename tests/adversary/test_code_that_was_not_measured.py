@@ -7,8 +7,10 @@ does not take at all a test shows first that they work without the defence.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
+import json
 import marshal
 import os
 import shutil
@@ -108,6 +110,17 @@ def test_python_path(installed: Installed, runtime: str, tmp_path: Path) -> None
     assert installed.version(path, measured=False) == "EVIL"
     assert installed.version(path) == VERSION
     assert installed.runtime(path) == runtime
+
+
+def test_command_behind_the_end_of_the_options(
+    installed: Installed, runtime: str, tmp_path: Path
+) -> None:
+    """`avow -- broker` is `avow broker`, also in who begins again."""
+    (tmp_path / "sitecustomize.py").write_text(EVIL)
+    done = installed.avow(
+        *("--", "measure", "broker", "--json"), environment={"PYTHONPATH": str(tmp_path)}
+    )
+    assert json.loads(done.stdout)["version"] == VERSION
 
 
 def test_user_folder(installed: Installed, runtime: str, tmp_path: Path) -> None:
@@ -251,6 +264,37 @@ UNLISTED = (
     "pydantic/evil.py",
     "structlog/evil/module.py",
 )
+
+
+# A library that leaves a trace as soon as it is loaded.
+LOADED = """
+const linux = @import("std").os.linux;
+fn loaded() callconv(.c) void {
+    _ = linux.open("TRACE", .{ .CREAT = true, .ACCMODE = .WRONLY }, 0o600);
+}
+export const hook: *const fn () callconv(.c) void linksection(".init_array") = loaded;
+"""
+
+
+@pytest.mark.parametrize("before", ["", "pcap:"])
+def test_library_as_the_way_to_a_tpm(installed: Installed, before: str, tmp_path: Path) -> None:
+    """libtss2 loads a library by its path, and lets go of one that is no transport: its code has
+    run then, and nothing shows it any more."""
+    source, library, trace = (tmp_path / name for name in ("evil.zig", "evil.so", "trace"))
+    source.write_text(LOADED.replace("TRACE", str(trace)))
+    compiler = [sys.executable, "-m", "ziglang", "build-lib", "-dynamic", "-O", "ReleaseSmall"]
+    compiled = run([*compiler, f"-femit-bin={library}", str(source)], cwd=tmp_path)
+    assert compiled.returncode == 0, compiled.stderr
+    ctypes.CDLL(str(library))
+    assert trace.exists()
+    trace.unlink()
+    done = installed.avow(
+        *("attest", "--tee", "tpm", "--nonce", NONCE, "-o", "evidence.cmw"),
+        environment={"AVOW_TPM_TCTI": f"{before}{library}"},
+    )
+    assert done.returncode == 2
+    assert not trace.exists()
+    assert "expected device, swtpm or mssim" in done.stderr
 
 
 def test_unlisted_files_beside_modules(installed: Installed, runtime: str) -> None:

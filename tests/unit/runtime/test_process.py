@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
+import click
 import pytest
 
 from avow import start
+from avow.cli import cli
 from avow.errors import MalformedError, UntrustedError
 from avow.evidence.claims import Claims, Role, Workload
 from avow.evidence.origin import DOCUMENT_BINDER
@@ -159,14 +161,22 @@ def test_no_evidence_after_a_finding() -> None:
         (["witness"], True),
         (["sub", "-t", "a", "--tee", "auto"], True),
         (["proxy", "--tee=tpm"], True),
+        (["--", "broker"], True),
+        (["--", "attest", "--tee", "auto"], True),
         (["sub", "-t", "a"], False),
         (["verify", "x"], False),
+        (["--", "sub", "-t", "a"], False),
         (["--help"], False),
         ([], False),
     ],
 )
 def test_which_commands_are_measured(arguments: list[str], measured: bool) -> None:
     assert start.measured(arguments) is measured
+
+
+def test_no_option_before_a_command_has_a_value() -> None:
+    """Or its value would be taken for the command."""
+    assert all(isinstance(each, click.Option) and each.is_flag for each in cli.params)
 
 
 def test_what_is_kept_of_an_environment() -> None:

@@ -27,6 +27,10 @@ from avow.tee.tpm.structures import Public, parse_public
 from avow.tee.tpm.verifier import check_attributes
 
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
+# What may come before the colon. libtss2 takes the file of a library there as well, whose code then
+# runs in this process before anybody can compare it with what was measured; so it does by `pcap:`,
+# and `cmd:` starts a program.
+TRANSPORTS: Final = ("device", "swtpm", "mssim")
 # All that firmware, boot loader and systemd measure into (0 to 9, 11 to 15), and avow's own. PCR 10
 # changes with every file that the kernel's IMA measures.
 DEFAULT_PCRS: Final = (*range(10), *range(11, 16), event_log.PCR)
@@ -60,6 +64,13 @@ class TpmSettings:
 
         Raises `MalformedError`.
         """
+        tcti = environment.get("AVOW_TPM_TCTI") or DEFAULT_TCTI
+        if tcti.partition(":")[0] not in TRANSPORTS:
+            raise MalformedError(
+                f"expected {', '.join(TRANSPORTS[:-1])} or {TRANSPORTS[-1]}, maybe with a colon "
+                f"and where it is, in AVOW_TPM_TCTI, got {tcti!r}; {DEFAULT_TCTI} is Linux's own "
+                f"way to the TPM"
+            )
         handle = environment.get("AVOW_TPM_AK_HANDLE", "")
         certificates = environment.get("AVOW_TPM_CERTIFICATES", "")
         try:
@@ -70,7 +81,7 @@ class TpmSettings:
                 f"`tpm2_getcap handles-persistent` lists them"
             ) from error
         return cls(
-            tcti=environment.get("AVOW_TPM_TCTI", DEFAULT_TCTI),
+            tcti=tcti,
             ak_handle=ak_handle,
             certificates=Path(certificates) if certificates else None,
         )
