@@ -31,7 +31,7 @@ from avow.sandbox.limits import (
     TABLES_MAX,
     Limits,
 )
-from avow.sandbox.traps import is_limit, one_line, printable, stopped
+from avow.sandbox.traps import import_name, is_limit, listed, one_line, stopped
 from avow.sandbox.wasi import FUNCTIONS, MODULE, Wasi
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ GRANTED_MODULES: Final = {"avow_evidence": "evidence", "avow_verify": "evidence"
 
 
 def check(module: Module, grants: Grants, extra_imports: Sequence[ExtraImport]) -> None:
-    """Raises `ImportsError` that names every import that nobody would answer."""
+    """Raises `ImportsError` that names the imports that nobody would answer."""
     check_names([(each.module, each.name or "") for each in module.imports], grants, extra_imports)
 
 
@@ -56,11 +56,11 @@ def check_names(
     offered = {(each.module, each.name): each for each in extra_imports}
     missing: list[str] = []
     for place in imports:
-        name = printable(f"{place[0]}.{place[1]}")
         if place in offered and (offered[place].grant != "evidence" or grants.evidence):
             continue
         if place[0] == MODULE and place[1] in FUNCTIONS:
             continue
+        name = import_name(f"{place[0]}.{place[1]}")
         grant = offered[place].grant if place in offered else GRANTED_MODULES.get(place[0])
         if grant is None:
             missing.append(f"{name} (no grant allows it)")
@@ -71,7 +71,7 @@ def check_names(
     if missing:
         raise ImportsError(
             f"expected imports that exist and are granted, this module wants "
-            f"{', '.join(dict.fromkeys(missing))}; grant them, or build it for wasm32-wasi preview "
+            f"{listed(missing)}; grant them, or build it for wasm32-wasi preview "
             f"1 without them"
         )
 

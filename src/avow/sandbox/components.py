@@ -42,7 +42,7 @@ from avow.sandbox.limits import (
     Limits,
 )
 from avow.sandbox.preview2 import RESOURCES, Preview2
-from avow.sandbox.traps import one_line, printable, stopped
+from avow.sandbox.traps import import_name, listed, one_line, stopped
 from avow.sandbox.wasi import Wasi
 from avow.sandbox.wasi_calls import WasiCalls
 
@@ -103,15 +103,15 @@ def check(
 
 
 def check_names(imports: Sequence[str]) -> None:
-    """Raises `ImportsError` that names each import that nobody answers, whatever its type."""
+    """Raises `ImportsError` that names the imports that nobody answers, whatever their types."""
     missing = [
-        f"{printable(name)} (no grant allows it)"
+        f"{import_name(name)} (no grant allows it)"
         for name in imports
         if _interface(name) not in INTERFACES
     ]
     if missing:
         raise ImportsError(
-            f"expected interfaces of WASI 0.2, this component wants {', '.join(missing)}; build it "
+            f"expected interfaces of WASI 0.2, this component wants {listed(missing)}; build it "
             f"without them"
         )
 
@@ -197,7 +197,8 @@ def _entry(engine: Engine, component: Component) -> str:
             return name
     raise ModuleError(
         f"expected a component that is a program, which exports {_RUN}@0.2, got one that exports "
-        f"{', '.join(component.type.exports(engine)) or 'nothing'}; build it as a command"
+        f"{listed(map(import_name, component.type.exports(engine))) or 'nothing'}; build it as "
+        f"a command"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from wasmtime import Trap, WasmtimeError
@@ -11,6 +13,8 @@ from avow.errors import AvowError
 from avow.sandbox.limits import Limits, error_of_trap
 
 _LINE_MAX: Final = 300
+_NAME_MAX: Final = 200
+_LISTED_MAX: Final = 32
 # Where a number does not say it: a component's errors are only text, and so is this of a module.
 _GC_HEAP_FULL: Final = "GC heap out of memory"
 _CODES: Final = {
@@ -36,6 +40,19 @@ def printable(text: str) -> str:
     """A text in which there may be what a program chose: nothing of it begins a line of a log or
     commands a terminal."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def import_name(text: str) -> str:
+    """A name that a program chose, for a message: printable, and not longer than one reads."""
+    return printable(text if len(text) <= _NAME_MAX else f"{text[:_NAME_MAX]}…")
+
+
+def listed(items: Iterable[str]) -> str:
+    """Some of what a program names, each once, and how many more: it chooses how many."""
+    different = dict.fromkeys(items)
+    more = len(different) - _LISTED_MAX
+    shown = ", ".join(itertools.islice(different, _LISTED_MAX))
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def is_limit(error: WasmtimeError) -> bool:

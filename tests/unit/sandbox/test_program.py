@@ -487,6 +487,20 @@ def test_imports_of_a_component_are_named() -> None:
     assert "wasi:http" not in str(refused.value)
 
 
+def test_a_program_does_not_choose_how_long_the_message_is() -> None:
+    many = "".join(f'(import "env" "f{number}" (func))' for number in range(1000))
+    long = f'(import "env" "{"x" * 50_000}" (func))'
+    with pytest.raises(ImportsError, match=r"env\.f0 \(.*env\.f31 \(.* and 968 more; "):
+        check_imports(module(f'{many}(func (export "_start"))'), NOTHING)
+    for content in (
+        module(f'{long}(func (export "_start"))'),
+        bytes(wat2wasm(f'(component (import "a:b/{"c" * 50_000}" (instance)))')),
+    ):
+        with pytest.raises(ImportsError, match="…") as refused:
+            check_imports(content, NOTHING)
+        assert len(str(refused.value)) < 500
+
+
 def test_imports_are_judged_without_compiling() -> None:
     """By the same words as afterwards. The code of neither is valid, so nobody has compiled it."""
     broken = module('(import "env" "f" (func)) (func (export "_start"))')[:-1] + b"\x0a"
