@@ -49,7 +49,7 @@ TAKEN_FROM_TEE = {
     "avow.tee.configfs_tsm": {"KernelFiles"},
     "avow.tee.sgx.seal_key": {"read_seal_key"},
     "avow.tee.snp.derived_key": {"read_derived_key"},
-    "avow.tee.tpm.device": {"TpmDevice"},
+    "avow.tee.tpm.device": {"TpmDevice", "TpmKey"},
     "avow.tee.tpm.event_log": {"PCR"},
     "avow.tee.tpm.nv_counter": {"INDICES", "NvCounter", "counter_authorisation"},
     "avow.tee.tpm.sealing": {"decode_blob", "seal", "unseal"},

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from avow.testing.swtpm import SoftwareTpm
 
@@ -47,7 +48,7 @@ class Interposer:
     seen: list[tuple[bytes, bytes]] = field(default_factory=list)
     _ended: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def __enter__(self) -> Interposer:
+    def __enter__(self) -> Self:
         self.folder = Path(self._ended.enter_context(TemporaryDirectory(prefix="bus")))
         self._listen("socket", self._commands)
         self._listen("socket.ctrl", _copy)

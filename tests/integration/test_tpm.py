@@ -7,11 +7,13 @@ import secrets
 import signal
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography import x509
@@ -27,6 +29,8 @@ from avow.evidence.report_data import ReportData, batch
 from avow.tee.tpm import event_log
 from avow.tee.tpm.attester import TpmAttester, TpmSettings
 from avow.tee.tpm.certificates import certificates_in
+from avow.tee.tpm.connection import Connection
+from avow.tee.tpm.credential import make_credential
 from avow.tee.tpm.device import TpmDevice
 from avow.tee.tpm.enrolment import Request, decode_request
 from avow.tee.tpm.nv_counter import NvCounter
@@ -45,7 +49,14 @@ from avow.testing.tpm_maker import (
     provision,
     settings,
 )
-from tests.adversary.tpm_interposer import NV_READ, PCR_RESET, QUOTE, Interposer, code_of
+from tests.adversary.tpm_interposer import (
+    CREATE_PRIMARY,
+    NV_READ,
+    PCR_RESET,
+    QUOTE,
+    Interposer,
+    code_of,
+)
 
 pytestmark = pytest.mark.tpm
 
@@ -396,17 +407,18 @@ def test_a_tpm_that_hangs_for_ever_costs_a_bounded_number_of_threads(
 ) -> None:
     monkeypatch.setattr("avow.tee.tpm.device._PAUSE_S", 0.0)
     monkeypatch.setattr("avow.tee.tpm.device._PAUSE_MAX_S", 0.0)
-    monkeypatch.setattr("avow.tee.tpm.device._STALLED_MAX", 2)
+    monkeypatch.setattr("avow.tee.tpm.device._STALLED_MANY", 2)
     with SoftwareTpm() as tpm:
         device = TpmDevice(tpm.tcti, 0.1)
         os.kill(tpm.pid, signal.SIGSTOP)
         before = threading.active_count()
         try:
-            for _ in range(5):
+            for _ in range(6):
                 with pytest.raises(UnavailableError, match="no answer"):
                     device.read_pcrs([0])
-            assert threading.active_count() <= before + 1
-            with pytest.raises(UnavailableError, match="2 of at most 2"):
+            # Two, and one more an hour.
+            assert threading.active_count() <= before + 2
+            with pytest.raises(UnavailableError, match=r"3 connections .* in 3[56][0-9]{2} s"):
                 device.read_pcrs([0])
         finally:
             os.kill(tpm.pid, signal.SIGCONT)
@@ -414,6 +426,116 @@ def test_a_tpm_that_hangs_for_ever_costs_a_bounded_number_of_threads(
             thread.join()
         assert device.read_pcrs([0]) == {0: bytes(32)}
         device.close()
+
+
+class NeverAnswered:
+    """A connection that waits for an answer that nobody gives any more."""
+
+    def ended(self, timeout_s: float) -> bool:
+        return False
+
+
+def test_a_tpm_serves_again_though_no_command_of_before_gets_its_answer() -> None:
+    with SoftwareTpm() as tpm:
+        device = TpmDevice(tpm.tcti, 5)
+        device._stalled = [cast(Connection, NeverAnswered()) for _ in range(20)]
+        tpm.stop()
+        with pytest.raises(UnavailableError, match="the way to it failed"):
+            device.read_pcrs([0])
+        tpm.start()
+        assert device.read_pcrs([0]) == {0: bytes(32)}
+        device.close()
+
+
+class AnsweredAtLast(NeverAnswered):
+    def ended(self, timeout_s: float) -> bool:
+        return True
+
+
+def test_a_tpm_serves_again_at_once_when_one_command_of_before_gets_its_answer() -> None:
+    with SoftwareTpm() as tpm:
+        device = TpmDevice(tpm.tcti, 5)
+        waiting = [NeverAnswered() for _ in range(20)]
+        device._stalled = [cast(Connection, each) for each in waiting]
+        device._not_before_s = time.monotonic() + 3600
+        tpm.stop()
+        with pytest.raises(UnavailableError, match="the way to it failed"):
+            device.read_pcrs([0])
+        tpm.start()
+        with pytest.raises(UnavailableError, match="20 connections"):
+            device.read_pcrs([0])
+        device._stalled[3] = cast(Connection, AnsweredAtLast())
+        assert device.read_pcrs([0]) == {0: bytes(32)}
+        device.close()
+
+
+class CutOnce(Interposer):
+    """Ends the connection at the first command of one kind."""
+
+    def cut_at(self, code: int) -> None:
+        def swallow(command: bytes) -> bytes | None:
+            if code_of(command) == code:
+                self.swallow = lambda command: None
+                raise ConnectionError
+            return None
+
+        self.swallow = swallow
+
+
+# TPM 2.0 Library, Part 2, section 6.5.2, TPM_CC.
+READ_PUBLIC, PCR_EXTEND, ACTIVATE_CREDENTIAL = 0x173, 0x182, 0x147
+
+
+@pytest.mark.parametrize("code", [CREATE_PRIMARY, READ_PUBLIC])
+def test_a_tpm_that_fails_once_while_an_attester_is_made(code: int) -> None:
+    with SoftwareTpm() as tpm, CutOnce(tpm) as bus:
+        bus.cut_at(code)
+        attester = TpmAttester(TpmSettings(tcti=bus.tcti, timeout_s=30))
+        attester.measure(WORKLOAD)
+        still_attests(attester)
+        attester.close()
+
+
+@pytest.mark.parametrize("code", [PCR_RESET, PCR_EXTEND])
+def test_a_tpm_that_fails_once_while_it_measures(code: int) -> None:
+    with SoftwareTpm() as tpm, CutOnce(tpm) as bus:
+        attester = TpmAttester(TpmSettings(tcti=bus.tcti, timeout_s=30))
+        bus.cut_at(code)
+        attester.measure(WORKLOAD)
+        bus.cut_at(PCR_EXTEND)
+        attester.measure(replace(WORKLOAD, configuration=b"C" * 32))
+        attester.measure(WORKLOAD)
+        claims, report = evidence(attester)
+        assert len(report.log) in (3, 5)
+        assert verify(claims, report, TpmVerifier()).claims["module_measured"] is True
+        attester.close()
+
+
+def test_a_tpm_that_fails_twice_while_an_attester_is_made() -> None:
+    def cut(command: bytes) -> bytes | None:
+        raise ConnectionError
+
+    with (
+        SoftwareTpm() as tpm,
+        Interposer(tpm, swallow=cut) as bus,
+        pytest.raises(UnavailableError, match="the way to it failed"),
+    ):
+        TpmAttester(TpmSettings(tcti=bus.tcti, timeout_s=30))
+
+
+@pytest.mark.parametrize("code", [CREATE_PRIMARY, ACTIVATE_CREDENTIAL])
+def test_a_tpm_that_fails_once_while_it_enrols(code: int) -> None:
+    with SoftwareTpm() as tpm, CutOnce(tpm) as bus:
+        attester = TpmAttester(TpmSettings(tcti=bus.tcti, timeout_s=30))
+        ek = attester.device.make_primary(EK_ECC.template)
+        attester.device.forget(ek)
+        secret = b"S" * 32
+        credential = make_credential(
+            parse_public(ek.public), parse_public(attester.key.public).name, secret, b"s" * 32
+        )
+        bus.cut_at(code)
+        assert attester.activate(EK_ECC, credential) == secret
+        attester.close()
 
 
 def test_a_tpm_that_fails_once_serves_again_with_its_register_measured_anew() -> None:

@@ -26,7 +26,7 @@ from avow.tee.tpm import enrolment
 from avow.tee.tpm.attester import TpmAttester, TpmSettings, load_certificates
 from avow.tee.tpm.certificates import certificates_in, in_order, read_certificate, read_pem
 from avow.tee.tpm.chain import Anchors
-from avow.tee.tpm.device import TpmDevice
+from avow.tee.tpm.device import TpmDevice, TpmKey
 from avow.tee.tpm.templates import EK_ECC, EK_RSA
 
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
@@ -74,10 +74,16 @@ def request(kind: str, chain: Path | None, output: Path) -> int:
         attester = TpmAttester(TpmSettings.from_environment(os.environ))
     with operation_errors():
         template = _KINDS[kind]
-        ek = attester.device.make_primary(template.template)
-        attester.device.forget(ek)
-        area = attester.device.read_nv(template.certificate_index)
-        stored = _stored_chain(attester.device) if between is None else between
+        device = attester.device
+
+        def identities() -> tuple[TpmKey, bytes, tuple[bytes, ...]]:
+            with device.undisturbed():
+                ek = device.make_primary(template.template)
+                device.forget(ek)
+                area = device.read_nv(template.certificate_index)
+                return ek, area, _stored_chain(device) if between is None else between
+
+        ek, area, stored = device.retried(identities)
         attester.close()
         certificate = _one(certificates_in(area), template.certificate_index)
         path = (certificate, *between) if between else _path(certificate, stored)
@@ -130,7 +136,7 @@ def answer(challenge: Path, kind: str, output: Path) -> int:
         credential = enrolment.decode_credential(_read(challenge))
         attester = TpmAttester(TpmSettings.from_environment(os.environ))
     with operation_errors():
-        secret = attester.device.activate(attester.key, _KINDS[kind], credential)
+        secret = attester.activate(_KINDS[kind], credential)
         attester.close()
     _write(output, secret, secret=True)
     click.echo(f"wrote {output}; send it to the authority for `avow enrol issue`")

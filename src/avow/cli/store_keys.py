@@ -143,7 +143,9 @@ def new_owner_key(
 
     secret = secrets.token_bytes(KEY_BYTES)
     with _Tpm(device) as tpm:
-        blob, name = seal(tpm, secret, _workload(bound), place.pcrs, parent=place.parent)
+        blob, name = tpm.retried(
+            lambda: seal(tpm, secret, _workload(bound), place.pcrs, parent=place.parent)
+        )
     if replaces:
         _put_aside(place.path, say)
     write_new_file(place.path, blob.encoded(), "sealed key")
@@ -230,7 +232,7 @@ def _unsealed(source: str, binding: KeyBinding, device: TpmDevice | None) -> byt
             f"{list(blob.pcrs)} in {place.path}; name the right ones, or make a new key"
         )
     with _Tpm(device) as tpm:
-        return unseal(tpm, blob, _workload(binding), parent=place.parent)
+        return tpm.retried(lambda: unseal(tpm, blob, _workload(binding), parent=place.parent))
 
 
 @dataclass(frozen=True, slots=True)

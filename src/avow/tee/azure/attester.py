@@ -49,7 +49,7 @@ class AzureAttester:
         self._crl = crl
         self._measuring = Measuring(device)
         try:
-            self._open(tuple(sorted({*pcrs, event_log.PCR})))
+            device.retried(lambda: self._open(tuple(sorted({*pcrs, event_log.PCR}))))
         except MalformedError as error:
             device.close()
             raise UnavailableError(

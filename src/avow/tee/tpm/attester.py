@@ -19,11 +19,12 @@ from avow.errors import MalformedError, UnavailableError, UntrustedError
 from avow.evidence.claims import Workload
 from avow.evidence.report_data import ReportData
 from avow.tee.tpm import event_log, templates
-from avow.tee.tpm.connection import LostTpmError
+from avow.tee.tpm.credential import Credential
 from avow.tee.tpm.device import TpmDevice, TpmKey
 from avow.tee.tpm.quote import PCR_VALUES, SignedQuote, check_quote
 from avow.tee.tpm.report import Report
 from avow.tee.tpm.structures import Public, parse_public
+from avow.tee.tpm.templates import EndorsementKey
 from avow.tee.tpm.verifier import check_attributes
 
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
@@ -98,9 +99,12 @@ class Measuring:
     def measure(self, workload: Workload) -> None:
         """A reset and three events at the start; one event for another configuration later.
 
-        When the TPM fails, the log stays as it was, and the next quote measures it again.
+        Tries once more when the TPM failed or was restarted. When it fails again, the log stays as
+        it was, and the next quote measures it again.
         """
-        wanted = event_log.start(workload)
+        self._device.retried(lambda: self._measure(event_log.start(workload)))
+
+    def _measure(self, wanted: event_log.Log) -> None:
         known = event_log.measured(self.log)
         changed = tuple(event for event in wanted if known.get(event.name) != event.digest)
         if not changed:
@@ -161,7 +165,7 @@ class QuotingKey:
         self._load = load
         self._pcrs = pcrs
         self._measuring = measuring
-        self.key = load()
+        self.key = device.retried(load)
         self.public: Public = parse_public(self.key.public)
 
     def quote(self, report_data: ReportData) -> SignedQuote:
@@ -171,14 +175,11 @@ class QuotingKey:
         loaded and PCR 23 measured anew. Raises `UnavailableError`.
         """
         data = sha256(report_data.content).digest()
-        try:
-            return self._quote(data)
-        except LostTpmError:
-            return self._quote(data)
+        return self._device.retried(lambda: self._quote(data))
 
     def _quote(self, data: bytes) -> SignedQuote:
         with self._device.undisturbed():
-            self._load_again_if_reopened()
+            self.load_again_if_reopened()
             self._measuring.again_if_reopened()
             for attempt in range(ATTEMPTS):
                 if attempt:
@@ -210,7 +211,8 @@ class QuotingKey:
             raise UnavailableError(f"this TPM makes quotes that do not hold: {error}") from error
         return signed
 
-    def _load_again_if_reopened(self) -> None:
+    def load_again_if_reopened(self) -> None:
+        """To be called where the connection stays the same. Raises `UnavailableError`."""
         if self.key.generation == self._device.generation:
             return
         key = self._load()
@@ -238,7 +240,7 @@ class TpmAttester:
             pcrs = tuple(sorted({*settings.pcrs, event_log.PCR}))
             load = partial(self._open_key, settings)
             self._quoting = QuotingKey(self._device, load, pcrs, self._measuring)
-            self._parent = self._device.parent_of(self.key)
+            self._parent = self._device.retried(lambda: self._device.parent_of(self.key))
             check_attributes(self._quoting.public)
         except UntrustedError as error:
             self._device.close()
@@ -273,6 +275,16 @@ class TpmAttester:
             log=signed.log,
             certificates=self._certificates,
         ).encoded()
+
+    def activate(self, kind: EndorsementKey, credential: Credential) -> bytes:
+        """See `TpmDevice.activate`, for the attestation key. Tries once more as `quote` does."""
+
+        def activate() -> bytes:
+            with self._device.undisturbed():
+                self._quoting.load_again_if_reopened()
+                return self._device.activate(self.key, kind, credential)
+
+        return self._device.retried(activate)
 
     def close(self) -> None:
         """Lets go of the TPM."""

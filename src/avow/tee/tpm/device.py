@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from avow.errors import UnavailableError
+from avow.errors import UnavailableError, counted
 from avow.tee.tpm.connection import (
     Connection,
     Loaded,
@@ -42,11 +42,13 @@ _NV_CHUNK_BYTES: Final = 512
 # A chip looks for two primes, for as long as that takes; Linux waits for five minutes.
 _RSA_KEY_TIMEOUT_S: Final = 60.0
 
-# How many connections may wait for an answer that is overdue, each with a thread and a descriptor,
-# and for how long the next one is not tried while none of them has got it.
-_STALLED_MAX: Final = 16
+# Connections that wait for an answer that is overdue cost a thread and a descriptor each. For how
+# long the next one is not tried while none of them has got it: longer each time, and much longer
+# when they are many.
+_STALLED_MANY: Final = 16
 _PAUSE_S: Final = 1.0
 _PAUSE_MAX_S: Final = 60.0
+_PAUSE_OF_MANY_S: Final = 3600.0
 
 # TPM_RC, and what somebody can do about it.
 _ADVICE_ELSE: Final = "`tpm2_rc_decode` explains the code; see the kernel's log (`dmesg`)"
@@ -154,6 +156,14 @@ class TpmDevice:
         # A TPM that does not answer must not keep the process from ending.
         with contextlib.suppress(UnavailableError):
             self.close()
+
+    def retried(self, function: Callable[[], _T]) -> _T:
+        """`function()`, and once more at once, over a new connection, when the TPM failed or was
+        restarted. One that hangs is not asked again. Raises `UnavailableError`."""
+        try:
+            return function()
+        except LostTpmError:
+            return function()
 
     def call(self, function: Callable[[Any, Any], _T]) -> _T:
         """`function(ESAPI, tpm2_pytss)` on the TPM's thread, where it may raise the TPM's errors.
@@ -409,20 +419,22 @@ class TpmDevice:
     def _wait_for_stalled(self) -> None:
         """A command that comes back after all is the sign that the TPM answers again. While none
         does, another connection is tried now and then: a late answer may never come."""
-        if self._stalled:
-            self._stalled[-1].ended(self._timeout_s)
-            self._stalled = [each for each in self._stalled if not each.ended(0)]
-        if not self._stalled:
-            self._pause_s = _PAUSE_S
+        waiting = self._stalled
+        if waiting:
+            waiting[-1].ended(self._timeout_s)
+            self._stalled = [each for each in waiting if not each.ended(0)]
+        if not self._stalled or len(self._stalled) < len(waiting):
+            self._pause_s, self._not_before_s = _PAUSE_S, 0.0
             return
         now_s = time.monotonic()
-        if now_s < self._not_before_s or len(self._stalled) >= _STALLED_MAX:
+        if now_s < self._not_before_s:
             raise self._unavailable(
-                f"no answer yet to commands of before, {len(self._stalled)} of at most "
-                f"{_STALLED_MAX}",
+                f"no answer yet on {counted(len(self._stalled), 'connection')} of before, and the "
+                f"next is tried in {self._not_before_s - now_s:.0f} s",
                 _ADVICE_STALLED,
             )
-        self._not_before_s = now_s + self._pause_s
+        many = len(self._stalled) >= _STALLED_MANY
+        self._not_before_s = now_s + (_PAUSE_OF_MANY_S if many else self._pause_s)
         self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s)
 
     def _unavailable(self, actual: str, advice: str) -> UnavailableError:
