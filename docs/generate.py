@@ -38,10 +38,10 @@ def configuration() -> str:
     """Every key of `avow.toml`, from the schema that reads it."""
     parts = [
         "# Configuration\n\n"
-        "`avow broker --config avow.toml`. Every key is optional unless it says *required*. An "
-        "unknown key is an error that names the nearest known one; `avow broker --check` says "
-        "whether a file is good. What the command line says goes before what the file says. "
-        "Relative paths are relative to the folder of the file.\n"
+        "`avow broker --config avow.toml` reads this file. Every key is optional unless it is "
+        "marked *required*. An unknown key is an error that names the nearest known key. "
+        "`avow broker --check` says whether a file is valid. The command line takes precedence "
+        "over the file. Relative paths are relative to the folder of the file.\n"
     ]
     rows = schema_rows()
     for name in dict.fromkeys(row.table for row in rows):
@@ -84,16 +84,17 @@ def limits() -> str:
     fixed = zig_source.constants((ROOT / "core/src/limits.zig").read_text())
     return (
         "# Bounds\n\n"
-        "Everything that a client can make grow has a bound, and reaching it is answered as MQTT "
-        "says.\n\n"
+        "Everything that a client can make grow has a bound. At the bound, the broker answers as "
+        "MQTT demands.\n\n"
         "## Compiled in\n\n"
-        "Constants of `core/src/limits.zig`. Changing one changes the measurement.\n\n"
+        "These are the constants of `core/src/limits.zig`. Changing one changes the measurement."
+        "\n\n"
         + table(
             ("constant", "value", "what it bounds"),
             ((f"`{name}`", f"{value:,}", comment) for name, value, comment in fixed),
         )
         + "\n## Configured\n\n"
-        "Keys of the table `[limits]` of the [configuration](configuration.md).\n\n"
+        "These are the keys of the table `[limits]` in the [configuration](configuration.md).\n\n"
         + table(
             ("key", "default", "bounds"),
             (
@@ -104,16 +105,16 @@ def limits() -> str:
         )
         + "\n## Memory\n\n"
         "`memory_budget_bytes` bounds the core: what it keeps for clients (sessions, "
-        "subscriptions, queues, retained messages, what waits to be sent), and what its memory "
-        "grows to. On top come, at the most:\n\n"
+        "subscriptions, queues, retained messages, unsent output), and how far its memory "
+        "grows. In addition, the broker needs at most\n\n"
         f"- {PROCESS_BYTES >> 20} MiB for the process: Python, wasmtime, OpenSSL, compiled core;\n"
-        f"- {ARGON2_MEMORY_KIB >> 10} MiB for each password that is verified, `login.workers` at a "
+        f"- {ARGON2_MEMORY_KIB >> 10} MiB for each password that it verifies, `login.workers` at a "
         "time;\n"
         f"- {TLS_CONNECTION_BYTES >> 10} KiB for each TLS connection whose peer does not read, and "
         f"{CONNECTION_BYTES >> 10} KiB for each connection.\n\n"
-        "`avow broker --check` prints the sum for a configuration with 1,000 connections. How many "
-        "there can be is the limit of open files. The journal of one turn, and what the kernel "
-        "keeps for sockets, are not in it.\n"
+        "`avow broker --check` prints the sum for a configuration with 1,000 connections. The "
+        "limit of open files bounds the number of connections. The sum does not include the "
+        "journal of one turn, or what the kernel keeps for sockets.\n"
     )
 
 
@@ -136,8 +137,8 @@ def transitions() -> str:
         raise ValueError(f"docs/generate.py shows other tables than there are: {sorted(tables)}")
     parts = [
         "# Sessions and QoS\n\n"
-        "The tables of `core/src/transitions.zig`, by which the core acts. What a table does not "
-        "name is a protocol error.\n"
+        "The core acts by these tables of `core/src/transitions.zig`. Any event that a table does "
+        "not name is a protocol error.\n"
     ]
     for name, heading, introduced, explained in MACHINES:
         rows = tables[name]
@@ -195,15 +196,16 @@ def mqtt() -> str:
     tests = tagged()
     return (
         "# MQTT support\n\n"
-        "MQTT 5.0, 3.1.1 and 3.1, the server's side, over TCP, TLS and WebSocket.\n\n"
+        "avow implements the server's side of MQTT 5.0, 3.1.1 and 3.1, over TCP, TLS and "
+        "WebSocket.\n\n"
         "## Features\n\n"
         + table(("feature", "5.0", "3.1.1", "3.1", "tests"), _features(tests, data["feature"]))
-        + "\nThe last column counts the conformance tests that carry the number of a statement "
-        "about the feature.\n\n"
+        + "\nThe last column counts the conformance tests that name a statement about the "
+        "feature.\n\n"
         + "".join(f"## {note['title']}\n\n{note['text'].strip()}\n\n" for note in data["note"])
         + "## Normative statements of MQTT 5.0\n\n"
-        "Each has a test that carries its number, or a reason why a server cannot have one; "
-        "`pytest tests/conformance/test_coverage.py` checks that.\n\n"
+        "Each statement has a test that names it, or a reason why a server cannot have one. "
+        "`pytest tests/conformance/test_coverage.py` checks this.\n\n"
         + table(
             ("section", "subject", "statements", "with a test", "with a reason"),
             _sections(tests, data["section"]),

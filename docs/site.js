@@ -1,4 +1,4 @@
-// Draws the blocks of Mermaid. The program is 5 MB, so it is loaded where there is one only.
+// Draws the Mermaid diagrams. The program is 5 MB, so only pages with a diagram load it.
 const here = document.currentScript.src;
 const blocks = document.querySelectorAll("code.language-mermaid");
 if (blocks.length > 0) {
@@ -15,7 +15,7 @@ if (blocks.length > 0) {
   document.head.append(program);
 }
 
-// On a narrow screen the menu hides the search: its page is one touch away instead.
+// On a narrow screen the menu hides the search, so the bar links to the search page.
 const bar = document.querySelector(".wy-nav-top");
 if (bar) {
   const search = document.createElement("a");

