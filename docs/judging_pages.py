@@ -46,8 +46,9 @@ def claims(table: Table) -> str:
     """Every claim that evidence can make and a policy can speak about."""
     parts = [
         "# Claims\n\n"
-        "What verified evidence says, by the names that a [policy](policy.md) uses. `{n}` stands "
-        "for a number. A verifier says nothing else, and a policy with any other name is refused.\n"
+        "These are the names of what verified evidence says, as a [policy](policy.md) uses them. "
+        "`{n}` stands for a number. Verifiers make no other claims, and a policy with any other "
+        "name is refused.\n"
     ]
     groups: dict[tuple[str, ...], list[Sequence[str]]] = {}
     for kind in KINDS:
@@ -92,8 +93,8 @@ def checks(table: Table) -> str:
     """Every check on a peer, by number."""
     parts = [
         "# Checks\n\n"
-        "Whatever is checked about a peer has a number. A refusal names it, what was expected, "
-        "what came, and what to do; `avow verify --json` gives the same in parts.\n"
+        "Every check on a peer has a number. A refusal names the number, what was expected, what "
+        "came, and what to do. `avow verify --json` prints these as separate fields.\n"
     ]
     groups: dict[str, list[Sequence[str]]] = {}
     for check in collected():
@@ -118,7 +119,7 @@ _FORMS: Sequence[tuple[str, str, str]] = (
         "with `sha256:`",
     ),
     ("list of texts", '`["a", "b"]`', "has exactly these, in any order"),
-    ("list of texts", '`{ subset_of = ["a", "b"] }`', "has nothing but these"),
+    ("list of texts", '`{ subset_of = ["a", "b"] }`', "has no others than these"),
     ("list of texts", '`{ all_of = ["a"] }`', "has all of these"),
     ("list of texts", '`{ none_of = ["c"] }`', "has none of these"),
     (
@@ -130,9 +131,9 @@ _FORMS: Sequence[tuple[str, str, str]] = (
     (
         "`tcb.advisories`",
         '`{ subset_of = [], grace = ["INTEL-SA-00615"], grace_days = 30 }`',
-        "has nothing but these; those in grace only for so many days",
+        "has no others than these, and those in grace only for so many days",
     ),
-    ("every type", '`"any"`', "is not looked at, whether it is there or not: a leniency"),
+    ("every type", '`"any"`', "is ignored, present or not; this is a leniency"),
 )
 
 
@@ -165,25 +166,24 @@ def policy(table: Table) -> str:
         + table(("claim of type", "value", "holds when the claim"), _FORMS)
         + '\nFor all registers of a kind at once, `tpm.pcr = "any"` leaves out the number; '
         "`tdx.rtmr`, `nitro.pcr` and `cca.rem` likewise. A claim that the policy asks about and "
-        "the evidence does not have is refused (check P3). Inside of `not` every claim has to be "
-        "there, and no leniency is allowed, so that what is absent excludes nothing by "
+        "the evidence does not have is refused (check P3). Inside `not`, every claim has to be "
+        "present, and no leniency is allowed, so that an absent claim excludes nothing by "
         "accident.\n\n"
-        "Texts that can be told apart from a slip of the pen:\n\n"
+        "These texts have a fixed set of values, so that a typing error is noticed:\n\n"
         + table(("claim", "values"), choices)
         + "\n## What a policy has to say\n\n"
-        "Nothing is accepted by default. Every way through the rules to an acceptance names one "
-        "`platform` and says how each of the claims below is treated, if only by the word "
-        '`"any"`. A policy that is silent about one is refused when it is read.\n'
+        "A policy accepts nothing by default. Every combination of rules that accepts names one "
+        "`platform`, and says how to treat each of the claims below, if only with the word "
+        '`"any"`. avow refuses to read a policy that does not mention one of them.\n'
         + "".join(_demands(table))
         + "\n## What comes out\n\n"
         "The result is EAR-shaped (draft-ietf-rats-ear): a tier and AR4SI's trust vector. "
         "Refused evidence is *contraindicated*. Accepted evidence is *affirming*, or has a "
-        '*warning* when a claim was not looked at (`"any"`, `unsafe_debug`), when only a grace '
-        "period made it acceptable, or when what was accepted is a known weakness: a "
+        '*warning* if a claim was ignored (`"any"`, `unsafe_debug`), if only a grace '
+        "period made it acceptable, or if the policy accepted a known weakness: a "
         "`tcb.status` other than `UpToDate`, advisories, no revocation list, a migration agent, "
-        "no log of the module, a simulation. Where several rules fit, the best tier counts; where "
-        "none does, the findings are those of the rule for the evidence's platform that came "
-        "nearest.\n"
+        "no log of the module, a simulation. If several rules fit, the best tier counts. If none "
+        "fits, the findings come from the closest rule for the evidence's platform.\n"
     )
 
 
