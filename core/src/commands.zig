@@ -50,6 +50,7 @@ fn runOrFail(kind: u8, fields: *Fields) Error!void {
             endAll(.administrative_action, "the configuration is changing");
         },
         9 => try replace(&state.web_origins, fields),
+        10 => try replace(&state.web_hosts, fields),
         else => return error.Malformed,
     }
 }

@@ -22,6 +22,7 @@ const subscribe = @import("subscribe.zig");
 const sys = @import("sys.zig");
 const topics = @import("topics.zig");
 const transitions = @import("transitions.zig");
+const web_origin = @import("wire/web_origin.zig");
 const websocket = @import("wire/websocket.zig");
 const writer = @import("wire/writer.zig");
 const work = @import("work.zig");
@@ -49,17 +50,15 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
     const piece = bytes[0..@min(bytes.len, room)];
     const before = connection.partial.items.len;
     connection.partial.appendSlice(piece) catch return connection_room.abort(connection, .server_busy, "no memory left");
-    switch (websocket.upgrade(connection.partial.items, state.web_origins)) {
+    const rule: web_origin.Rule = .{ .origins = state.web_origins, .hosts = state.web_hosts, .name_proven = connection.websocket.?.name_proven };
+    switch (websocket.upgrade(connection.partial.items, &rule)) {
         .incomplete => if (piece.len < bytes.len) refuseUpgrade(connection, "the HTTP request is too large"),
         .refused => |answer| {
             connection.outbox.write(answer) catch {};
             refuseUpgrade(connection, otherProtocol(connection) orelse "not a WebSocket upgrade for the subprotocol mqtt");
         },
-        .foreign => |page| {
-            var buffer: [limits.refusal_text_bytes]u8 = undefined;
-            connection.outbox.write(websocket.refused_403) catch {};
-            connection_room.finish(connection, .not_authorized, foreignText(&buffer, page));
-        },
+        .foreign => |page| forbid(connection, "a web page of {s} may not connect: name it in web_origins if it shall", page, "a web page whose origin is not printable"),
+        .foreign_host => |host| forbid(connection, "a client takes this server for {s}, which may be a web page's own name: name it in web_hosts if clients use it", host, "a client takes this server for one whose name is not printable"),
         .accepted => |done| {
             connection.partial.deinit();
             connection.phase = .connecting;
@@ -73,11 +72,16 @@ fn upgrade(connection: *Connection, bytes: []u8) void {
     }
 }
 
-fn foreignText(buffer: []u8, page: []const u8) []const u8 {
-    const shown = page[0..@min(page.len, 100)];
-    // It goes into the host's log, as UTF-8.
-    for (shown) |letter| if (letter <= ' ' or letter > '~') return "a web page whose origin is not printable";
-    return std.fmt.bufPrint(buffer, "a web page of {s} may not connect: name it in web_origins if it shall", .{shown}) catch "a web page of another origin";
+/// `text` tells of `who`, and `unprintable` where that cannot be in the host's log, as UTF-8.
+fn forbid(connection: *Connection, comptime text: []const u8, who: []const u8, unprintable: []const u8) void {
+    var buffer: [limits.refusal_text_bytes]u8 = undefined;
+    const shown = who[0..@min(who.len, 100)];
+    const printable = for (shown) |letter| {
+        if (letter <= ' ' or letter > '~') break false;
+    } else true;
+    connection.outbox.write(websocket.refused_403) catch {};
+    const told = if (printable) std.fmt.bufPrint(&buffer, text, .{shown}) catch unprintable else unprintable;
+    connection_room.finish(connection, .not_authorized, told);
 }
 
 fn refuseUpgrade(connection: *Connection, text: []const u8) void {

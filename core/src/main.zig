@@ -168,6 +168,7 @@ fn opened(id: u32, info: []const u8) void {
         // No memory even for a refusal: the host is told to close.
         return refused.append(id) catch @panic("no memory to refuse a connection");
     };
+    if (connection.websocket) |decoder| decoder.name_proven = info[1] & 8 != 0;
     connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
     timers.set(&connection.timer, connection.deadline_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
     if (state.draining) connection_room.finish(connection, .server_shutting_down, "the server is shutting down");
@@ -178,7 +179,7 @@ fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
     var fields: Fields = .{ .bytes = info };
     const transport = try fields.number(u8);
     const flags = try fields.number(u8);
-    if (transport > 1 or flags > 7) return error.Malformed;
+    if (transport > 1 or flags > 15) return error.Malformed;
     const identity = try fields.string(u16);
     var attestation: acl.Attestation = .{};
     if (flags & 4 != 0) {

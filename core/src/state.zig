@@ -17,6 +17,7 @@ pub var response_prefix: []u8 = &.{};
 pub var version_text: []u8 = &.{};
 /// Origins of web pages that may connect, with a line feed between them.
 pub var web_origins: []u8 = &.{};
+pub var web_hosts: []u8 = &.{};
 
 /// Where a message's common encodings lie while it is routed (MQTT 3.1.1, MQTT 5).
 pub var shared_packet: [2][16 * 1024]u8 = undefined;

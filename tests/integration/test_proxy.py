@@ -463,7 +463,11 @@ def test_what_is_no_mqtt_is_turned_away(echoing: AttestedEndpoint) -> None:
         assert echoing.peer.outcomes.empty()
 
 
-UPGRADE = b"GET /mqtt HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n%s\r\n"
+UPGRADE = (
+    b"GET /mqtt HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: mqtt\r\n%s\r\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -490,6 +494,17 @@ def test_web_pages_are_turned_away(echoing: AttestedEndpoint, head: bytes, allow
             assert gone(client)
             assert running.event("turned away")
             assert echoing.peer.outcomes.empty()
+
+
+def test_a_page_s_picture_costs_the_server_nothing(echoing: AttestedEndpoint) -> None:
+    """`<img src=http://127.0.0.1:1884/>`: a browser sends no Origin with it, and no page can have
+    it ask for a WebSocket."""
+    with proxy(echoing, scheme="ws") as running, running.connect() as client:
+        client.sendall(b"GET /x.png HTTP/1.1\r\nHost: 127.0.0.1:1884\r\nAccept: image/*\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert gone(client)
+        assert "Upgrade" in running.event("turned away")["reason"]
+        assert echoing.peer.outcomes.empty()
 
 
 def test_files_are_read_again(echoing: AttestedEndpoint) -> None:

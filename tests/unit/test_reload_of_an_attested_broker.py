@@ -132,6 +132,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "response_prefix": [put("response_prefix", "r/")],
     "web_origins": [put("web_origins", ["https://panel.example"])],
+    "web_hosts": [put("web_hosts", ["broker.example"])],
     "idle_timeout_s": [put("idle_timeout_s", 7.0, Then.REFUSED)],
     "handshake_timeout_s": [put("handshake_timeout_s", 7.0)],
     "drain_timeout_s": [put("drain_timeout_s", 7.0, Then.REFUSED)],

@@ -104,6 +104,7 @@ def test_settings_come_before_the_first_connection() -> None:
             CommandKind.SETTINGS,
             CommandKind.RESPONSE_PREFIX,
             CommandKind.WEB_ORIGINS,
+            CommandKind.WEB_HOSTS,
             CommandKind.ACL,
             CommandKind.VERSION_TEXT,
         ]
@@ -294,6 +295,7 @@ def test_reload_takes_users_rules_and_limits(tmp_path: Path) -> None:
         assert struct.pack("<HQ", 8, 7) in made.pump.commands.get(timeout=PATIENCE_S)
         assert made.pump.commands.get(timeout=PATIENCE_S)[0] == CommandKind.RESPONSE_PREFIX
         assert made.pump.commands.get(timeout=PATIENCE_S)[0] == CommandKind.WEB_ORIGINS
+        assert made.pump.commands.get(timeout=PATIENCE_S)[0] == CommandKind.WEB_HOSTS
         assert made.pump.commands.get(timeout=PATIENCE_S)[:5] == b"\x02\x01\0\0\0"
         assert made.line("needs a restart")["keys"] == ["idle_timeout_s"]
 

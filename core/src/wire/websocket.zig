@@ -15,6 +15,8 @@ pub const Upgrade = union(enum) {
     refused: []const u8,
     /// The origin of a web page that may not connect.
     foreign: []const u8,
+    /// The name of a server that is not this one, as far as anybody can tell.
+    foreign_host: []const u8,
 };
 
 const refused_400 = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
@@ -27,8 +29,7 @@ pub const answer_start = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket
 pub const answer_accept = "\r\nSec-WebSocket-Accept: ";
 pub const answer_end = "\r\n\r\n";
 
-/// `origins`: see `web_origin.allowed`.
-pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
+pub fn upgrade(bytes: []const u8, rule: *const web_origin.Rule) Upgrade {
     const end = std.mem.find(u8, bytes, "\r\n\r\n") orelse {
         return if (bytes.len >= limits.upgrade_bytes_max) .{ .refused = refused_431 } else .incomplete;
     };
@@ -38,7 +39,9 @@ pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
     if (!std.mem.startsWith(u8, request, "GET ")) {
         return .{ .refused = if (std.mem.endsWith(u8, request, " HTTP/1.1")) refused_405 else refused_400 };
     }
-    if (!std.mem.endsWith(u8, request, " HTTP/1.1")) return .{ .refused = refused_400 };
+    if (!std.mem.endsWith(u8, request, " HTTP/1.1") or request.len < "GET / HTTP/1.1".len) return .{ .refused = refused_400 };
+    const target = request["GET ".len .. request.len - " HTTP/1.1".len];
+    for (target) |letter| if (letter <= ' ' or letter > '~') return .{ .refused = refused_400 };
     var key: ?[]const u8 = null;
     var version: ?[]const u8 = null;
     var upgrade_seen = false;
@@ -49,6 +52,7 @@ pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
     while (lines.next()) |line| {
         const colon = std.mem.findScalar(u8, line, ':') orelse return .{ .refused = refused_400 };
         const name = line[0..colon];
+        if (!validField(name, line[colon + 1 ..])) return .{ .refused = refused_400 };
         const value = std.mem.trim(u8, line[colon + 1 ..], " \t");
         if (same(name, "host")) {
             if (host != null) return .{ .refused = refused_400 }; // RFC 9112, section 3.2
@@ -61,7 +65,10 @@ pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
         if (same(name, "upgrade") and hasToken(value, "websocket")) upgrade_seen = true;
         if (same(name, "connection") and hasToken(value, "upgrade")) connection_seen = true;
         if (same(name, "sec-websocket-protocol")) protocol = if (hasToken(value, "mqtt")) "mqtt" else protocol orelse if (hasToken(value, "mqttv3.1")) "mqttv3.1" else null;
-        if (same(name, "sec-websocket-version")) version = value;
+        if (same(name, "sec-websocket-version")) {
+            if (version != null) return .{ .refused = refused_400 };
+            version = value;
+        }
         if (same(name, "sec-websocket-key")) {
             if (key != null) return .{ .refused = refused_400 };
             key = value;
@@ -72,10 +79,37 @@ pub fn upgrade(bytes: []const u8, origins: []const u8) Upgrade {
     if (protocol == null) return .{ .refused = refused_400 };
     const text = key orelse return .{ .refused = refused_400 };
     if (!validKey(text)) return .{ .refused = refused_400 };
-    if (origin) |page| {
-        if (!web_origin.allowed(host.?, page, origins)) return .{ .foreign = page };
+    const server = serverNamed(target, host.?) orelse return .{ .refused = refused_400 };
+    switch (web_origin.judge(rule, server, origin)) {
+        .allowed => {},
+        .malformed_host => return .{ .refused = refused_400 },
+        .foreign_host => return .{ .foreign_host = server },
+        .foreign_origin => return .{ .foreign = origin.? },
     }
     return .{ .accepted = .{ .consumed = end + 4, .protocol = protocol.?, .accept = acceptValue(text) } };
+}
+
+/// RFC 9110, sections 5.1 and 5.5, without the obsolete folding of lines: what could be read in two
+/// ways is read in none.
+fn validField(name: []const u8, value: []const u8) bool {
+    if (name.len == 0) return false;
+    for (name) |letter| {
+        if (!std.ascii.isAlphanumeric(letter) and std.mem.findScalar(u8, "!#$%&'*+.^_`|~-", letter) == null) return false;
+    }
+    for (value) |letter| if ((letter < ' ' and letter != '\t') or letter == 0x7F) return false;
+    return true;
+}
+
+/// The server that a request is for (RFC 9112, section 3.2.2); null where the target is neither a
+/// path nor an http URL.
+fn serverNamed(target: []const u8, host: []const u8) ?[]const u8 {
+    if (target[0] == '/') return host;
+    for ([_][]const u8{ "http://", "https://" }) |scheme| {
+        if (target.len <= scheme.len or !same(target[0..scheme.len], scheme)) continue;
+        const rest = target[scheme.len..];
+        return rest[0 .. std.mem.findAny(u8, rest, "/?#") orelse rest.len];
+    }
+    return null;
 }
 
 fn same(a: []const u8, b: []const u8) bool {
@@ -153,6 +187,8 @@ pub const Decoder = struct {
     left: u64 = 0,
     control: [limits.websocket_control_bytes_max]u8 = undefined,
     control_length: u8 = 0,
+    /// TLS has proven this server's name to the client.
+    name_proven: bool = false,
 
     /// Takes bytes from the front of `bytes.*`; call until `need_more`.
     pub fn next(self: *Decoder, bytes: *[]u8) Error!Event {

@@ -22,6 +22,7 @@ class CommandKind(enum.IntEnum):
     VERSION_TEXT = 7
     CONFIGURATION_CHANGES = 8
     WEB_ORIGINS = 9
+    WEB_HOSTS = 10
 
 
 class AuthOutcome(enum.IntEnum):
@@ -141,6 +142,11 @@ def configuration_changes_command() -> bytes:
 def web_origins_command(origins: Iterable[str]) -> bytes:
     """WEB_ORIGINS: the web pages that may open a WebSocket, beside those of the same origin."""
     return bytes([CommandKind.WEB_ORIGINS]) + _string("\n".join(origins).encode())
+
+
+def web_hosts_command(hosts: Iterable[str]) -> bytes:
+    """WEB_HOSTS: names that clients of WebSocket listeners know the server by."""
+    return bytes([CommandKind.WEB_HOSTS]) + _string("\n".join(hosts).encode())
 
 
 def _conditions(entry: AclEntry) -> bytes:

@@ -122,12 +122,23 @@ def _web_origin(value: str) -> str:
     return value
 
 
+def _web_host(value: str) -> str:
+    """As `Host` has it (RFC 9112, section 3.2), without its port."""
+    if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", value) is None:
+        raise ValueError(
+            f"expected a name of this server such as broker.example, in lower case and without a "
+            f"port, got {value!r}"
+        )
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(_beside_the_file)]
 KeySource = Annotated[str, AfterValidator(_source_beside_the_file)]
 # A file, or `provisioned:NAME`. The digest of the configuration says which, and not what is in it.
 SecretPath = Annotated[Path, BeforeValidator(_provisioned_or_beside_the_file)]
 ListenUrl = Annotated[str, AfterValidator(_listen_url)]
 WebOrigin = Annotated[str, AfterValidator(_web_origin)]
+WebHost = Annotated[str, AfterValidator(_web_host)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
 ModuleDigest = Annotated[str, AfterValidator(_module_digest)]
 
@@ -497,8 +508,17 @@ class Configuration(Table):
         max_length=100,
         description="Web pages that may connect over ws:// and wss://, by their origin, such as "
         "`https://panel.example`. Others are refused, but for pages that come from the very place "
-        "that they connect to (an address or `localhost` and its port, no name). Programs that are "
-        "no browsers send no origin, and are not asked.",
+        "that they connect to (an address, `localhost` or one of `web_hosts`, and its port). "
+        "Programs that are no browsers send no origin, and are not asked for one.",
+    )
+    web_hosts: list[WebHost] = Field(
+        default=[],
+        max_length=100,
+        description="Names that clients of ws:// listeners know this server by, such as "
+        "`broker.example`, besides addresses, `localhost` and the names in the listeners' URLs. "
+        "Requests for other names are refused: they may be a web page's own, which means this "
+        "machine for a moment. Clients of wss:// are not asked, as TLS has shown them whose name "
+        "it is, and neither are pages of `web_origins`.",
     )
     idle_timeout_s: float = Field(
         default=0.0,

@@ -43,6 +43,7 @@ _STATUS_STORAGE_FAILED: Final = 4
 _OPEN_ANONYMOUS: Final = 1
 _OPEN_IDENTITY: Final = 2
 _OPEN_ATTESTED: Final = 4
+_OPEN_NAME_PROVEN: Final = 8
 
 CORE_COUNTERS: Final = (
     "connections_open",
@@ -284,6 +285,7 @@ class Pump:
         flags = (_OPEN_ANONYMOUS if allow_anonymous else 0) | (
             0 if identity is None else _OPEN_IDENTITY
         )
+        flags |= 0 if tls is None else _OPEN_NAME_PROVEN
         proof = b""
         if attested is not None:
             flags |= _OPEN_ATTESTED

@@ -33,6 +33,7 @@ from avow.broker.commands import (
     response_prefix_command,
     settings_command,
     version_text_command,
+    web_hosts_command,
     web_origins_command,
 )
 from avow.broker.config import Configuration
@@ -279,6 +280,8 @@ class Service:
         self._pump.command(settings_command(limits.settings()))
         self._pump.command(response_prefix_command(configuration.response_prefix))
         self._pump.command(web_origins_command(configuration.web_origins))
+        named = [each.address.host for each in prepared.listeners]
+        self._pump.command(web_hosts_command([*configuration.web_hosts, *named]))
         entries = EVERYTHING_ALLOWED if prepared.acl is None else prepared.acl
         self._pump.command(acl_command(entries))
 

@@ -212,15 +212,22 @@ def web_origins_command(*origins: str) -> bytes:
     return b"\x09" + string16("\n".join(origins))
 
 
+def web_hosts_command(*hosts: str) -> bytes:
+    """WEB_HOSTS."""
+    return b"\x0a" + string16("\n".join(hosts))
+
+
 def open_information(
     transport: Transport,
     *,
     allow_anonymous: bool = True,
     identity: str | None = None,
     attestation: Attestation | None = None,
+    name_proven: bool = False,
 ) -> bytes:
     """Open information of an OPEN input."""
     flags = (1 if allow_anonymous else 0) | (2 if identity is not None else 0)
+    flags |= 8 if name_proven else 0
     proof = b""
     if attestation is not None:
         flags |= 4

@@ -306,6 +306,7 @@ class CoreDriver:
         allow_anonymous: bool = True,
         identity: str | None = None,
         attestation: Attestation | None = None,
+        name_proven: bool = False,
     ) -> Connection:
         """A new connection, with the smallest number that is free."""
         if self._free:
@@ -322,6 +323,7 @@ class CoreDriver:
             allow_anonymous=allow_anonymous,
             identity=identity,
             attestation=attestation,
+            name_proven=name_proven,
         )
         self._inputs.append((number, Input.OPEN, 0, information))
         self._maybe_turn()
