@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import socket
+import struct
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import pytest
 
 from avow.broker.config import Log, Metrics
 from avow.broker.logs import VALUE_CHARACTERS_MAX, make_log
-from avow.broker.metrics import GAUGES, CountersCollector, MetricsServer
+from avow.broker.metrics import CONNECTIONS_MAX, GAUGES, CountersCollector, MetricsServer
 from avow.broker.pump import CORE_COUNTERS
 from avow.errors import UnavailableError
 
@@ -163,6 +165,43 @@ def test_figures() -> None:
 def test_gauges_are_counters_of_the_core() -> None:
     ours = {name for name in GAUGES if not name.startswith("pump_")} - {"quote_requests_waiting"}
     assert set(CORE_COUNTERS) >= ours
+
+
+@pytest.fixture
+def metrics() -> Iterator[MetricsServer]:
+    server = MetricsServer(
+        Metrics(port=0), CountersCollector(dict, gauges=GAUGES, module_sha256="", version="")
+    )
+    yield server
+    server.stop()
+
+
+def connected(server: MetricsServer) -> socket.socket:
+    port = int(server.url.rpartition(":")[2].removesuffix("/metrics"))
+    return socket.create_connection(("127.0.0.1", port), 10)
+
+
+def test_who_asks_for_nothing_keeps_no_places(metrics: MetricsServer) -> None:
+    """Threads and descriptors are the broker's, and clients need them."""
+    with contextlib.ExitStack() as all_:
+        silent = [all_.enter_context(connected(metrics)) for _ in range(CONNECTIONS_MAX + 8)]
+        with urllib.request.urlopen(metrics.url, timeout=10) as answer:
+            assert b"avow_info" in answer.read()
+        for client in silent[:8]:
+            assert client.recv(1) == b""
+
+
+def test_who_resets_writes_no_traceback(
+    metrics: MetricsServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Anybody who reaches the port could fill standard error, and nobody would count it."""
+    for _ in range(5):
+        with connected(metrics) as client:
+            client.sendall(b"GET /metrics HT")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with urllib.request.urlopen(metrics.url, timeout=10) as answer:
+        assert answer.status == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_occupied_port_is_named() -> None:

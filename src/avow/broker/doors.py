@@ -51,21 +51,25 @@ class CertificateRenewal:
         self._attestation = attestation
         self._log = log
         self._doors: Doors = ()
+        self._configuration = b""
         self._interval_s = 0.0
         self._guard = threading.Lock()
         self._shown: weakref.WeakKeyDictionary[SSL.Context, bytes] = weakref.WeakKeyDictionary()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew_in_time, name="renewal", daemon=True)
 
-    def start(self, doors: Doors, interval_s: float) -> None:
-        """The first certificates; raises `UnavailableError` when there is no evidence for them."""
-        self._doors, self._interval_s = doors, interval_s
-        if self._make(doors):
+    def start(self, doors: Doors, configuration: bytes, interval_s: float) -> None:
+        """The first certificates; raises `UnavailableError` when there is no evidence for them.
+
+        `configuration` is the digest (32 bytes) of the one that the doors are of."""
+        self._interval_s = interval_s
+        self._replace(doors, configuration)
+        if self._make():
             self._thread.start()
 
-    def renew_now(self, doors: Doors) -> None:
+    def renew_now(self, doors: Doors, configuration: bytes) -> None:
         """After a reload. What cannot be renewed keeps its old certificate, loudly."""
-        self._doors = doors
+        self._replace(doors, configuration)
         self._renew()
 
     def shown_by(self, context: SSL.Context) -> bytes | None:
@@ -81,28 +85,33 @@ class CertificateRenewal:
         while not self._stopping.wait(self._interval_s):
             self._renew()
 
+    def _replace(self, doors: Doors, configuration: bytes) -> None:
+        # One renewal is made of the one or of the other.
+        with self._guard:
+            self._doors, self._configuration = doors, configuration
+
     def _renew(self) -> None:
         try:
-            self._make(self._doors)
+            self._make()
         except AvowError as error:
             self._log.error("certificate not renewed", reason=str(error), still="the old one")
 
-    def _make(self, doors: Doors) -> int:
+    def _make(self) -> int:
         """Gives each door with `ra_tls` a fresh certificate; how many there are."""
         count = 0
         with self._guard:
-            for prepared, door in doors:
+            for prepared, door in self._doors:
                 if prepared.context_with is None or self._attestation is None:
                     continue
-                # Taken first: should it change now, the certificate counts as an old one.
-                configuration = self._attestation.identity.workload.configuration
                 credential = make_credential(
                     self._attestation,
                     datetime.now(UTC),
                     timedelta(seconds=self._interval_s * LIFETIME_RENEWALS),
                 )
                 context = prepared.context_with(credential)
-                self._shown[context] = configuration
+                # Not what the evidence names: while a reload is under way it may name the new one,
+                # and whom this context admits is still the old one's matter.
+                self._shown[context] = self._configuration
                 door.context = context
                 count += 1
                 self._log.info(

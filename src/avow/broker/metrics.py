@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -15,6 +19,11 @@ from prometheus_client.registry import Collector
 from avow.broker.config import Metrics
 from avow.channel.address import host_and_port
 from avow.errors import UnavailableError
+
+# Whoever asks has a thread and a descriptor; of more than so many the one that has them for longest
+# goes, and silent ones do anyway.
+CONNECTIONS_MAX: Final = 32
+_SILENT_S: Final = 10.0
 
 # The counters that go down as well as up; all others only grow.
 GAUGES = frozenset(
@@ -80,6 +89,45 @@ class CountersCollector(Collector):
         return iter(())
 
 
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: anybody who reaches the port could fill standard error."""
+
+
+class _HttpServer(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, of which there are few."""
+
+    daemon_threads = True
+
+    def __init__(self, family: int, address: tuple[str, int]) -> None:
+        self.address_family = family
+        # The one that came first is the first.
+        self._open: dict[socket.socket, None] = {}
+        self._guard = threading.Lock()
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._guard:
+            if len(self._open) >= CONNECTIONS_MAX:
+                longest = next(iter(self._open))
+                del self._open[longest]
+                # Its thread reads the end, and closes it.
+                with contextlib.suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        with self._guard:
+            self._open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever asked is gone, or was silent: the default prints a traceback for each."""
+
+
 class MetricsServer:
     """The HTTP port. Raises `UnavailableError` when it cannot be opened."""
 
@@ -88,10 +136,11 @@ class MetricsServer:
         registry.register(collector)
         ProcessCollector(registry=registry)
         place = host_and_port(settings.host, settings.port)
-        server: WSGIServer
-        thread: threading.Thread
         try:
-            server, thread = start_http_server(settings.port, settings.host, registry)
+            family, _, _, _, address = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            server = _HttpServer(family, (str(address[0]), settings.port))
         except OSError as error:
             reason = (
                 "one that another program occupies"
@@ -102,8 +151,10 @@ class MetricsServer:
                 f"expected a free address for [metrics] at {place}, got {reason}; "
                 f"choose another host or port"
             ) from error
+        server.set_app(make_wsgi_app(registry))
         self._server = server
-        self._thread = thread
+        self._thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     @property
     def url(self) -> str:

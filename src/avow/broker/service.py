@@ -245,7 +245,9 @@ class Service:
         if self._attestation is not None:
             self._attestation.start()
             self._certificates.start(
-                self._doors, self._prepared.configuration.attestation.certificate_renewal_s
+                self._doors,
+                self._prepared.digest,
+                self._prepared.configuration.attestation.certificate_renewal_s,
             )
         timeout_s = self._prepared.configuration.handshake_timeout_s
         for encrypted in (False, True):
@@ -519,7 +521,10 @@ class Service:
             with self._admission:
                 self._measured = fresh.digest
         # Last, as a platform may take long to quote.
-        self._certificates.renew_now([(by_url.get(p.listener.url, p), d) for p, d in self._doors])
+        doors = [
+            (by_url.get(prepared.listener.url, prepared), door) for prepared, door in self._doors
+        ]
+        self._certificates.renew_now(doors, fresh.digest)
         if waiting:
             self._log.warning("needs a restart", keys=waiting)
         self._prepared, self._provisioned = fresh, provisioned
