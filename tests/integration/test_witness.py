@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from avow.broker.logs import SOURCE_BURST
 from avow.cli.exit_codes import ExitCode
 from avow.errors import (
     AvowError,
@@ -214,6 +217,44 @@ def test_what_an_operator_sees(tmp_path: Path, started: Callable[..., Running]) 
     ]
     assert {event["store"] for event in events} == {STORE_ID.hex()}
     assert errors == ""
+
+
+def noise(endpoint: Endpoint, count: int) -> None:
+    """So many strangers, each with a request that is none."""
+    for _ in range(count):
+        with socket.create_connection((endpoint.host, endpoint.port), 20) as stranger:
+            stranger.sendall(b"\1" * REQUEST_BYTES)
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(65536):
+                    pass
+
+
+def test_who_does_not_read_what_it_says_holds_no_store_up(
+    tmp_path: Path, started: Callable[..., Running]
+) -> None:
+    """Nor its end. The pipe is full after some lines."""
+    running = started(tmp_path / "witness")
+    assert running.process.stdout is not None
+    fcntl.fcntl(running.process.stdout, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    noise(running.endpoint, 80)
+    running.anchor().advance(step(1), FakeRoot(2, D1, 1))
+    assert running.stop() == 0
+
+
+def test_strangers_do_not_fill_what_it_says(
+    tmp_path: Path, started: Callable[..., Running]
+) -> None:
+    running = started(tmp_path / "witness")
+    noise(running.endpoint, SOURCE_BURST + 30)
+    running.process.send_signal(signal.SIGTERM)
+    output, _ = running.process.communicate(timeout=20)
+    events = [json.loads(line) for line in output.splitlines()]
+    refused = [event for event in events if event["event"] == "request refused"]
+    assert SOURCE_BURST <= len(refused) < SOURCE_BURST + 30
+    assert "127.0.0.1" in refused[0]["reason"]
+    left_out = [event for event in events if event["event"] == "lines left out"]
+    assert {event["of"] for event in left_out} == {"request refused"}
+    assert len(refused) + sum(event["count"] for event in left_out) == SOURCE_BURST + 30
 
 
 def test_memory(tmp_path: Path) -> None:

@@ -214,17 +214,19 @@ class StrangerLimit:
     def __call__(self, logger: object, method: str, event: EventDict) -> EventDict:
         """A processor of structlog: raises `structlog.DropEvent` for what is too much."""
         peer = event.get("peer")
-        if isinstance(peer, str) and not self._take(event, peer):
+        if not isinstance(peer, str):
+            return event
+        # A code that the client has said is not one of ours: it could choose another each time.
+        code = "" if event.get("by") == "client" else event.get("code", "")
+        # Of a machine's own users all have one address: where it is known whose it is, that counts.
+        source = str(event.get("owner", source_of(peer)))
+        if not self.take(str(event["event"]), str(event.get("check", code)), source):
             raise structlog.DropEvent
         return event
 
-    def _take(self, event: Mapping[str, Any], peer: str) -> bool:
-        name = str(event["event"])
-        # A code that the client has said is not one of ours: it could choose another each time.
-        code = "" if event.get("by") == "client" else event.get("code", "")
-        kind = (name, str(event.get("check", code)))
-        # Of a machine's own users all have one address: where it is known whose it is, that counts.
-        source = str(event.get("owner", source_of(peer)))
+    def take(self, name: str, detail: str, source: str) -> bool:
+        """Whether a line is written: its event, its code or check, and whose doing it is."""
+        kind = (name, detail)
         now_s = self._clock()
         with self._lock:
             # The source first: its surplus must not use up what the kind has for all.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
 
+from avow.broker.logs import QueuedLines, StrangerLimit, escaped
 from avow.cli.command_error import configuration_errors, operation_errors, storage_errors
 from avow.cli.exit_codes import ExitCode
 from avow.cli.folder import Folder
@@ -79,10 +83,9 @@ def witness(
     \b
     avow witness --listen 192.0.2.7:7420 --state /var/lib/avow-witness
     """
-    say = _say_json if as_json else _say
     with configuration_errors():
         endpoint = parse_endpoint(listen)
-    with operation_errors(), storage_errors():
+    with operation_errors(), storage_errors(), _notes(as_json=as_json) as say:
         memory, key = open_state(state)
         try:
             limits = ServiceLimits(connections_max=connections_max)
@@ -114,27 +117,53 @@ def witness(
     return ExitCode.OK
 
 
-def _say(event: Event) -> None:
-    what = f"{event.what}: {event.reason}" if event.reason else event.what
-    if event.store:
-        what += (
-            f": store {event.store_id}, sequence {event.sequence}, anchor {event.anchor}, "
-            f"key {event.store}"
-        )
-    click.echo(what, err=True)
+@contextmanager
+def _notes(*, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """Lines about events. No store waits for whoever reads them, and strangers, of whom each can
+    cause as many as it likes, do not fill them: as in the broker's log."""
+    limit = StrangerLimit()
+
+    def report(dropped: int) -> None:
+        if dropped:
+            lines.urgent(_line(as_json, "lines dropped", count=dropped))
+        left_out, _ = limit.summary()
+        for what, count in left_out.items():
+            lines.urgent(_line(as_json, "lines left out", of=what, count=count))
+
+    def say(event: Event) -> None:
+        if limit.take(event.what, "", event.host):
+            lines.msg(_line(as_json, event.what, **_described(event)))
+
+    stream = sys.stdout if as_json else sys.stderr
+    # What was printed so far comes first.
+    stream.flush()
+    lines = QueuedLines(stream.fileno(), report)
+    lines.start()
+    try:
+        yield say
+    finally:
+        report(0)
+        lines.close()
 
 
-def _say_json(event: Event) -> None:
-    if event.store:
-        _print_json(
-            event=event.what,
-            store=event.store_id,
-            key=event.store,
-            sequence=event.sequence,
-            anchor=event.anchor,
-        )
-    else:
-        _print_json(event=event.what, reason=event.reason)
+def _described(event: Event) -> dict[str, object]:
+    if not event.store:
+        return {"reason": event.reason}
+    return {
+        "store": event.store_id,
+        "key": event.store,
+        "sequence": event.sequence,
+        "anchor": event.anchor,
+    }
+
+
+def _line(as_json: bool, what: str, **more: object) -> str:
+    if as_json:
+        return json.dumps({"event": what, **more})
+    if set(more) == {"reason"}:
+        return escaped(f"{what}: {more['reason']}" if more["reason"] else what)
+    said = ", ".join(f"{name} {value}" for name, value in more.items())
+    return escaped(f"{what}: {said}" if said else what)
 
 
 def _print_json(**content: object) -> None:

@@ -221,7 +221,8 @@ def _lost(state: Path) -> UnavailableError:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that an operator wants to know of: `what` happened, to which store."""
+    """Something that an operator wants to know of: `what` happened, to which store; `host` is whose
+    connection it was (`neighbourhood`), where that was a stranger's."""
 
     what: str
     store: str = ""
@@ -229,6 +230,7 @@ class Event:
     sequence: int = 0
     anchor: int = 0
     reason: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +424,8 @@ class WitnessService:
             if self._failed is not None and not self._failed.done():
                 self._failed.set_exception(error)
         except AvowError as error:
-            self._note(Event("request refused", reason=str(error)))
+            host = neighbourhood(writer.get_extra_info("peername"))
+            self._note(Event("request refused", reason=f"{error}; it came from {host}", host=host))
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             # Gone, or too slow; a store comes again.
             pass
