@@ -1,6 +1,6 @@
 """`python -m bench neighbours`: what clients that behave get while others do their worst.
 
-Brokers run with their own default limits, in turns, and each is attacked in two ways.
+Brokers run with their own default limits, in turns, and each is attacked in three ways.
 
 `deep`: one client subscribes to 4,000 filters of 120 levels, each of them `+` or `a`, in ten
 packets; then a message goes to `a/a/a/…`, which they all match. Printed: how long it takes until
@@ -8,7 +8,12 @@ all filters and the message (QoS 1) are acknowledged, and the longest answer to 
 somebody else, who asks all the while.
 
 `deaf`: many clients subscribe to `#` and never read. A pair exchanges one message at a time, which
-all of them match. Printed: p50 and p99 of its latency.
+all of them match. Printed: p50 and p99 of its latency. The kernel has room for all of it, so that
+no socket is ever full.
+
+`full`: the same with sockets that take little. The pair is measured until the kernel's queue of
+each of them is full (`filling`), and then with larger messages, which the broker has to keep or to
+drop (`blocked`).
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from avow.testing.mqtt import Connect, Filter, Publish, Subscribe
@@ -47,8 +52,19 @@ _LEVELS = 120
 _FILTERS = 4000
 _TOPIC = "/".join("a" * _LEVELS)
 _PATIENCE_S = 180.0
+_KINDS = ("deep", "deaf", "full")
 _PING = b"\xc0\x00"
 _PAYLOAD = b"x" * 64
+# 1,000 of these for 2,000 clients are twice the memory that avow takes by default.
+_LARGE_PAYLOAD = b"x" * 1024
+_PAIR_PATIENCE_S = 20.0
+# What `full` asks of the kernel: room for some ten thousand bytes at each end. The bound on a
+# segment is what makes the sending end small: it is twice ten segments.
+_SMALL_BUFFER_BYTES = 4096
+_SMALL_SEGMENT_BYTES = 536
+# The kernel still lets the sending end grow to some 200,000 bytes.
+_FILL_PAYLOAD = b"x" * 512
+_FILL_BYTES = 300_000
 
 
 class DefaultAvow(Avow):
@@ -79,8 +95,14 @@ class DefaultMosquitto(Mosquitto):
         return [str(self.path), "-c", str(config)]
 
 
-def _connect(port: int, name: str) -> socket.socket:
-    sock = socket.create_connection((HOST, port), _PATIENCE_S)
+def _connect(port: int, name: str, *, small: bool = False) -> socket.socket:
+    """`small`: the kernel keeps little for this client, here and at the broker's end."""
+    sock = socket.socket()
+    if small:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SMALL_SEGMENT_BYTES)
+    sock.settimeout(_PATIENCE_S)
+    sock.connect((HOST, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(Connect(name, version=_VERSION).encode())
     if _exactly(sock, 4)[:2] != b"\x20\x02":
@@ -153,38 +175,87 @@ def deep(port: int) -> dict[str, float]:
     }
 
 
-def deaf(port: int, clients: int, messages: int) -> dict[str, float]:
-    """Seconds; see the module's text."""
+@contextlib.contextmanager
+def _pair_among_the_deaf(
+    port: int, clients: int, *, small: bool = False
+) -> Iterator[Callable[[int, bytes], list[float]]]:
+    """Yields what exchanges so many messages of this payload; seconds for each."""
     with contextlib.ExitStack() as stack:
         subscribe = Subscribe(1, [Filter("#")]).encode(_VERSION)
         for number in range(clients):
-            sock = stack.enter_context(contextlib.closing(_connect(port, f"deaf-{number}")))
+            sock = _connect(port, f"deaf-{number}", small=small)
+            stack.enter_context(contextlib.closing(sock))
             sock.sendall(subscribe)
             _exactly(sock, 5)
         reader = stack.enter_context(contextlib.closing(_connect(port, "reader")))
         reader.sendall(Subscribe(1, [Filter("pair")]).encode(_VERSION))
         _exactly(reader, 5)
+        reader.settimeout(_PAIR_PATIENCE_S)
         writer = stack.enter_context(contextlib.closing(_connect(port, "writer")))
-        packet = Publish("pair", _PAYLOAD).encode(_VERSION)
-        taken = []
-        gc.disable()
-        for _ in range(messages):
-            start_s = time.perf_counter()
-            writer.sendall(packet)
-            _exactly(reader, len(packet))
-            taken.append(time.perf_counter() - start_s)
-        gc.enable()
+
+        def exchange(messages: int, payload: bytes) -> list[float]:
+            packet = Publish("pair", payload).encode(_VERSION)
+            taken: list[float] = []
+            gc.disable()
+            for _ in range(messages):
+                start_s = time.perf_counter()
+                writer.sendall(packet)
+                try:
+                    _exactly(reader, len(packet))
+                except TimeoutError:
+                    text = f"expected the pair's message within {_PAIR_PATIENCE_S:.0f} s, got"
+                    raise RunError(f"{text} {len(taken)} of {messages} and no more") from None
+                taken.append(time.perf_counter() - start_s)
+            gc.enable()
+            return taken
+
+        yield exchange
+
+
+def _spread(name: str, taken: Sequence[float]) -> dict[str, float]:
     steps = statistics.quantiles(taken, n=100)
-    return {"p50_s": steps[49], "p99_s": steps[98]}
+    return {f"{name}p50_s": steps[49], f"{name}p99_s": steps[98]}
+
+
+def deaf(port: int, clients: int, messages: int) -> dict[str, float]:
+    """Seconds; see the module's text."""
+    with _pair_among_the_deaf(port, clients) as exchange:
+        return _spread("", exchange(messages, _PAYLOAD))
+
+
+def _waiting_bytes(port: int) -> list[int]:
+    """What waits in the kernel for each connection to `port`, at the sending end.
+
+    Source: Documentation/networking/proc_net_tcp.rst of Linux (`local_address`, `st` 01 for
+    established, `tx_queue`; all hexadecimal).
+    """
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    suffix = f":{port:04X}"
+    return [
+        int(row[4].split(":")[0], 16) for row in rows if row[1].endswith(suffix) and row[3] == "01"
+    ]
+
+
+def full(port: int, clients: int, messages: int) -> dict[str, float]:
+    """Seconds; see the module's text."""
+    with _pair_among_the_deaf(port, clients, small=True) as exchange:
+        filling = exchange(max(messages, _FILL_BYTES // len(_FILL_PAYLOAD)), _FILL_PAYLOAD)
+        time.sleep(1)  # what was put off is sent meanwhile
+        before = _waiting_bytes(port)
+        blocked = exchange(messages, _LARGE_PAYLOAD)
+        after = _waiting_bytes(port)
+        if sum(each > 0 for each in before) < clients or sum(after) > 1.1 * sum(before):
+            raise RunError(f"the sockets were not full: {sum(before)} bytes, then {sum(after)}")
+        return {**_spread("filling_", filling), **_spread("blocked_", blocked)}
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench neighbours", description=__doc__)
     parser.add_argument("--peer", type=Path, action="append", default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("deep", "deaf"))
-    parser.add_argument("--clients", type=int, default=2000, help="of `deaf`")
-    parser.add_argument("--messages", type=int, default=1000, help="of `deaf`")
+    parser.add_argument("--only", choices=_KINDS)
+    parser.add_argument("--clients", type=int, default=2000, help="of `deaf` and `full`")
+    parser.add_argument("--messages", type=int, default=1000, help="of `deaf` and `full`")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
 
@@ -206,13 +277,14 @@ def main(arguments: Sequence[str]) -> int:
             os.sched_setaffinity(0, {cores[1]})
         try:
             for _ in range(options.rounds):
-                for kind in [options.only] if options.only else ("deep", "deaf"):
+                for kind in [options.only] if options.only else _KINDS:
                     for broker in brokers:
                         with started(broker, folder, certificate, core) as running:
                             if kind == "deep":
                                 found = deep(running.port)
                             else:
-                                found = deaf(running.port, options.clients, options.messages)
+                                among = {"deaf": deaf, "full": full}[kind]
+                                found = among(running.port, options.clients, options.messages)
                         runs.setdefault(kind, {}).setdefault(broker.name, []).append(found)
         except (RunError, BrokerError, OSError) as error:
             print(f"bench: {error}", file=sys.stderr)
