@@ -62,7 +62,8 @@ pub const Connection = struct {
 
     next_dirty: ?*Connection = null,
     previous_dirty: ?*Connection = null,
-    dirty: bool = false,
+    /// The queue of outputs in which it stands.
+    dirty: Haste = .none,
     /// A publish of this connection that takes several turns.
     job: ?*fanout.Job = null,
     /// A SUBSCRIBE or UNSUBSCRIBE that takes several turns.
@@ -71,7 +72,6 @@ pub const Connection = struct {
     stall: ?*stalling.Stall = null,
     next_doomed: ?*Connection = null,
     doomed: bool = false,
-    blocked: bool = false,
     /// Reading is paused, as the host knows it; `pause_due`: a change has to be told.
     paused: bool = false,
     pause_due: bool = false,
@@ -132,8 +132,21 @@ pub const Connection = struct {
 };
 
 var table: heap.List(?*Connection) = .{};
-pub var first_dirty: ?*Connection = null;
-pub var last_dirty: ?*Connection = null;
+
+/// `crowd`: they have nothing but their copies of messages that go to many, and a share of them is served
+/// each turn.
+pub const Haste = enum(u8) { none, crowd, prompt };
+
+/// Connections with something for the host: first in, first out, so that none is starved.
+const Dirty = struct { first: ?*Connection = null, last: ?*Connection = null };
+
+var prompt: Dirty = .{};
+var crowd: Dirty = .{};
+/// Of what is written now.
+pub var haste: Haste = .prompt;
+/// So many were given to the crowd since the last outputs.
+pub var given_to_crowd: usize = 0;
+
 pub var first_doomed: ?*Connection = null;
 
 pub fn get(id: u32) ?*Connection {
@@ -175,7 +188,7 @@ pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
 pub fn free(connection: *Connection) void {
     std.debug.assert(connection.session == null and !connection.doomed);
     table.items[connection.id] = null;
-    if (connection.dirty) removeDirty(connection);
+    if (connection.dirty != .none) removeDirty(connection);
     timers.cancel(&connection.timer);
     dropConnectState(connection);
     stalling.drop(connection);
@@ -199,26 +212,34 @@ pub fn dropConnectState(connection: *Connection) void {
     connection.held_connect = &.{};
 }
 
-/// First in, first out, so that no connection is starved when the output table is full.
-pub fn markDirty(connection: *Connection) void {
-    if (connection.dirty) return;
-    connection.dirty = true;
-    connection.next_dirty = null;
-    connection.previous_dirty = last_dirty;
-    if (last_dirty) |last| last.next_dirty = connection else first_dirty = connection;
-    last_dirty = connection;
+/// Who gets something of its own leaves the crowd. The order of its bytes stays.
+pub inline fn markDirty(connection: *Connection) void {
+    if (@backingInt(connection.dirty) < @backingInt(haste)) enqueue(connection);
 }
 
-pub fn popDirty() ?*Connection {
-    const connection = first_dirty orelse return null;
-    removeDirty(connection);
-    return connection;
+fn enqueue(connection: *Connection) void {
+    if (connection.dirty != .none) removeDirty(connection);
+    connection.dirty = haste;
+    const queue = if (haste == .crowd) &crowd else &prompt;
+    connection.next_dirty = null;
+    connection.previous_dirty = queue.last;
+    if (queue.last) |last| last.next_dirty = connection else queue.first = connection;
+    queue.last = connection;
+}
+
+/// It has waited for its socket, or has had its share of this turn: others come first.
+pub fn markLater(connection: *Connection) void {
+    const before = haste;
+    haste = .crowd;
+    defer haste = before;
+    markDirty(connection);
 }
 
 fn removeDirty(connection: *Connection) void {
-    connection.dirty = false;
-    if (connection.previous_dirty) |previous| previous.next_dirty = connection.next_dirty else first_dirty = connection.next_dirty;
-    if (connection.next_dirty) |following| following.previous_dirty = connection.previous_dirty else last_dirty = connection.previous_dirty;
+    const queue = if (connection.dirty == .crowd) &crowd else &prompt;
+    connection.dirty = .none;
+    if (connection.previous_dirty) |previous| previous.next_dirty = connection.next_dirty else queue.first = connection.next_dirty;
+    if (connection.next_dirty) |following| following.previous_dirty = connection.previous_dirty else queue.last = connection.previous_dirty;
 }
 
 pub fn wantPause(connection: *Connection, pause: bool) void {
@@ -299,15 +320,43 @@ pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8)
     });
 }
 
-/// Fills the output table; true when it was too small for all that waits.
+/// The last outputs left no room for the crowd.
+var crowd_missed = false;
+
+/// Fills the output table; true when more waits.
 pub fn collectOutputs() bool {
-    while (first_dirty) |connection| {
-        const free_records = limits.output_records - abi.output_count;
-        if (free_records < limits.segments_per_connection + 1) return true;
-        _ = popDirty();
-        offer(connection);
+    const owed = crowd_missed;
+    crowd_missed = false;
+    if (owed) serveCrowd();
+    while (prompt.first) |connection| {
+        if (offerFirst(&prompt, connection)) continue;
+        crowd_missed = !owed;
+        return true;
     }
-    return false;
+    if (!owed) serveCrowd();
+    return crowd.first != null;
+}
+
+/// Each output is a system call of the host, which hears of new input only when all are done: so many are
+/// served that nobody else waits for long, and that what the crowd was given does not pile up.
+fn serveCrowd() void {
+    var left = @max(limits.crowd_outputs, given_to_crowd / limits.crowd_messages_each);
+    given_to_crowd = 0;
+    while (crowd.first) |connection| {
+        if (left == 0) return;
+        left -|= 1 + connection.outbox.bytes / limits.crowd_output_bytes;
+        if (!offerFirst(&crowd, connection)) return;
+    }
+}
+
+/// False: the table is full.
+inline fn offerFirst(comptime queue: *Dirty, connection: *Connection) bool {
+    if (limits.output_records - abi.output_count < limits.segments_per_connection + 1) return false;
+    connection.dirty = .none;
+    queue.first = connection.next_dirty;
+    if (queue.first) |following| following.previous_dirty = null else queue.last = null;
+    offer(connection);
+    return true;
 }
 
 fn offer(connection: *Connection) void {
@@ -320,7 +369,7 @@ fn offer(connection: *Connection) void {
         if (connection.stall != null) flags |= abi.flag_hold;
         connection.hold_due = false;
     }
-    if (connection.blocked and !connection.abort_due) {
+    if (connection.outbox.blocked and !connection.abort_due) {
         if (flags != 0) abi.output(connection.id, flags, 0, 0);
         return;
     }

@@ -70,15 +70,28 @@ pub fn sendAtMostOnce(connection: *Connection, view: *const View, terms: Terms, 
         if (!terms.retain and (terms.identifiers.len == 0 or connection.version != 5) and connection.alias_out_maximum == 0) {
             if (common.of(view, connection.version)) |bytes| {
                 if (bytes.len > connection.maximum_packet_bytes) return stats.count(.publish_dropped, 1); // [MQTT-3.1.2-25]
-                if (connection.outbox.bytes + bytes.len > state.settings.queued_bytes_max) return stats.count(.publish_dropped, 1);
+                if (!mayWait(connection, bytes.len)) return stats.count(.publish_dropped, 1);
                 connection.write(bytes) catch return stats.count(.publish_dropped, 1);
                 return counted(view);
             }
         }
     }
     var packet = packetOf(view, connection.version, terms);
-    if (connection.outbox.bytes + packet.size() > state.settings.queued_bytes_max) return stats.count(.publish_dropped, 1);
+    if (!mayWait(connection, packet.size())) return stats.count(.publish_dropped, 1);
     if (!writePublish(connection, &packet)) stats.count(.publish_dropped, 1);
+}
+
+/// Beside the client's own bound: who has much waiting gets more only while it is a small part of the memory
+/// that is left. So however many there are that do not read, there is room for those who do, and all
+/// of them have the same (Choudhury and Hahne, "Dynamic queue length thresholds in a shared memory switch").
+inline fn mayWait(connection: *const Connection, bytes: usize) bool {
+    const after = connection.outbox.bytes + bytes;
+    return after <= limits.queued_bytes_least or mayWaitLong(after);
+}
+
+fn mayWaitLong(bytes: usize) bool {
+    if (bytes > state.settings.queued_bytes_max) return false;
+    return bytes <= limits.backlog_least_bytes or bytes <= heap.spareBytes() / limits.backlog_spare_part;
 }
 
 fn counted(view: *const View) void {

@@ -46,6 +46,11 @@ pub var used_bytes: u64 = 0;
 pub var used_bytes_maximum: u64 = 0;
 pub var budget_bytes: u64 = 1024 * 1024 * 1024;
 
+/// What is left of the budget without its last sixteenth, which is for what was accepted already.
+pub inline fn spareBytes() u64 {
+    return (budget_bytes - budget_bytes / 16) -| used_bytes;
+}
+
 fn classOf(size: usize) usize {
     if (size <= linear_max) return (@max(size, 1) + 15) / 16 - 1;
     const top: usize = std.math.log2_int(usize, size - 1); // 2^top < size <= 2^(top+1)
@@ -65,6 +70,12 @@ const bytes_of_class = blk: {
     for (&table, 0..) |*bytes, class| bytes.* = classBytes(class);
     break :blk table;
 };
+
+/// What an allocation of this size takes.
+pub fn roomOf(size: usize) usize {
+    if (size > small_max) return (size + page_bytes - 1) / page_bytes * page_bytes;
+    return bytes_of_class[classOf(size)];
+}
 
 inline fn account(bytes: usize) Error!void {
     const after = used_bytes +% bytes;

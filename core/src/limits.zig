@@ -14,9 +14,26 @@ pub const output_records: u32 = 8192;
 /// Output records of one connection in one turn (one vectored write).
 pub const segments_per_connection: u32 = 64;
 
+/// So many receivers of a message are sent it before others get anything of later input; the rest are
+/// the crowd.
+pub const prompt_receivers: u32 = 32;
+/// So many of the crowd are sent something in one turn, and more where more has been given to them: each gets
+/// so many messages at a time on average. Some 0.3 ms, in which the host hears nobody.
+pub const crowd_outputs: u32 = 128;
+pub const crowd_messages_each: u32 = 16;
+/// Copying into the kernel costs too: so many bytes count as one more.
+pub const crowd_output_bytes: u32 = 4096;
+
 /// A first, small chunk serves request/response traffic; large ones serve streams.
 pub const chunk_small_bytes: u32 = 1024;
 pub const chunk_large_bytes: u32 = 16 * 1024;
+
+/// So much of QoS 0 may wait for a client however little memory is left, and beyond it no more than this
+/// part (one of so many) of what is left.
+pub const backlog_least_bytes: u32 = chunk_large_bytes;
+pub const backlog_spare_part: u32 = 4;
+/// What the host may set `queued_bytes_max` to at the least.
+pub const queued_bytes_least: u32 = 4096;
 
 /// Above this many unsent bytes QoS 1 and 2 messages wait in the session, not in the outbox.
 pub const outbox_soft_bytes: u32 = 256 * 1024;
@@ -143,7 +160,7 @@ pub const Settings = struct {
         if (std.mem.eql(u8, name, "inflight_max")) return 1;
         if (std.mem.eql(u8, name, "topic_levels_max")) return 1;
         if (std.mem.eql(u8, name, "memory_budget_bytes")) return 8 * 1024 * 1024;
-        if (std.mem.eql(u8, name, "queued_bytes_max")) return 4096;
+        if (std.mem.eql(u8, name, "queued_bytes_max")) return queued_bytes_least;
         return 0;
     }
 

@@ -146,8 +146,8 @@ inline fn take(record: *const abi.Input) void {
         abi.kind_data => if (connection_room.get(record.connection)) |connection| inbound.received(connection, bytesOf(record)),
         abi.kind_closed => closed(record),
         abi.kind_writable => if (connection_room.get(record.connection)) |connection| {
-            connection.blocked = false;
-            connection_room.markDirty(connection);
+            connection.outbox.blocked = false;
+            connection_room.markLater(connection);
         },
         abi.kind_command => commands.run(bytesOf(record)),
         else => @panic("an input record of an unknown kind"),
@@ -255,7 +255,7 @@ fn connectionTimer(connection: *Connection) void {
             if (state.now_ms >= at) return connection_room.close(connection, .keep_alive_timeout, "nothing came for one and a half times the keep alive"); // [MQTT-3.1.2-22]
             timers.set(&connection.timer, at) catch connection_room.abort(connection, .server_busy, "no memory left");
         },
-        .closing => if (connection.blocked) {
+        .closing => if (connection.outbox.blocked) {
             connection.abort_due = true;
             connection_room.markDirty(connection);
         },
@@ -274,8 +274,8 @@ fn takeResults() void {
             stats.count(.bytes_sent, record.length);
         }
         if (record.flags & (abi.flag_blocked | abi.flag_failed) != 0) {
-            connection.blocked = true;
-        } else if (connection.outbox.bytes != 0) connection_room.markDirty(connection);
+            connection.outbox.blocked = true;
+        } else if (connection.outbox.bytes != 0) connection_room.markLater(connection);
         if (record.flags & abi.flag_blocked != 0 and connection.phase == .closing) closingDeadline(connection);
         afterSending(connection);
     }

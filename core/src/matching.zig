@@ -121,8 +121,12 @@ pub const Walk = struct {
         const node = step.node;
         if (step.whole or step.at > self.topic.len) self.take(node);
         if (step.whole) return;
-        // The last that is put here is looked at first.
+        // The last that is put here is looked at first: whoever names the topic comes before whoever
+        // wants all. The first receivers of a message are the first to be sent it.
         const dollar = step.at == 0 and self.topic.len > 0 and self.topic[0] == '$'; // [MQTT-4.7.2-1]
+        if (!dollar) {
+            if (node.hash_sign) |below| try self.steps.append(.{ .node = below, .at = step.at, .whole = true });
+        }
         if (step.at <= self.topic.len) {
             const left = self.topic[step.at..];
             const level = if (std.mem.findScalar(u8, left, '/')) |slash| left[0..slash] else left;
@@ -131,9 +135,6 @@ pub const Walk = struct {
                 if (node.plus) |below| try self.steps.append(.{ .node = below, .at = after });
             }
             if (subscriptions.tree.child(node, level)) |below| try self.steps.append(.{ .node = below, .at = after });
-        }
-        if (!dollar) {
-            if (node.hash_sign) |below| try self.steps.append(.{ .node = below, .at = step.at, .whole = true });
         }
     }
 

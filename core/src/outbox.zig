@@ -16,10 +16,14 @@ pub const Chunk = struct {
     }
 };
 
+var turns: u32 = 0;
+
 pub const Outbox = struct {
     head: ?*Chunk = null,
     tail: ?*Chunk = null,
     bytes: u32 = 0,
+    /// The socket is full: the host says when it takes bytes again.
+    blocked: bool = false,
 
     /// Appends all or nothing.
     pub fn write(self: *Outbox, bytes: []const u8) heap.Error!void {
@@ -39,7 +43,7 @@ pub const Outbox = struct {
     fn writeSlow(self: *Outbox, bytes: []const u8) heap.Error!void {
         const room: usize = if (self.tail) |chunk| chunk.capacity - chunk.end else 0;
         const rest = bytes[room..];
-        const chunk = try newChunk(if (self.tail == null and rest.len <= limits.chunk_small_bytes) limits.chunk_small_bytes else limits.chunk_large_bytes, rest.len);
+        const chunk = try newChunk(self.nextBytes(rest.len), rest.len);
         if (self.tail) |last| {
             @memcpy(last.data()[last.end..][0..room], bytes[0..room]);
             last.end += @intCast(room);
@@ -51,11 +55,25 @@ pub const Outbox = struct {
         self.bytes += @intCast(bytes.len);
     }
 
+    /// The first chunk is small, those of a stream are large. For a peer that does not read they are about
+    /// as large as what waits already, up to the large ones, and how large exactly differs from one to
+    /// the next: of thousands who all do not read, few need a chunk at the same message.
+    fn nextBytes(self: *const Outbox, need: usize) u32 {
+        const small = limits.chunk_small_bytes;
+        const large = limits.chunk_large_bytes;
+        if (self.tail == null) return if (need <= small - @sizeOf(Chunk)) small else large;
+        if (!self.blocked or self.bytes >= large) return large;
+        const base = @max(self.bytes, small);
+        turns +%= 1;
+        return @min(large, base + base / 8 * (turns % 8));
+    }
+
     /// The capacity fits the allocator's size classes: header and data fill one exactly.
     fn newChunk(least: u32, need: usize) heap.Error!*Chunk {
-        const capacity: u32 = @max(least - @sizeOf(Chunk), @as(u32, @intCast(need)));
-        const chunk: *Chunk = @ptrCast(@alignCast(try heap.allocate(@sizeOf(Chunk) + capacity)));
-        chunk.* = .{ .next = null, .start = 0, .end = 0, .capacity = capacity };
+        const wanted = @max(least, @sizeOf(Chunk) + need);
+        const bytes = if (std.math.isPowerOfTwo(wanted)) wanted else heap.roomOf(wanted);
+        const chunk: *Chunk = @ptrCast(@alignCast(try heap.allocate(bytes)));
+        chunk.* = .{ .next = null, .start = 0, .end = 0, .capacity = @intCast(bytes - @sizeOf(Chunk)) };
         return chunk;
     }
 
@@ -64,7 +82,7 @@ pub const Outbox = struct {
         if (self.tail) |chunk| {
             if (chunk.capacity - chunk.end >= count) return chunk.data()[chunk.end..][0..count];
         }
-        const chunk = try newChunk(if (self.tail == null and count <= limits.chunk_small_bytes - @sizeOf(Chunk)) limits.chunk_small_bytes else limits.chunk_large_bytes, count);
+        const chunk = try newChunk(self.nextBytes(count), count);
         if (self.tail) |last| last.next = chunk else self.head = chunk;
         self.tail = chunk;
         return chunk.data()[0..count];
@@ -99,6 +117,6 @@ pub const Outbox = struct {
             self.head = chunk.next;
             heap.release(@ptrCast(chunk), @sizeOf(Chunk) + chunk.capacity);
         }
-        self.* = .{};
+        self.* = .{ .blocked = self.blocked };
     }
 };

@@ -2,6 +2,7 @@
 
 const std = @import("std");
 const acl = @import("acl.zig");
+const connection_room = @import("connection.zig");
 const delivery = @import("delivery.zig");
 const heap = @import("heap.zig");
 const fanout = @import("fanout.zig");
@@ -20,7 +21,7 @@ const topics = @import("topics.zig");
 const timers = @import("timers.zig");
 const walks = @import("walks.zig");
 const Message = message_room.Message;
-const Connection = @import("connection.zig").Connection;
+const Connection = connection_room.Connection;
 const session_room = @import("session.zig");
 const Session = session_room.Session;
 const View = message_room.View;
@@ -140,10 +141,13 @@ pub fn goesAfterRetained(view: *const View) bool {
 /// was found and paid for just now.
 pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place, comptime in_pieces: bool) bool {
     var shared: delivery.Shared = .{};
+    defer connection_room.haste = .prompt;
     if (!place.begun) place.begin(view);
+    if (place.entry + place.group > limits.prompt_receivers) connection_room.haste = .crowd;
     const older = if (place.older) retained.find(view.topic) else null;
     for (found.entries[place.entry..], place.entry..) |*entry, index| {
         const session = entry.session;
+        if (index == limits.prompt_receivers) joinCrowd(found);
         if (in_pieces) {
             place.entry = index;
             if (work.over()) return false;
@@ -164,6 +168,7 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
     }
     place.entry = found.entries.len;
     for (found.groups[place.group..], place.group..) |group, index| {
+        if (found.entries.len + index == limits.prompt_receivers) joinCrowd(found);
         if (in_pieces) {
             place.group = index;
             if (work.over()) return false;
@@ -172,6 +177,12 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
         giveGroup(group, view, &shared, if (place.in_one_go) .bounded else .thorough);
     }
     return true;
+}
+
+/// Those who follow are served after everybody who gets a message that few get.
+fn joinCrowd(found: matching.Match) void {
+    connection_room.haste = .crowd;
+    connection_room.given_to_crowd += found.entries.len + found.groups.len - limits.prompt_receivers;
 }
 
 /// A publisher gets its own message by its subscriptions without No Local [MQTT-3.8.3-3].
@@ -351,7 +362,7 @@ fn readiness(member: *const subscriptions.Subscription, view: *const View, room_
     if (!active and !(session.durable() and queues)) return 0;
     if (queues and !delivery.hasRoom(session, message_room.sizeOf(view))) return if (room_needed) 0 else 1;
     if (!active) return 2;
-    return if (session.connection.?.blocked or session.waiting.count != 0) 3 else 4;
+    return if (session.connection.?.outbox.blocked or session.waiting.count != 0) 3 else 4;
 }
 
 /// The will, now; what is left of it afterwards is nothing [MQTT-3.1.2-10].
