@@ -285,7 +285,12 @@ pub fn sendRetained(session: *Session, message: *Message, terms: Terms) bool {
 }
 
 /// Sends what waits, as far as window and outbox allow, and then what is retained for new subscriptions.
-pub fn pump(session: *Session) void {
+pub inline fn pump(session: *Session) void {
+    if (session.resend == null and session.waiting.first == null and session.first_walk == null) return;
+    pumpAll(session);
+}
+
+noinline fn pumpAll(session: *Session) void {
     sendAgain(session);
     sendWaiting(session);
     walks.advance(session);

@@ -15,7 +15,15 @@ pub const Identifiers = struct {
 
     pub fn has(self: *const Identifiers, identifier: u16) bool {
         if (self.many) |bits| return bits[identifier / 64] & maskOf(identifier) != 0;
-        return std.mem.findScalar(u16, self.few.items, identifier) != null;
+        return self.indexOf(identifier) != null;
+    }
+
+    /// Most clients have one or two: a search by vectors pays from there on.
+    inline fn indexOf(self: *const Identifiers, identifier: u16) ?usize {
+        const items = self.few.items;
+        if (items.len == 0) return null;
+        if (items[0] == identifier) return 0;
+        return if (items.len == 1) null else std.mem.findScalar(u16, items, identifier);
     }
 
     /// The identifier must not be in it.
@@ -37,7 +45,7 @@ pub const Identifiers = struct {
             if (bits[identifier / 64] & maskOf(identifier) == 0) return false;
             bits[identifier / 64] &= ~maskOf(identifier);
         } else {
-            const index = std.mem.findScalar(u16, self.few.items, identifier) orelse return false;
+            const index = self.indexOf(identifier) orelse return false;
             self.few.items[index] = self.few.items[self.few.items.len - 1];
             self.few.items.len -= 1;
         }

@@ -40,7 +40,7 @@ pub const Outbox = struct {
         return self.writeSlow(bytes);
     }
 
-    fn writeSlow(self: *Outbox, bytes: []const u8) heap.Error!void {
+    noinline fn writeSlow(self: *Outbox, bytes: []const u8) heap.Error!void {
         const room: usize = if (self.tail) |chunk| chunk.capacity - chunk.end else 0;
         const rest = bytes[room..];
         const chunk = try newChunk(self.nextBytes(rest.len), rest.len);
