@@ -41,6 +41,8 @@ pub const Who = struct { user: []const u8, client_identifier: []const u8, attest
 var rules: heap.List(Rule) = .{};
 var text: []u8 = &.{};
 var active = false;
+/// What it costs at the most to look at one client and ask about it.
+pub var look_units: usize = 1;
 /// Changes with every new set of rules and with what a session has proven, so that remembered
 /// decisions are made anew.
 pub var generation: u64 = 0;
@@ -68,6 +70,7 @@ pub fn load(body: []const u8) LoadError!void {
     rules = fresh;
     text = mine;
     active = true;
+    look_units = 1 + fresh.items.len / 2;
     generation += 1;
 }
 

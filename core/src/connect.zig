@@ -120,15 +120,14 @@ fn ask(connection: *Connection, body: []const u8, packet: *const packets.Connect
 fn request(connection: *Connection, flags: u8, strings: [5][]const u8) heap.Error!void {
     state.ticket +%= 1;
     connection.ticket = state.ticket;
-    connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
-    if (connection.phase != .active) try timers.set(&connection.timer, connection.deadline_ms);
-    try events.begin(.auth_request);
-    try events.number(u32, connection.id);
-    try events.number(u32, connection.ticket);
-    try events.number(u8, connection.version);
-    try events.number(u8, flags);
-    try events.number(u16, 0);
-    for (strings) |text| try events.string(text);
+    if (connection.phase != .active) try timers.set(&connection.timer, state.now_ms + state.settings.connect_timeout_ms);
+    try events.begin(.auth_request, 4 + 4 + 1 + 1 + 2, &strings);
+    events.number(u32, connection.id);
+    events.number(u32, connection.ticket);
+    events.number(u8, connection.version);
+    events.number(u8, flags);
+    events.number(u16, 0);
+    for (strings) |text| events.string(text);
     events.finish();
 }
 
@@ -272,7 +271,8 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
             return refuse(connection, .client_identifier_not_valid, "an empty client identifier needs a clean session");
         name = assignName(&name_bytes);
     }
-    if (session_room.find(name)) |known| {
+    const before = session_room.find(name);
+    if (before) |known| {
         // Whoever takes a session over gets its messages: it has to be the same user.
         if (!known.ending and !bytes_room.equal(known.user, user)) return refuse(connection, .client_identifier_not_valid, "this client identifier belongs to another user");
     }
@@ -294,13 +294,14 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         .expiry_s = @min(asked, state.settings.session_expiry_max_s),
         .keep_alive_s = keepAlive(packet),
     };
-    const connack = encodeConnack(connection, packet, &grant, data) catch return refuse(connection, .server_busy, "no memory left");
-    defer heap.freeSlice(connack.memory);
+    var short: [4]u8 = undefined;
+    const connack = if (packet.version != 5) frameConnack(&short, packet.version, "") else encodeConnack(connection, packet, &grant, data) catch return refuse(connection, .server_busy, "no memory left");
+    defer if (packet.version == 5) heap.freeSlice(connack.memory);
     // Before anything is taken over: a client that cannot be told that it is accepted is not.
     if (!connection.takes(connack.bytes)) return refuse(connection, .implementation_specific, "CONNACK is larger than the client's maximum packet size");
     const will = if (packet.will) |*found| willMessage(found) catch return refuse(connection, .server_busy, "no memory left") else null;
     var present = false;
-    const session = obtain(name, packet, user, &present) catch {
+    const session = obtain(name, before, packet, user, &present) catch {
         if (will) |message| message.unreference();
         return refuse(connection, .server_busy, "no memory left");
     };
@@ -310,7 +311,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     session.setWill(will, @min(will_delay, state.settings.will_delay_max_s));
     if (!session.attestation.equal(&connection.attestation)) follow(session, &connection.attestation);
     attach(connection, session, packet);
-    connection.keep_alive_ms = @as(u64, grant.keep_alive_s) * 1500;
+    connection.keep_alive_ms = @as(u32, grant.keep_alive_s) * 1500;
     connection.last_packet_ms = state.now_ms;
     timers.cancel(&connection.timer);
     if (connection.keep_alive_ms != 0) timers.set(&connection.timer, state.now_ms + connection.keep_alive_ms) catch
@@ -369,18 +370,10 @@ fn willMessage(will: *const packets.Will) heap.Error!*message_room.Message {
     });
 }
 
-fn obtain(name: []const u8, packet: *const packets.Connect, user: []const u8, present: *bool) heap.Error!*Session {
-    if (session_room.find(name)) |known| {
-        if (known.connection) |other| { // [MQTT-3.1.4-3]
-            connection_room.close(other, .session_taken_over, "another connection took this session over");
-            detach(other);
-        }
-    }
-    if (session_room.find(name)) |known| {
-        // One that is only handed on, or that ended with a restart, is not there for anybody.
-        if (known.ending or !known.durable()) endSession(known);
-    }
-    const known = session_room.find(name);
+/// `before`: the session that has the name.
+fn obtain(name: []const u8, before: ?*Session, packet: *const packets.Connect, user: []const u8, present: *bool) heap.Error!*Session {
+    if (before != null) giveUpBefore(name);
+    const known = if (before != null) session_room.find(name) else null;
     const life: transitions.Life = if (known == null) .none else .waiting;
     switch (transitions.lifeEffect(life, if (packet.clean_start) .connect_clean else .connect_resume)) {
         .adopt => {
@@ -396,6 +389,17 @@ fn obtain(name: []const u8, packet: *const packets.Connect, user: []const u8, pr
     errdefer session_room.end(session);
     try session.setUser(user);
     return session;
+}
+
+/// Whoever is connected, and what nobody may have any more, makes room for the one who comes.
+fn giveUpBefore(name: []const u8) void {
+    if (session_room.find(name).?.connection) |other| { // [MQTT-3.1.4-3]
+        connection_room.close(other, .session_taken_over, "another connection took this session over");
+        detach(other);
+    }
+    // One that is only handed on, or that ended with a restart, is not there for anybody.
+    const known = session_room.find(name) orelse return;
+    if (known.ending or !known.durable()) endSession(known);
 }
 
 fn attach(connection: *Connection, session: *Session, packet: *const packets.Connect) void {
@@ -417,18 +421,17 @@ fn keepAlive(packet: *const packets.Connect) u16 {
 }
 
 const Connack = struct {
-    /// Heap-owned.
     memory: []u8,
     bytes: []const u8,
     /// Connect Acknowledge Flags: the session is not known to be present yet.
     flags: *u8,
 };
 
-/// CONNACK with success. What may be left out is, where the whole is more than the client takes.
+/// CONNACK of MQTT 5 with success, in memory of the heap. What may be left out is, where the whole is
+/// more than the client takes.
 fn encodeConnack(connection: *const Connection, packet: *const packets.Connect, grant: *const Grant, data: []const u8) heap.Error!Connack {
     const room: usize = 160 + grant.name.len * 2 + connection.method.len + data.len + state.response_prefix.len;
     const memory = try heap.slice(u8, room);
-    if (packet.version != 5) return frameConnack(memory, packet.version, "");
     errdefer heap.freeSlice(memory);
     const inner = try heap.slice(u8, room);
     defer heap.freeSlice(inner);
@@ -517,13 +520,13 @@ fn flagProperty(to: *writer.Writer, id: properties.Id, value: u8) void {
 
 fn reportConnected(connection: *Connection, packet: *const packets.Connect, present: bool, keep_alive_s: u16) heap.Error!void {
     const session = connection.session.?;
-    try events.begin(.connected);
-    try events.number(u32, connection.id);
-    try events.number(u8, connection.version);
-    try events.number(u8, @as(u8, @intFromBool(present)) | @as(u8, @intFromBool(packet.clean_start)) << 1);
-    try events.number(u16, keep_alive_s);
-    try events.string(session.client_identifier);
-    try events.string(session.user);
+    try events.begin(.connected, 4 + 1 + 1 + 2, &.{ session.client_identifier, session.user });
+    events.number(u32, connection.id);
+    events.number(u8, connection.version);
+    events.number(u8, @as(u8, @intFromBool(present)) | @as(u8, @intFromBool(packet.clean_start)) << 1);
+    events.number(u16, keep_alive_s);
+    events.string(session.client_identifier);
+    events.string(session.user);
     events.finish();
 }
 

@@ -39,14 +39,13 @@ pub const Connection = struct {
     outbox: Outbox = .{},
     session: ?*Session = null,
     timer: timers.Timer = .{ .kind = .connection },
-    /// When the phase must be over, or when the last packet came.
-    deadline_ms: u64 = 0,
+    /// When the last packet came.
     last_packet_ms: u64 = 0,
-    keep_alive_ms: u64 = 0,
+    keep_alive_ms: u32 = 0,
 
     /// What the client can take: its Maximum Packet Size and the window towards it.
     maximum_packet_bytes: u32 = limits.packet_bytes_max,
-    window: u32 = 0xFFFF,
+    window: u16 = 0xFFFF,
     /// QoS 1 and 2 publishes sent on this connection that are not complete.
     outstanding: u32 = 0,
     request_problem_information: bool = true,
@@ -89,8 +88,8 @@ pub const Connection = struct {
     refusals_unreported: u32 = 0,
     /// The host has given or was told the reason of the end.
     end_told: bool = false,
-    /// What the peer spoke first, for the words when that was no MQTT.
-    first_byte: ?u8 = null,
+    /// What the peer spoke first, for the words when that was no MQTT; 0: nothing yet, or that.
+    first_byte: u8 = 0,
 
     /// A packet of this connection takes several turns; the next one is not looked at before.
     pub fn isWaiting(self: *const Connection) bool {
@@ -109,13 +108,15 @@ pub const Connection = struct {
     /// Appends the bytes of whole packets, framed when the transport is WebSocket.
     pub fn write(self: *Connection, bytes: []const u8) heap.Error!void {
         if (self.phase == .closing) return;
-        if (self.websocket != null) {
-            var head: [10]u8 = undefined;
-            const count = websocket.frameHeader(&head, .binary, bytes.len);
-            try self.outbox.write(head[0..count]);
-        }
+        if (self.websocket != null) try self.writeHead(bytes.len);
         try self.outbox.write(bytes);
         markDirty(self);
+    }
+
+    noinline fn writeHead(self: *Connection, count: usize) heap.Error!void {
+        var head: [10]u8 = undefined;
+        const used = websocket.frameHeader(&head, .binary, count);
+        try self.outbox.write(head[0..used]);
     }
 
     /// Sends a packet that must go. A connection that has no memory for it is given up, and so is
@@ -127,7 +128,7 @@ pub const Connection = struct {
             return;
         };
         stats.count(.messages_sent, 1);
-        if (self.outbox.bytes > limits.pause_bytes) wantPause(self, true);
+        if (self.outbox.bytes > limits.pause_bytes) @call(.never_inline, wantPause, .{ self, true });
     }
 };
 

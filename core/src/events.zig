@@ -16,31 +16,35 @@ pub fn clear() void {
     if (region.capacity > limits.events_keep_bytes) region.deinit();
 }
 
-pub fn begin(kind: Kind) heap.Error!void {
+/// Room for a whole event: so many bytes of numbers, and these texts. Its fields follow, in their order.
+pub fn begin(kind: Kind, number_bytes: usize, texts: []const []const u8) heap.Error!void {
+    var bytes = 8 + number_bytes;
+    for (texts) |text| bytes += 4 + text.len;
+    try region.ensure(region.items.len + bytes);
     start = region.items.len;
-    errdefer cancel();
-    try region.appendSlice(&.{ 0, 0, 0, 0, @backingInt(kind), 0, 0, 0 });
+    put(&.{ 0, 0, 0, 0, @backingInt(kind), 0, 0, 0 });
 }
 
-pub fn number(comptime T: type, value: T) heap.Error!void {
-    errdefer cancel();
+inline fn put(bytes: []const u8) void {
+    const at = region.items.len;
+    if (bytes.len > region.capacity - at) unreachable; // `begin` made room
+    region.items.len = at + bytes.len;
+    @memcpy(region.items[at..], bytes);
+}
+
+pub inline fn number(comptime T: type, value: T) void {
     var bytes: [@sizeOf(T)]u8 = undefined;
     std.mem.writeInt(T, &bytes, value, .little);
-    try region.appendSlice(&bytes);
+    put(&bytes);
 }
 
-pub fn string(text: []const u8) heap.Error!void {
-    try number(u32, @intCast(text.len));
-    errdefer cancel();
-    try region.appendSlice(text);
+pub fn string(text: []const u8) void {
+    number(u32, @intCast(text.len));
+    put(text);
 }
 
 pub fn finish() void {
     std.mem.writeInt(u32, region.items[start..][0..4], @intCast(region.items.len - start), .little);
-}
-
-fn cancel() void {
-    region.items.len = start;
 }
 
 /// Reports are dropped when there is no memory for them: counters still tell.
@@ -63,28 +67,24 @@ pub const End = struct {
 };
 
 fn disconnectedOrFail(end: End) heap.Error!void {
-    try begin(.disconnected);
-    try number(u64, end.connection | @as(u64, end.reason) << 32 | @as(u64, end.by) << 40 |
+    try begin(.disconnected, 8 + 4, &.{ end.client_identifier, end.user, end.text });
+    number(u64, end.connection | @as(u64, end.reason) << 32 | @as(u64, end.by) << 40 |
         @as(u64, @intFromBool(end.accepted)) << 48 | @as(u64, @intFromBool(end.told)) << 49);
-    try number(u32, end.refusals);
-    try string(end.client_identifier);
-    try string(end.user);
-    try string(end.text);
+    number(u32, end.refusals);
+    string(end.client_identifier);
+    string(end.user);
+    string(end.text);
     finish();
 }
 
 pub fn commandFailed(command: u32, text: []const u8) void {
-    commandFailedOrFail(command, text) catch return;
-}
-
-fn commandFailedOrFail(command: u32, text: []const u8) heap.Error!void {
-    try begin(.command_failed);
-    try number(u32, command);
-    try string(text);
+    begin(.command_failed, 4, &.{text}) catch return;
+    number(u32, command);
+    string(text);
     finish();
 }
 
 pub fn drained() void {
-    begin(.drained) catch return;
+    begin(.drained, 0, &.{}) catch return;
     finish();
 }

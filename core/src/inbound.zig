@@ -32,7 +32,8 @@ const Reason = @import("wire/reason.zig").Reason;
 /// Plaintext from the transport.
 pub fn received(connection: *Connection, bytes: []u8) void {
     stats.count(.bytes_received, bytes.len);
-    if (connection.first_byte == null and bytes.len != 0) connection.first_byte = bytes[0];
+    if (connection.phase == .active and connection.stall == null and connection.websocket == null) return consume(connection, bytes); // most of all
+    if (connection.first_byte == 0 and bytes.len != 0) connection.first_byte = bytes[0];
     take(connection, bytes);
 }
 
@@ -116,7 +117,7 @@ fn unframe(connection: *Connection, bytes: []u8) void {
 /// MQTT bytes in whatever pieces they come.
 fn consume(connection: *Connection, bytes: []const u8) void {
     const count = handleMost(connection, bytes);
-    if (count < bytes.len or connection.isWaiting()) stalling.begin(connection, bytes[count..]);
+    if (count < bytes.len or connection.isWaiting()) @call(.never_inline, stalling.begin, .{ connection, bytes[count..] });
 }
 
 /// How many bytes were taken: the rest waits, because the connection's share of work is used up or
@@ -286,7 +287,7 @@ pub fn broken(connection: *Connection, problem: packets.Error) void {
 pub fn otherProtocol(connection: *const Connection) ?[]const u8 {
     if (connection.phase != .connecting and connection.phase != .upgrading) return null;
     const web = connection.websocket != null;
-    return switch (connection.first_byte orelse return null) {
+    return switch (connection.first_byte) {
         0x16 => "a TLS handshake came, and this listener has no TLS: let the client use mqtt:// or ws://, or give the listener a certificate and mqtts:// or wss://",
         'G', 'P', 'H', 'O' => if (web) null else "an HTTP request came, and this listener speaks MQTT: let the client use mqtt://, or give the listener ws://",
         0x10 => if (web and connection.phase == .upgrading) "MQTT came, and this listener speaks WebSocket: let the client use ws://, or give the listener mqtt://" else null,
@@ -389,16 +390,16 @@ fn confirm(connection: *Connection, qos: u2, packet_identifier: u16, reason: Rea
     }
 }
 
-/// A publish that took several turns has been given to all who match.
-pub fn published(connection: *Connection, qos: u2, packet_identifier: u16, matched: u32) void {
-    const reason = outcome(connection, qos, packet_identifier, matched);
+/// A publish that took several turns has been given to all who match. `known`: its identifier was
+/// remembered before.
+pub fn published(connection: *Connection, qos: u2, packet_identifier: u16, matched: u32, known: bool) void {
+    if (!known) _ = accepted(connection, qos, packet_identifier);
     if (connection.phase == .closing) return;
-    confirm(connection, qos, packet_identifier, reason);
+    confirm(connection, qos, packet_identifier, outcome(connection, matched));
     stalling.goOnLater(connection);
 }
 
-fn outcome(connection: *Connection, qos: u2, packet_identifier: u16, matched: u32) Reason {
-    _ = accepted(connection, qos, packet_identifier);
+fn outcome(connection: *const Connection, matched: u32) Reason {
     return if (matched == 0 and connection.version == 5) .no_matching_subscribers else .success;
 }
 
@@ -414,7 +415,7 @@ fn resolveTopic(connection: *Connection, packet: *packets.Publish) bool {
         } else if (!topics.validName(packet.topic)) {
             connection_room.close(connection, .topic_name_invalid, "the topic name has wildcards");
             return false;
-        } else if (!remember(connection, alias, packet.topic)) {
+        } else if (!rememberAlias(connection, alias, packet.topic)) {
             connection_room.abort(connection, .quota_exceeded, "no memory left");
             return false;
         }
@@ -436,7 +437,7 @@ fn resolveTopic(connection: *Connection, packet: *packets.Publish) bool {
     return true;
 }
 
-fn remember(connection: *Connection, alias: u16, topic: []const u8) bool {
+fn rememberAlias(connection: *Connection, alias: u16, topic: []const u8) bool {
     if (connection.aliases_in.len < alias) {
         const bigger = heap.slice([]u8, @min(@max(alias, connection.aliases_in.len * 2, 4), state.settings.topic_alias_maximum)) catch return false;
         @memcpy(bigger[0..connection.aliases_in.len], connection.aliases_in);
@@ -485,19 +486,26 @@ fn route(connection: *Connection, packet: *const packets.Publish) ?Reason {
             error.OutOfMemory, error.RetainedFull => if (connection.version == 5) .quota_exceeded else accepted(connection, packet.qos, packet.packet_identifier),
         };
     };
-    return outcome(connection, packet.qos, packet.packet_identifier, matched orelse return null);
+    const receivers = matched orelse return null;
+    _ = accepted(connection, packet.qos, packet.packet_identifier);
+    return outcome(connection, receivers);
 }
 
 /// MQTT 3.1.1 has no negative acknowledgement (section 3.3.5): the exchange goes on, the message is gone.
 fn accepted(connection: *Connection, qos: u2, packet_identifier: u16) Reason {
-    if (qos != 2) return .success;
+    if (qos == 2) _ = remember(connection, packet_identifier);
+    return .success;
+}
+
+/// So that a repetition is known [MQTT-4.3.3-10]; false: the connection is over for want of memory.
+pub fn remember(connection: *Connection, packet_identifier: u16) bool {
     const session = connection.session.?;
     session.received.add(packet_identifier) catch {
         connection_room.abort(connection, .quota_exceeded, "no memory left");
-        return .success;
+        return false;
     };
     journal.receivedAdded(session, packet_identifier);
-    return .success;
+    return true;
 }
 
 fn judge(connection: *const Connection, packet: *const packets.Publish) Reason {

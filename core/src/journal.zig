@@ -4,6 +4,7 @@
 //! Record: u8 kind · u32 body length · body. Little-endian; strings are u32 length and bytes.
 
 const std = @import("std");
+const fanout = @import("fanout.zig");
 const heap = @import("heap.zig");
 const limits = @import("limits.zig");
 const stats = @import("stats.zig");
@@ -53,6 +54,15 @@ pub const Kind = enum(u8) {
     walk,
     /// u64 session · filter
     walk_end,
+    /// u64 message · u64 session of its publisher (0: none): a message of QoS 2 is given over several
+    /// turns. An `enqueue` of it says that the session has got it.
+    fan_out,
+    /// Everybody has got it.
+    fan_out_end,
+    /// u64 session: it has got it. In snapshots, which leave out what was acknowledged.
+    given,
+    /// filter: one member of the shared subscription has got it
+    given_shared,
 };
 
 /// As in the protocol level of CONNECT.
@@ -148,7 +158,7 @@ fn writeSession(session: *Session) void {
     number(u8, session.version | if (session.bridge) bridge_bit else 0);
     number(u32, session.expiry_s);
     const waits = session.connection == null;
-    number(u64, if (waits and session.expiry_timer.isSet()) session.expiry_timer.at_ms else if (waits) session.restored_expiry_ms else 0);
+    number(u64, if (waits) session.expiry_timer.at_ms else 0);
     string(session.client_identifier);
     string(session.user);
     number(u8, session.attestation.rank);
@@ -156,7 +166,7 @@ fn writeSession(session: *Session) void {
     number(u8, @intFromBool(session.will != null));
     if (session.will) |will| {
         number(u32, session.will_delay_s);
-        number(u64, if (session.will_timer.isSet()) session.will_timer.at_ms else session.restored_will_ms);
+        number(u64, session.will_timer.at_ms);
         messageBody(will);
     }
     finish();
@@ -168,6 +178,39 @@ pub fn sessionEnd(session: *Session) void {
     forgetDeliveries(session, .all);
     begin(.session_end);
     number(u64, session.serial);
+    finish();
+}
+
+/// True: the journal has it, and a restart goes on with those who have not got the message yet.
+pub fn fanOutBegun(message: *Message, publisher: u64) bool {
+    if (!enabled) return false;
+    if (message.serial == 0) {
+        message.serial = message_room.nextSerial();
+        writeMessage(message);
+    }
+    message.enterJournal();
+    writeFanOut(message, publisher);
+    return true;
+}
+
+fn writeFanOut(message: *const Message, publisher: u64) void {
+    begin(.fan_out);
+    number(u64, message.serial);
+    number(u64, publisher);
+    finish();
+}
+
+pub fn fanOutEnded(message: *Message) void {
+    message.leaveJournal();
+    if (!enabled) return;
+    begin(.fan_out_end);
+    finish();
+}
+
+pub fn givenShared(group: *const subscriptions.Group) void {
+    if (!enabled) return;
+    begin(.given_shared);
+    string(subscriptions.groupText(group, &subscriptions.text_room));
     finish();
 }
 
@@ -345,6 +388,7 @@ pub fn snapshotPiece(restart: bool) bool {
     }
     region.clear();
     if (!enabled) return false;
+    if (restart) snapshotFanOut();
     const table = &session_room.table;
     while (snapshot_slot < table.positions()) : (snapshot_slot += 1) {
         const session = table.at(snapshot_slot) orelse continue;
@@ -358,6 +402,13 @@ pub fn snapshotPiece(restart: bool) bool {
     return region.items.len != 0;
 }
 
+fn snapshotFanOut() void {
+    const job = fanout.unfinished() orelse return;
+    snapshotMessage(job.message);
+    writeFanOut(job.message, job.publisher);
+    for (fanout.groupsServed()) |groups| for (groups) |group| givenShared(group);
+}
+
 fn pieceIsFull() bool {
     return region.items.len >= limits.snapshot_piece_bytes;
 }
@@ -368,6 +419,11 @@ fn snapshotSession(session: *Session) bool {
     while (!pieceIsFull()) switch (at.part) {
         .head => {
             writeSession(session);
+            if (fanout.hasGot(session)) {
+                begin(.given);
+                number(u64, session.serial);
+                finish();
+            }
             at.* = if (session.durable())
                 .{ .part = .subscriptions, .subscription = session.first_subscription }
             else
@@ -404,15 +460,18 @@ fn snapshotSession(session: *Session) bool {
 
 fn snapshotDelivery(session: *const Session, delivery: *Delivery) void {
     if (!session.durable() and !delivery.journaled) return;
-    const message = delivery.message;
-    if (message.snapshot != snapshot_number) {
-        message.snapshot = snapshot_number;
-        if (message.serial == 0) message.serial = message_room.nextSerial();
-        writeMessage(message);
-    }
+    snapshotMessage(delivery.message);
     delivery.enterJournal();
     writeDelivery(session, delivery);
     if (delivery.packet_identifier == 0) return;
     sent(session, delivery);
     if (delivery.released) released(session, delivery.packet_identifier);
+}
+
+/// Once in each snapshot.
+fn snapshotMessage(message: *Message) void {
+    if (message.snapshot == snapshot_number) return;
+    message.snapshot = snapshot_number;
+    if (message.serial == 0) message.serial = message_room.nextSerial();
+    writeMessage(message);
 }

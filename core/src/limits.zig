@@ -95,8 +95,8 @@ pub const events_keep_bytes: u32 = 64 * 1024;
 /// Refused publishes and subscriptions that the host is told of within the window: of all
 /// connections together, and of one of them.
 pub const refusal_window_ms: u32 = 1_000;
-pub const refusals_max: u32 = 64;
-pub const refusals_of_connection_max: u32 = 8;
+pub const refusals_max: u8 = 64;
+pub const refusals_of_connection_max: u8 = 8;
 /// Of a topic, a client identifier and a user name.
 pub const refusal_text_bytes: u32 = 256;
 pub const panic_bytes: u32 = 256;

@@ -90,16 +90,12 @@ export fn step(now_ms: u64, input_count: u32) u32 {
         take(record);
         settleDoomed();
     }
-    stalling.goOn();
-    settleDoomed();
-    runTimers();
-    settleDoomed();
-    routing.settleLeft();
-    walks.goOn();
-    fanout.goOn();
-    work.beginShare(limits.share_units, limits.turn_units);
-    _ = session_room.clearEnded();
-    settleDoomed();
+    if (!stalling.isIdle()) {
+        stalling.goOn();
+        settleDoomed();
+    }
+    if (timers.isDue(state.now_ms)) runTimers();
+    if (worksOn()) goOn();
     journal.begun = true;
     abi.output_count = 0;
     if (journal.region.items.len != 0) {
@@ -110,6 +106,20 @@ export fn step(now_ms: u64, input_count: u32) u32 {
     }
     release();
     return 0;
+}
+
+/// Whether there is work of earlier packets, beside the input that waits.
+inline fn worksOn() bool {
+    return walks.wantMore() or routing.anyLeft() or !fanout.isIdle() or session_room.anyEnded();
+}
+
+noinline fn goOn() void {
+    routing.settleLeft();
+    walks.goOn();
+    fanout.goOn();
+    work.beginShare(limits.share_units, limits.turn_units);
+    _ = session_room.clearEnded();
+    settleDoomed();
 }
 
 export fn commit(sequence: u64) u32 {
@@ -169,8 +179,7 @@ fn opened(id: u32, info: []const u8) void {
         return refused.append(id) catch @panic("no memory to refuse a connection");
     };
     if (connection.websocket) |decoder| decoder.name_proven = info[1] & 8 != 0;
-    connection.deadline_ms = state.now_ms + state.settings.connect_timeout_ms;
-    timers.set(&connection.timer, connection.deadline_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
+    timers.set(&connection.timer, state.now_ms + state.settings.connect_timeout_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
     if (state.draining) connection_room.finish(connection, .server_shutting_down, "the server is shutting down");
 }
 
@@ -312,7 +321,7 @@ fn release() void {
         const connection = connection_room.get(record.connection) orelse continue;
         if (connection.backlog or connection.paused or connection.outbox_rest) more = true;
     }
-    if (walks.wantMore() or routing.anyLeft() or !stalling.isIdle() or !fanout.isIdle() or session_room.anyEnded()) more = true;
+    if (worksOn() or !stalling.isIdle()) more = true;
     publishResult();
     abi.result.flags = if (more) abi.result_more else 0;
 }

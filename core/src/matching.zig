@@ -32,8 +32,8 @@ pub const Entry = struct {
 
 pub const Match = struct { entries: []const Entry, identifiers: []const u32, groups: []const *Group };
 
-/// Where a walk has put a session.
-pub const Place = struct { stamp: u64 = 0, index: u32 = 0 };
+/// The stamp of those that had got a message before a restart which goes on with it.
+pub const before_restart: u64 = std.math.maxInt(u64);
 
 /// A subscription with an identifier, before those of an entry are put side by side.
 const Pair = struct { entry: u32, identifier: u32, own: bool };
@@ -52,6 +52,8 @@ var stamp: u64 = 0;
 pub const Walk = struct {
     /// Which of a session's places is this walk's.
     place: u1,
+    /// Passes on whom a message had reached before a restart.
+    resumes: bool = false,
     topic: []const u8 = "",
     stamp: u64 = 0,
     steps: heap.List(Step) = .{},
@@ -99,11 +101,13 @@ pub const Walk = struct {
                 self.subscription = subscription.next_in_node;
                 const session = subscription.session;
                 if (subscription.gone or session.ended) continue;
+                if (self.resumes and session.stamps[self.place] == before_restart) continue;
                 if (acl.allowed(.subscribe, session.who(), self.topic)) try self.merge(subscription);
             }
             while (self.group) |group| {
                 work.spend(1);
                 self.group = group.next;
+                if (self.resumes and group.given_before_restart) continue;
                 if (group.first != null) try self.groups.append(group); // it may stay for what is handed on
             }
             if (self.steps.items.len == 0) break;
@@ -146,9 +150,10 @@ pub const Walk = struct {
     fn merge(self: *Walk, subscription: *const Subscription) heap.Error!void {
         const session = subscription.session;
         const options = subscription.options;
-        const place = &session.places[self.place];
-        if (place.stamp != self.stamp) {
-            place.* = .{ .stamp = self.stamp, .index = @intCast(self.entries.items.len) };
+        const place = &session.indices[self.place];
+        if (session.stamps[self.place] != self.stamp) {
+            session.stamps[self.place] = self.stamp;
+            place.* = @intCast(self.entries.items.len);
             try self.entries.append(.{
                 .session = session,
                 .qos = options.qos,
@@ -158,7 +163,7 @@ pub const Walk = struct {
                 .own_retain_as_published = options.retain_as_published and !options.no_local,
             });
         } else {
-            const entry = &self.entries.items[place.index];
+            const entry = &self.entries.items[place.*];
             entry.qos = @max(entry.qos, options.qos); // [MQTT-3.3.4-2]
             entry.retain_as_published = entry.retain_as_published or options.retain_as_published;
             if (!options.no_local) {
@@ -167,7 +172,7 @@ pub const Walk = struct {
                 entry.own_retain_as_published = entry.own_retain_as_published or options.retain_as_published;
             }
         }
-        if (options.identifier != 0) try self.pairs.append(.{ .entry = place.index, .identifier = options.identifier, .own = !options.no_local });
+        if (options.identifier != 0) try self.pairs.append(.{ .entry = place.*, .identifier = options.identifier, .own = !options.no_local });
     }
 
     /// Puts the identifiers of each entry side by side, those without No Local first: each pair is

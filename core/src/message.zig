@@ -63,7 +63,7 @@ pub const Message = struct {
     expires_at_ms: u64,
     /// Names the message in the journal; 0 where it is not written there, or is forgotten again.
     serial: u64 = 0,
-    /// So many deliveries in the journal need it.
+    /// So many deliveries in the journal need it, and what gives it to many (`fanout`).
     deliveries: u32 = 0,
     qos: u2,
     retain: bool,
@@ -116,6 +116,17 @@ pub const Message = struct {
             .expires_at_ms = self.expires_at_ms,
             .kept = self,
         };
+    }
+
+    /// A delivery, or what gives it to many, is in the journal and needs it there.
+    pub fn enterJournal(self: *Message) void {
+        self.deliveries += 1;
+    }
+
+    /// After the last of them it is not in the journal any more.
+    pub fn leaveJournal(self: *Message) void {
+        self.deliveries -= 1;
+        if (self.deliveries == 0) self.serial = 0;
     }
 
     pub fn reference(self: *Message) *Message {

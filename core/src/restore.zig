@@ -4,6 +4,7 @@
 const std = @import("std");
 const acl = @import("acl.zig");
 const bytes_room = @import("bytes.zig");
+const fanout = @import("fanout.zig");
 const Fields = @import("fields.zig").Fields;
 const heap = @import("heap.zig");
 const journal = @import("journal.zig");
@@ -198,6 +199,21 @@ fn apply(record: []const u8) Error!void {
             const found = subscriptions.get(session, try fields.string(u32)) orelse return error.Malformed;
             walks.destroy(found.walk orelse return error.Malformed);
         },
+        .fan_out => {
+            const message = messages.find(try fields.number(u64)) orelse return error.Malformed;
+            try fanout.restore(message.value, try fields.number(u64));
+        },
+        .fan_out_end => {
+            const job = fanout.unfinished() orelse return error.Malformed;
+            const message = job.message;
+            const serial = message.serial;
+            _ = message.reference();
+            defer message.unreference();
+            fanout.restoreEnd();
+            forgetUnlessNeeded(message, serial);
+        },
+        .given => fanout.restoreGiven(try sessionOf(&fields)),
+        .given_shared => try fanout.restoreGroup(try groupOf(&fields)),
         .received => {
             const session = try sessionOf(&fields);
             const identifier = try identifierOf(&fields);
@@ -240,13 +256,14 @@ fn readSession(fields: *Fields) Error!void {
     session.version = version;
     session.bridge = bridge;
     session.setExpiry(expiry_s);
-    session.restored_expiry_ms = expires_at_ms;
+    session.expiry_timer.at_ms = expires_at_ms;
     const has_will = try fields.number(u8);
     if (has_will > 1) return error.Malformed;
     if (has_will == 0) return session.setWill(null, 0);
     const delay_s = try fields.number(u32);
-    session.restored_will_ms = try fields.number(u64);
+    const will_at_ms = try fields.number(u64);
     session.setWill(try messageOf(fields), delay_s);
+    session.will_timer.at_ms = will_at_ms;
 }
 
 fn readSubscription(fields: *Fields) Error!void {
@@ -286,6 +303,7 @@ fn readDelivery(fields: *Fields, shared: bool) Error!void {
     session.waiting.append(delivery);
     session.queued_bytes += message.size_bytes();
     stats.count(.queued, 1);
+    if (group == null and fanout.isGiving(message)) fanout.restoreGiven(session);
 }
 
 fn groupOf(fields: *Fields) Error!*subscriptions.Group {
@@ -337,10 +355,15 @@ fn finished(session: *Session, queue: *session_room.Queue, delivery: *session_ro
     const message = delivery.message;
     const serial = message.serial;
     session.queued_bytes -= message.size_bytes();
-    // One reference is the index's, unless the serial names another one by now.
-    const entry = messages.find(serial);
+    _ = message.reference();
+    defer message.unreference();
     delivery.destroy();
-    const mine = entry orelse return;
+    forgetUnlessNeeded(message, serial);
+}
+
+/// One reference is the index's, unless the serial names another one by now.
+fn forgetUnlessNeeded(message: *Message, serial: u64) void {
+    const mine = messages.find(serial) orelse return;
     if (mine.value != message or message.deliveries != 0) return;
     messages.remove(mine);
     message.unreference();
@@ -374,11 +397,11 @@ pub fn settle() void {
         }
         // A clock that stood further on when the journal was written prolongs nothing.
         if (session.expiry_s != 0xFFFF_FFFF) {
-            const at = earlier(session.restored_expiry_ms, session.expiry_s);
+            const at = earlier(session.expiry_timer.at_ms, session.expiry_s);
             timers.set(&session.expiry_timer, at) catch @panic("no memory to restore");
         }
         if (session.will != null) {
-            const at = earlier(session.restored_will_ms, @min(session.will_delay_s, session.expiry_s));
+            const at = earlier(session.will_timer.at_ms, @min(session.will_delay_s, session.expiry_s));
             timers.set(&session.will_timer, at) catch @panic("no memory to restore");
         }
     }

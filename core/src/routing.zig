@@ -80,23 +80,30 @@ fn route(origin: Origin, view: *View) heap.Error!?u32 {
     };
     const found = match orelse return later(origin, view);
     const receivers = found.entries.len + found.groups.len;
-    const cost = receivers * costOf(view);
+    const cost = costOfAll(found, view);
     const bound = @max(limits.publish_units, work.left());
-    if (cost > bound or !looksFit(found.groups, bound - cost)) return later(origin, view);
+    if (cost > bound or !looksFit(found.groups, view, bound - cost)) return later(origin, view);
     work.spend(cost);
     var place: Place = .{ .acl_generation = acl.generation };
     _ = giveAll(found, view, if (origin.session) |session| session.serial else 0, &place, false);
     return @intCast(receivers);
 }
 
-/// Whether the members that may be looked at in these groups cost no more units than this.
-fn looksFit(groups: []const *subscriptions.Group, units: u64) bool {
+/// Whether the members that are looked at in these groups cost no more units than this. That a large
+/// group has somebody among the first ones has to be seen: otherwise all of it is looked at.
+fn looksFit(groups: []const *subscriptions.Group, view: *const View, units: u64) bool {
     var looks: usize = 0;
     for (groups) |group| {
-        looks += @min(group.members, limits.group_members_looked_at);
+        looks += @min(group.members, limits.group_members_looked_at) * acl.look_units;
         if (looks > units) return false;
+        if (group.members > limits.group_members_looked_at and !anybody(group, view)) return false;
     }
     return true;
+}
+
+noinline fn anybody(group: *const subscriptions.Group, view: *const View) bool {
+    var search = Search.begin(group) orelse return true;
+    return look(group, view, null, &search, limits.group_members_looked_at) != null;
 }
 
 fn later(origin: Origin, view: *View) heap.Error!?u32 {
@@ -104,15 +111,28 @@ fn later(origin: Origin, view: *View) heap.Error!?u32 {
     return null;
 }
 
-/// To one receiver.
+/// To one receiver. What it has to acknowledge is kept, and recorded, in the dearest case.
 fn costOf(view: *const View) usize {
-    return 1 + view.payload.len / work.unit_bytes;
+    return (if (view.qos == 0) @as(usize, 1) else work.kept_units) + view.payload.len / work.unit_bytes;
+}
+
+/// When all members of all groups are looked at.
+pub fn mostOfAll(found: matching.Match, view: *const View) u64 {
+    var looks: u64 = 0;
+    for (found.groups) |group| looks += group.members;
+    return costOfAll(found, view) + looks * acl.look_units;
+}
+
+fn costOfAll(found: matching.Match, view: *const View) usize {
+    return (found.entries.len + found.groups.len) * costOf(view);
 }
 
 /// How far the receivers of a message have been served.
 pub const Place = struct {
     entry: usize = 0,
     group: usize = 0,
+    /// Among the members of that group.
+    search: ?Search = null,
     acl_generation: u64,
     begun: bool = false,
     /// The topic retains a message that walks may not have come to yet: what `walks.catchUp` gets.
@@ -120,6 +140,10 @@ pub const Place = struct {
     passed_serial: u64 = 0,
     /// What it takes cannot be interrupted.
     in_one_go: bool = false,
+    /// The journal is told who has got it.
+    journaled: bool = false,
+    /// Who is here after a restart may have got it before, where the journal does not say so.
+    resumes: bool = false,
 
     fn begin(self: *Place, view: *const View) void {
         self.begun = true;
@@ -153,7 +177,7 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
             if (work.over()) return false;
             work.spend(costOf(view));
             // Sessions may have ended, and rules changed, since the receivers were found.
-            if (session.ended or (place.acl_generation != acl.generation and !acl.allowed(.subscribe, session.who(), view.topic))) continue;
+            if (session.ended or (place.resumes and entry.qos == 0) or (place.acl_generation != acl.generation and !acl.allowed(.subscribe, session.who(), view.topic))) continue;
         }
         if (older) |node| walks.catchUp(session, node, place.passed_serial);
         if (session.serial == publisher) {
@@ -172,10 +196,10 @@ pub fn giveAll(found: matching.Match, view: *View, publisher: u64, place: *Place
         if (in_pieces) {
             place.group = index;
             if (work.over()) return false;
-            work.spend(costOf(view));
-        }
-        giveGroup(group, view, &shared, if (place.in_one_go) .bounded else .thorough);
+            if (!giveGroupInPieces(group, view, place, &shared)) return false;
+        } else giveGroup(group, view, &shared, .thorough);
     }
+    place.group = found.groups.len;
     return true;
 }
 
@@ -210,9 +234,26 @@ fn give(session: *Session, view: *View, terms: delivery.Terms, shared: *delivery
 
 /// One member gets it: in turns, the ready before the busy, the connected before the absent
 /// [MQTT-4.8.2-4].
-fn giveGroup(group: *subscriptions.Group, view: *View, shared: *delivery.Shared, search: Search) void {
-    const chosen = choose(group, view, null, search) orelse return;
+fn giveGroup(group: *subscriptions.Group, view: *View, shared: *delivery.Shared, reach: Reach) void {
+    const chosen = choose(group, view, null, reach) orelse return;
     giveMember(chosen, view, shared);
+}
+
+/// False: the share of work is used up before all members were looked at, and somebody was found.
+fn giveGroupInPieces(group: *subscriptions.Group, view: *View, place: *Place, shared: *delivery.Shared) bool {
+    if (place.search == null) work.spend(costOf(view));
+    if (place.in_one_go) {
+        giveGroup(group, view, shared, .bounded);
+    } else if (place.search orelse Search.begin(group)) |begun| {
+        place.search = begun;
+        const search = &place.search.?;
+        search.in_pieces = true;
+        const chosen = look(group, view, null, search, @intCast(@min(work.left(), std.math.maxInt(usize))));
+        if (chosen) |member| giveMember(member, view, shared) else if (!search.done) return false;
+        place.search = null;
+    }
+    if (place.journaled) journal.givenShared(group);
+    return true;
 }
 
 fn giveMember(chosen: *subscriptions.Subscription, view: *View, shared: *delivery.Shared) void {
@@ -323,32 +364,66 @@ pub fn passOn(from: *Session, known: *session_room.Delivery) bool {
 
 /// A thorough search ends when somebody was found, or everybody was looked at. Bounded ones look at no more
 /// members than is left for the turn, or at a few others each time.
-const Search = enum { thorough, bounded };
+const Reach = enum { thorough, bounded };
+
+/// Where a search among a group's members stands. They may join and leave in between: what has left keeps
+/// its memory for as long as a publish is being served (`fanout`), and leads to those behind it.
+const Search = struct {
+    start: *subscriptions.Subscription,
+    next: *subscriptions.Subscription,
+    /// It is back at the first member, and ends where it began.
+    wrapped: bool = false,
+    /// Everybody was looked at.
+    done: bool = false,
+    /// It stops when the share of work is used up.
+    in_pieces: bool = false,
+
+    fn begin(group: *const subscriptions.Group) ?Search {
+        const start = group.cursor orelse group.first orelse return null;
+        return .{ .start = start, .next = start };
+    }
+
+    fn goOn(self: *Search, group: *const subscriptions.Group) void {
+        if (self.next.next_in_node) |following| {
+            self.next = following;
+        } else if (group.first != null and !self.wrapped) {
+            self.next = group.first.?;
+            self.wrapped = true;
+        } else {
+            self.done = true;
+            return;
+        }
+        if (self.next == self.start) self.done = true;
+    }
+};
 
 /// `from`: hands a message on; it goes to somebody else who has room for it, or to nobody.
-fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session, search: Search) ?*subscriptions.Subscription {
-    const start = group.cursor orelse group.first orelse return null;
+fn choose(group: *subscriptions.Group, view: *const View, from: ?*const Session, reach: Reach) ?*subscriptions.Subscription {
+    var search = Search.begin(group) orelse return null;
+    const before = work.spent;
+    const most = if (reach == .bounded) @max(looks_left, limits.looks_least) else std.math.maxInt(usize);
+    const best = look(group, view, from, &search, most);
+    if (reach == .bounded) looks_left -|= @intCast(work.spent - before);
+    if (best == null) group.cursor = search.next;
+    return best;
+}
+
+/// Goes on with a search until somebody is ready, or the best of enough members is known, or `most` were looked at.
+fn look(group: *const subscriptions.Group, view: *const View, from: ?*const Session, search: *Search, most: usize) ?*subscriptions.Subscription {
     var best: ?*subscriptions.Subscription = null;
     var best_rank: u8 = 0;
-    var member = start;
     var looked: usize = 0;
     defer work.spend(looked);
-    const most = if (search == .bounded) @max(looks_left, limits.looks_least) else std.math.maxInt(usize);
-    defer if (search == .bounded) {
-        looks_left -|= looked;
-    };
-    while (looked < most and (looked < limits.group_members_looked_at or best == null)) {
+    while (!search.done and !(search.in_pieces and looked != 0 and work.over()) and looked < most and (looked < limits.group_members_looked_at or best == null)) {
         looked += 1;
-        const rank = if (member.session == from) 0 else readiness(member, view, from != null);
-        if (rank > best_rank) {
-            best = member;
-            best_rank = rank;
-            if (rank == 4) break;
-        }
-        member = member.next_in_node orelse group.first.?;
-        if (member == start) break;
+        const member = search.next;
+        search.goOn(group);
+        const rank = if (member.gone or member.session == from) 0 else readiness(member, view, from != null);
+        if (rank <= best_rank) continue;
+        best = member;
+        best_rank = rank;
+        if (rank == 4) break;
     }
-    if (best == null) group.cursor = member;
     return best;
 }
 

@@ -10,7 +10,6 @@ const stats = @import("stats.zig");
 const timers = @import("timers.zig");
 const fanout = @import("fanout.zig");
 const journal = @import("journal.zig");
-const matching = @import("matching.zig");
 const work = @import("work.zig");
 const transitions = @import("transitions.zig");
 const subscriptions = @import("subscriptions.zig");
@@ -40,14 +39,13 @@ pub const Delivery = struct {
     pub fn enterJournal(self: *Delivery) void {
         if (self.journaled) return;
         self.journaled = true;
-        self.message.deliveries += 1;
+        self.message.enterJournal();
     }
 
     pub fn leaveJournal(self: *Delivery) void {
         if (!self.journaled) return;
         self.journaled = false;
-        self.message.deliveries -= 1;
-        if (self.message.deliveries == 0) self.message.serial = 0;
+        self.message.leaveJournal();
     }
 
     pub fn destroy(self: *Delivery) void {
@@ -106,8 +104,9 @@ pub const Session = struct {
 
     first_subscription: ?*Subscription = null,
     subscription_count: u32 = 0,
-    /// Where the matches that are being made have put this session: a short and a long one.
-    places: [2]matching.Place = @splat(.{}),
+    /// Which walk has put this session where among those that it has found: a short and a long one.
+    stamps: [2]u64 = @splat(0),
+    indices: [2]u32 = @splat(0),
     /// It is over; what it still has is given back turn by turn.
     ended: bool = false,
     next_ended: ?*Session = null,
@@ -137,11 +136,9 @@ pub const Session = struct {
     left_after: u64 = 0,
     will: ?*Message = null,
     will_delay_s: u32 = 0,
+    /// After a restart, until they are set, they say when they were due (Unix ms); 0: counts from the restart.
     expiry_timer: timers.Timer = .{ .kind = .session },
     will_timer: timers.Timer = .{ .kind = .will },
-    /// Absolute expiry (Unix ms) that a restored journal gave; 0: counts from the restart.
-    restored_expiry_ms: u64 = 0,
-    restored_will_ms: u64 = 0,
 
     pub fn who(self: *const Session) acl.Who {
         return .{ .user = self.user, .client_identifier = self.client_identifier, .attestation = &self.attestation };
@@ -203,6 +200,7 @@ pub const Session = struct {
         self.will = will;
         self.will_delay_s = delay_s;
         timers.cancel(&self.will_timer);
+        self.will_timer.at_ms = 0; // of a will before a restart
     }
 };
 
@@ -272,7 +270,7 @@ pub fn clearEnded() bool {
         if (!dismantle(session)) return false;
         first_ended = session.next_ended;
         if (first_ended == null) last_ended = null;
-        fanout.release(@ptrCast(session), @sizeOf(Session));
+        fanout.release(session);
     }
     return true;
 }

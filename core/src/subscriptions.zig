@@ -51,6 +51,8 @@ pub const Group = struct {
     members: u32 = 0,
     /// Members whose sessions survive their connections: after a restart they are there.
     durable_members: u32 = 0,
+    /// See `fanout.restoreGroup`.
+    given_before_restart: bool = false,
 };
 
 const Value = struct {
@@ -169,7 +171,7 @@ fn dropGroupIfEmpty(group: *Group) void {
     if (group.previous) |previous| previous.next = group.next else group.node.value.groups = group.next;
     if (group.next) |following| following.previous = group.previous;
     heap.freeSlice(group.name);
-    fanout.release(@ptrCast(group), @sizeOf(Group));
+    fanout.release(group);
 }
 
 pub fn remove(gone: *Subscription) void {
@@ -193,7 +195,7 @@ pub fn remove(gone: *Subscription) void {
         dropGroupIfEmpty(group);
     }
     gone.gone = true;
-    fanout.release(@ptrCast(gone), @sizeOf(Subscription));
+    fanout.release(gone);
     tree.prune(node);
 }
 

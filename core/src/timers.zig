@@ -32,6 +32,7 @@ pub fn cancel(timer: *Timer) void {
     if (!timer.isSet()) return;
     const index = timer.index;
     timer.index = absent;
+    timer.at_ms = 0;
     const last = queue.items[queue.items.len - 1];
     queue.items.len -= 1;
     if (last == timer) return;
@@ -43,9 +44,13 @@ pub fn next() ?u64 {
     return if (queue.items.len == 0) null else queue.items[0].at_ms;
 }
 
+pub inline fn isDue(now_ms: u64) bool {
+    return queue.items.len != 0 and queue.items[0].at_ms <= now_ms;
+}
+
 /// Takes the earliest timer that is due out of the queue.
 pub fn due(now_ms: u64) ?*Timer {
-    if (queue.items.len == 0 or queue.items[0].at_ms > now_ms) return null;
+    if (!isDue(now_ms)) return null;
     const timer = queue.items[0];
     cancel(timer);
     return timer;

@@ -77,7 +77,7 @@ pub fn covers(wide: []const u8, narrow: []const u8) bool {
 
 /// A tree whose nodes are topic levels. Children are found through one hash table for the whole
 /// tree, so a step costs the same however many siblings there are. `release` takes back a node.
-pub fn Tree(comptime Value: type, comptime release: fn ([*]u8, usize) void) type {
+pub fn Tree(comptime Value: type, comptime release: fn (anytype) void) type {
     return struct {
         root: Node = .{ .parent = null, .hash = 0, .path_hash = 0, .level_bytes = 0, .value = .{} },
         table: heap.Table(Node) = .{},
@@ -103,6 +103,11 @@ pub fn Tree(comptime Value: type, comptime release: fn ([*]u8, usize) void) type
             /// The level's text lies behind the node.
             pub fn level(self: *const Node) []const u8 {
                 return (@as([*]const u8, @ptrCast(self)) + @sizeOf(Node))[0..self.level_bytes];
+            }
+
+            /// What it takes of the heap.
+            pub fn bytes(self: *const Node) usize {
+                return @sizeOf(Node) + self.level_bytes;
             }
 
             /// Writes the whole topic into `target` from its end; returns the part used.
@@ -207,7 +212,7 @@ pub fn Tree(comptime Value: type, comptime release: fn ([*]u8, usize) void) type
                 if (parent.hash_sign == node) parent.hash_sign = null;
                 if (node.previous_sibling) |previous| previous.next_sibling = node.next_sibling else parent.first_child = node.next_sibling;
                 if (node.next_sibling) |following| following.previous_sibling = node.previous_sibling;
-                release(@ptrCast(node), @sizeOf(Node) + node.level_bytes);
+                release(node);
                 node = parent;
             }
         }

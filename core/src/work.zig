@@ -8,6 +8,9 @@ const limits = @import("limits.zig");
 /// A node of a large tree, looked at, made or removed, is not in the processor's caches.
 pub const node_units = 4;
 
+/// A message that is put into the queue and into the journal for one more receiver.
+pub const kept_units = 16;
+
 pub var spent: u64 = 0;
 /// What works now may go on until `spent` is here.
 /// Until the first turn without a bound: reading a journal back is nobody's turn.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from avow.testing.core_abi import Setting
+from avow.testing.core_abi import Access, Principal, Rule, Setting
 from avow.testing.core_driver import CoreDriver
 from avow.testing.fake_client import FakeClient
 from avow.testing.mqtt import (
@@ -326,6 +326,34 @@ def test_a_publish_to_many_groups_whose_members_cannot_have_it(watched: Watched,
     source.send(Publish("jobs", b"once", qos, 1 if qos else None))
     assert watched.until(lambda: not watched.core._flags & 1) >= 2
     assert [each.payload for each in ready.received()] == [b"once"] * 2
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("served", [True, False])
+def test_a_publish_to_a_group_of_which_hardly_anybody_can_have_it(
+    watched: Watched, qos: int, served: bool
+) -> None:
+    """Each look at a member costs one at the rules, and all were looked at in one step."""
+    watched.core.one_step = False
+    first = FakeClient(watched.core, "first", identity="allowed")
+    first.connect()
+    # The last to come is the first to be looked at.
+    for client in [first, *(FakeClient(watched.core, f"denied-{n}") for n in range(300))]:
+        if client is not first:
+            client.connect()
+        client.subscribe(Filter("$share/group/jobs", 2))
+    nobody = [Rule(True, "jobs", principal=Principal.USER, user=f"nobody-{n}") for n in range(2000)]
+    allowed = Rule(served, "jobs", Access.SUBSCRIBE, Principal.USER, "allowed")
+    watched.core.acl([*nobody, allowed, Rule(True, "jobs", Access.PUBLISH)])
+    source = publisher(watched)
+    watched.core.one_step = True
+    source.send(Publish("jobs", b"once", qos, 1 if qos else None))
+    assert watched.until(lambda: not watched.core._flags & 1) >= 2
+    assert [each.payload for each in first.received()] == [b"once"] * served
+    if qos == 1:
+        assert source.expect(Puback).code == 0
+    elif qos == 2:
+        assert source.expect(Pubrec).code == 0
 
 
 def per_item_s(work: Callable[[int], None], counts: Sequence[int]) -> list[float]:
