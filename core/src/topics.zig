@@ -84,6 +84,8 @@ pub fn Tree(comptime Value: type, comptime release: fn (anytype) void) type {
 
         const Self = @This();
         const warm_levels = 16;
+        /// A smaller tree is in the processor's caches anyway.
+        const warm_nodes_min = 4096;
 
         pub const Node = struct {
             parent: ?*Node,
@@ -137,6 +139,7 @@ pub fn Tree(comptime Value: type, comptime release: fn (anytype) void) type {
         /// Reads what a walk down `topic` will need, level after level without waiting for one to
         /// find the next: in a large tree the memory's latencies overlap instead of adding up.
         pub fn warm(self: *const Self, topic: []const u8) void {
+            if (self.table.count < warm_nodes_min) return;
             var nodes: [warm_levels]?*Node = undefined;
             var count: usize = 0;
             var hash = self.root.path_hash;
