@@ -42,9 +42,9 @@ pub fn handle(connection: *Connection, body: []const u8) void {
     arriving = .{ .connection = connection, .packet = &packet };
     defer arriving = null;
     connection.version = packet.version;
-    connection.bridge = packet.bridge;
+    connection.flags.bridge = packet.bridge;
     if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
-    if (packet.properties.request_problem_information) |value| connection.request_problem_information = value == 1;
+    if (packet.properties.request_problem_information) |value| connection.flags.request_problem_information = value == 1;
     if (packet.client_identifier.len > limits.client_identifier_bytes_max)
         return refuse(connection, .client_identifier_not_valid, "the client identifier is longer than this server takes"); // [MQTT-3.1.3-8]
     if (state.draining) return refuse(connection, .server_unavailable, "the server is shutting down");
@@ -63,7 +63,7 @@ pub fn handle(connection: *Connection, body: []const u8) void {
     }
     if (connection.identity.len != 0) return accept(connection, &packet, connection.identity, "");
     if (packet.user_name != null or packet.password != null) return ask(connection, body, &packet);
-    if (!connection.anonymous_allowed) return refuse(connection, .not_authorized, "anonymous clients are not allowed here");
+    if (!connection.flags.anonymous_allowed) return refuse(connection, .not_authorized, "anonymous clients are not allowed here");
     accept(connection, &packet, "", "");
 }
 
@@ -142,8 +142,8 @@ pub fn handleAuth(connection: *Connection, body: []const u8) void {
     const again = packet.reason == @backingInt(Reason.reauthenticate);
     var flags: u8 = 4;
     if (connection.phase == .active) {
-        if (again == connection.reauthenticating) return connection_room.close(connection, .protocol_error, "AUTH does not fit the exchange");
-        connection.reauthenticating = true;
+        if (again == connection.flags.reauthenticating) return connection_room.close(connection, .protocol_error, "AUTH does not fit the exchange");
+        connection.flags.reauthenticating = true;
         flags |= if (again) 8 else 8 | 16;
     } else {
         if (again) return fail(connection, .protocol_error, "re-authentication before the connection is accepted");
@@ -165,13 +165,13 @@ pub const Verdict = struct { outcome: u8, reason: Reason, user: []const u8, data
 /// The host's AUTH_RESULT. Answers to a question of another connection or an earlier time are ignored.
 pub fn answered(connection: *Connection, ticket: u32, verdict: Verdict) void {
     if (connection.ticket != ticket or ticket == 0) return;
-    if (connection.phase != .verifying and !connection.reauthenticating) return;
+    if (connection.phase != .verifying and !connection.flags.reauthenticating) return;
     connection.ticket = 0;
     switch (verdict.outcome) {
         0 => challenge(connection, verdict.data),
         1 => succeed(connection, verdict),
         else => {
-            connection.end_told = true;
+            connection.flags.end_told = true;
             fail(connection, if (@backingInt(verdict.reason) < 0x80) .not_authorized else verdict.reason, verdict.text);
         },
     }
@@ -207,7 +207,7 @@ fn sendAuth(connection: *Connection, reason: Reason, data: []const u8) void {
 
 fn succeed(connection: *Connection, verdict: Verdict) void {
     if (connection.phase == .active) {
-        connection.reauthenticating = false;
+        connection.flags.reauthenticating = false;
         return sendAuth(connection, .success, verdict.data);
     }
     const body = connection.held_connect;
@@ -282,7 +282,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
         const who: acl.Who = .{ .user = user, .client_identifier = name, .attestation = &connection.attestation };
         if (!sys.ofBridges(will.topic) and (sys.reserved(will.topic) or !acl.allowed(.publish, who, will.topic))) {
             stats.count(.acl_denied, 1);
-            connection.end_told = refusals.report(connection, .will, .not_authorized, who, will.topic);
+            connection.flags.end_told = refusals.report(connection, .will, .not_authorized, who, will.topic);
             return refuse(connection, .not_authorized, "the will's topic is not allowed for this client");
         }
     }
@@ -538,7 +538,7 @@ pub fn detach(connection: *Connection) void {
     stats.uncount(.clients_connected, 1);
     // A shutdown is for the journal what a crash is: wills and expiry are dealt with after the restart.
     if (state.draining) return;
-    if (!connection.will_wanted) session.setWill(null, 0);
+    if (!connection.flags.will_wanted) session.setWill(null, 0);
     switch (transitions.lifeEffect(.connected, if (session.durable()) .closed_expiring else .closed_ending)) {
         .end => endInTurns(session),
         .keep => keepSession(session),

@@ -22,14 +22,27 @@ const Session = @import("session.zig").Session;
 
 pub const Alias = struct { topic: []u8 };
 
+/// What is asked for once in a while: a bit each, so that many idle connections take less.
+const Flags = packed struct(u8) {
+    /// Another broker, which said so in CONNECT (MQTT 3.1 and 3.1.1).
+    bridge: bool = false,
+    anonymous_allowed: bool,
+    request_problem_information: bool = true,
+    reauthenticating: bool = false,
+    /// The host has to hold the peer's end back until RESUME: input of before still waits.
+    hold_due: bool = false,
+    will_wanted: bool = true,
+    reported: bool = false,
+    /// The host has given or was told the reason of the end.
+    end_told: bool = false,
+};
+
 pub const Connection = struct {
     id: u32,
     phase: transitions.Phase,
     /// 3 (MQTT 3.1), 4 (3.1.1) or 5; 0: not known yet.
     version: u8 = 0,
-    /// Another broker, which said so in CONNECT (MQTT 3.1 and 3.1.1).
-    bridge: bool = false,
-    anonymous_allowed: bool,
+    flags: Flags,
     /// The proven TLS identity; heap-owned.
     identity: []u8,
     attestation: acl.Attestation,
@@ -48,7 +61,6 @@ pub const Connection = struct {
     window: u16 = 0xFFFF,
     /// QoS 1 and 2 publishes sent on this connection that are not complete.
     outstanding: u32 = 0,
-    request_problem_information: bool = true,
     aliases_in: [][]u8 = &.{},
     aliases_out: heap.List(Alias) = .{},
     alias_out_maximum: u16 = 0,
@@ -57,7 +69,6 @@ pub const Connection = struct {
     held_connect: []u8 = &.{},
     method: []u8 = &.{},
     ticket: u32 = 0,
-    reauthenticating: bool = false,
 
     next_dirty: ?*Connection = null,
     previous_dirty: ?*Connection = null,
@@ -74,20 +85,14 @@ pub const Connection = struct {
     /// Reading is paused, as the host knows it; `pause_due`: a change has to be told.
     paused: bool = false,
     pause_due: bool = false,
-    /// The host has to hold the peer's end back until RESUME: input of before still waits.
-    hold_due: bool = false,
     close_due: bool = false,
     abort_due: bool = false,
     /// Messages wait in the session until the outbox has drained.
     backlog: bool = false,
     /// More segments wait than one turn offers.
     outbox_rest: bool = false,
-    will_wanted: bool = true,
-    reported: bool = false,
     refusals: refusals.Window = .{},
     refusals_unreported: u32 = 0,
-    /// The host has given or was told the reason of the end.
-    end_told: bool = false,
     /// What the peer spoke first, for the words when that was no MQTT; 0: nothing yet, or that.
     first_byte: u8 = 0,
 
@@ -175,7 +180,7 @@ pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
     connection.* = .{
         .id = id,
         .phase = if (opening.web) .upgrading else .connecting,
-        .anonymous_allowed = opening.anonymous_allowed,
+        .flags = .{ .anonymous_allowed = opening.anonymous_allowed },
         .identity = name,
         .attestation = opening.attestation,
         .websocket = decoder,
@@ -258,7 +263,7 @@ pub fn close(connection: *Connection, wanted: Reason, text: []const u8) void {
     const tell = connection.version == 5 and connection.phase == .active;
     if (tell) {
         var packet: [256]u8 = undefined;
-        const shown: []const u8 = if (connection.request_problem_information or reason != .success) text else "";
+        const shown: []const u8 = if (connection.flags.request_problem_information or reason != .success) text else "";
         const bytes = writer.disconnect(&packet, reason, shown, connection.maximum_packet_bytes);
         if (connection.takes(bytes)) connection.write(bytes) catch {
             connection.abort_due = true;
@@ -304,8 +309,8 @@ fn doom(connection: *Connection) void {
 }
 
 pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8) void {
-    if (connection.reported) return;
-    connection.reported = true;
+    if (connection.flags.reported) return;
+    connection.flags.reported = true;
     if (by == 1 and reason.blamesProtocol()) stats.count(.protocol_errors, 1);
     const claimed = connect.claimed(connection);
     events.disconnected(.{
@@ -313,7 +318,7 @@ pub fn report(connection: *Connection, reason: Reason, by: u8, text: []const u8)
         .reason = @backingInt(reason),
         .by = by,
         .accepted = connection.session != null,
-        .told = connection.end_told,
+        .told = connection.flags.end_told,
         .refusals = connection.refusals_unreported,
         .client_identifier = claimed.client_identifier,
         .user = claimed.user,
@@ -366,9 +371,9 @@ fn offer(connection: *Connection) void {
         flags |= if (connection.paused) abi.flag_pause else abi.flag_resume;
         connection.pause_due = false;
     }
-    if (connection.hold_due) {
+    if (connection.flags.hold_due) {
         if (connection.stall != null) flags |= abi.flag_hold;
-        connection.hold_due = false;
+        connection.flags.hold_due = false;
     }
     if (connection.outbox.blocked and !connection.abort_due) {
         if (flags != 0) abi.output(connection.id, flags, 0, 0);

@@ -322,7 +322,7 @@ fn disconnect(connection: *Connection, body: []const u8) void {
         if (session.expiry_s == 0 and asked != 0) return broken(connection, error.Protocol); // section 3.14.2.2.2
         session.setExpiry(@min(asked, state.settings.session_expiry_max_s));
     }
-    if (packet.reason == 0) connection.will_wanted = false; // [MQTT-3.14.4-3]
+    if (packet.reason == 0) connection.flags.will_wanted = false; // [MQTT-3.14.4-3]
     connection_room.report(connection, @fromBackingInt(@intCast(packet.reason)), 0, "");
     connection_room.finish(connection, .success, "");
 }

@@ -46,7 +46,7 @@ pub fn begin(connection: *Connection, rest: []const u8) void {
     stall.input = input;
     stall.at = 0;
     connection_room.wantPause(connection, true);
-    connection.hold_due = true;
+    connection.flags.hold_due = true;
     connection_room.markDirty(connection);
     if (connection.job == null) enqueue(stall); // else when that is done
 }

@@ -188,8 +188,8 @@ fn enter(connection: *Connection, entry: packets.Subscription, identifier: u32) 
         .qos = qos,
         // What the bit of a bridge is for: without the one its messages come back to it, without
         // the other its broker loses what was to be retained. A shared one cannot be No Local.
-        .no_local = entry.no_local or (connection.bridge and !topics.isShared(entry.filter)),
-        .retain_as_published = entry.retain_as_published or connection.bridge,
+        .no_local = entry.no_local or (connection.flags.bridge and !topics.isShared(entry.filter)),
+        .retain_as_published = entry.retain_as_published or connection.flags.bridge,
         .identifier = identifier,
     }) catch return refused(connection.version, entry, .quota_exceeded);
     journal.subscribed(added.subscription);
