@@ -53,8 +53,8 @@ measurement = "any"
 chip_id = "any"
 migration_agent = false
 vmpl = { max = 0 }
-tcb = { bootloader = { min = 0 }, tee = { min = 0 }, snp = { min = 0 }, microcode = { min = 0 } }
-launch_tcb = { bootloader.min = 4, tee.min = 1, snp.min = 24, microcode.min = 219 }
+tcb = { bootloader.min = 0, tee.min = 0, snp.min = 0, microcode.min = 0, fmc.min = 0 }
+launch_tcb = { bootloader.min = 4, tee.min = 1, snp.min = 24, microcode.min = 219, fmc.min = 0 }
 platform.alias_check_complete = true
 [collateral]
 crl_checked = true

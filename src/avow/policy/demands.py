@@ -80,11 +80,14 @@ _SNP: Final = (
         "snp.tcb.tee",
         "snp.tcb.snp",
         "snp.tcb.microcode",
+        # Zero before Turin, where a lowest value of 0 costs nothing.
+        "snp.tcb.fmc",
         # The reported TCB says nothing about a guest that was launched before a live update.
         "snp.launch_tcb.bootloader",
         "snp.launch_tcb.tee",
         "snp.launch_tcb.snp",
         "snp.launch_tcb.microcode",
+        "snp.launch_tcb.fmc",
     ),
     # AMD-SB-3015 (CVE-2024-21944): memory that answers at two addresses.
     *_each(How.NAMED, "snp.platform.alias_check_complete"),

@@ -91,10 +91,12 @@ SNP = {
     "snp.tcb.tee": at_least(1),
     "snp.tcb.snp": at_least(22),
     "snp.tcb.microcode": at_least(213),
+    "snp.tcb.fmc": at_least(2),
     "snp.launch_tcb.bootloader": at_least(4),
     "snp.launch_tcb.tee": at_least(1),
     "snp.launch_tcb.snp": at_least(22),
     "snp.launch_tcb.microcode": at_least(213),
+    "snp.launch_tcb.fmc": at_least(2),
     "snp.platform.alias_check_complete": exact(True, False),
     **COLLATERAL,
 }

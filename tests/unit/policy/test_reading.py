@@ -180,8 +180,9 @@ def test_keys_may_be_dotted_quoted_or_tables() -> None:
         rule_text("snp", snp)
         + f'[snp]\nmeasurement = "{"a1" * 48}"\nchip_id = "{"a1" * 64}"\nvmpl = 0\n'
         + "migration_agent = false\n[snp.tcb]\nbootloader = { min = 4 }\ntee = { min = 1 }\n"
-        + "snp = { min = 22 }\nmicrocode = { min = 213 }\n[snp.launch_tcb]\nbootloader.min = 4\n"
-        + "tee.min = 1\nsnp.min = 22\nmicrocode.min = 213\n"
+        + "snp = { min = 22 }\nmicrocode = { min = 213 }\nfmc.min = 2\n"
+        + "[snp.launch_tcb]\nbootloader.min = 4\n"
+        + "tee.min = 1\nsnp.min = 22\nmicrocode.min = 213\nfmc.min = 2\n"
         + "[snp.platform]\nalias_check_complete = true\n"
         + "[collateral]\ncrl_checked = true\nage_s = { max = 86400 }\n"
     )
