@@ -276,15 +276,55 @@ export const hook: *const fn () callconv(.c) void linksection(".init_array") = l
 """
 
 
+def traced(folder: Path) -> tuple[Path, Path]:
+    """Such a library, and its trace, which is not there yet."""
+    source, library, trace = (folder / name for name in ("evil.zig", "evil.so", "trace"))
+    source.write_text(LOADED.replace("TRACE", str(trace)))
+    compiler = [sys.executable, "-m", "ziglang", "build-lib", "-dynamic", "-O", "ReleaseSmall"]
+    compiled = run([*compiler, f"-femit-bin={library}", str(source)], cwd=folder)
+    assert compiled.returncode == 0, compiled.stderr
+    return library, trace
+
+
+CONFIGURATION = """\
+openssl_conf = all
+[all]
+providers = providers
+[providers]
+evil = evil
+[evil]
+module = LIBRARY
+activate = 1
+"""
+
+
+def test_library_by_the_configuration_of_openssl(
+    installed: Installed, runtime: str, tmp_path: Path
+) -> None:
+    """As by the system's file, which a variable stands for here."""
+    library, trace = traced(tmp_path)
+    configuration = tmp_path / "openssl.cnf"
+    configuration.write_text(CONFIGURATION.replace("LIBRARY", str(library)))
+    environment = {"OPENSSL_CONF": str(configuration)}
+    run([str(installed.python), "-c", "import _hashlib"], env=environment)
+    assert trace.exists()
+    trace.unlink()
+    boot = installed.site / "avow/runtime/boot.py"
+    done = run(
+        [str(installed.python), *FLAGS, str(boot), "0", "avow.cli", "measure", "--reference"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        cwd=installed.libraries,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize("before", ["", "pcap:"])
 def test_library_as_the_way_to_a_tpm(installed: Installed, before: str, tmp_path: Path) -> None:
     """libtss2 loads a library by its path, and lets go of one that is no transport: its code has
     run then, and nothing shows it any more."""
-    source, library, trace = (tmp_path / name for name in ("evil.zig", "evil.so", "trace"))
-    source.write_text(LOADED.replace("TRACE", str(trace)))
-    compiler = [sys.executable, "-m", "ziglang", "build-lib", "-dynamic", "-O", "ReleaseSmall"]
-    compiled = run([*compiler, f"-femit-bin={library}", str(source)], cwd=tmp_path)
-    assert compiled.returncode == 0, compiled.stderr
+    library, trace = traced(tmp_path)
     ctypes.CDLL(str(library))
     assert trace.exists()
     trace.unlink()

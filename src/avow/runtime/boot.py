@@ -33,6 +33,9 @@ LENGTH_BYTES = 8
 FLAGS = ("-I", "-S", "-B", "-X", "pycache_prefix=/dev/null")
 MAKE_IMAGE = "--image"
 STANDARD_ERROR = 2
+# OpenSSL reads a file at its first use that may name libraries to load (config(5)); nobody has
+# measured it. Without a file it has its defaults.
+OPENSSL_CONF = ("OPENSSL_CONF", "/dev/null")
 # All that another process of this kind needs: it makes an image, or prints.
 BARE_ENVIRONMENT = {"LANG": "C.UTF-8"}
 
@@ -328,6 +331,7 @@ def _environment(descriptor: int) -> "dict[str, str]":
 
 def main() -> None:
     """See the top."""
+    os.environ.update([OPENSSL_CONF])
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if sys.argv[1] == MAKE_IMAGE:
         _make(int(sys.argv[2]), package)
