@@ -3,7 +3,7 @@
 # whichever was taken first.
 # MQTT 3.1.1, section 3.3.5 [MQTT-3.3.5-1]: with overlapping subscriptions the message comes with the maximum QoS
 # of all that match.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # X.690, section 11.6: DER sorts the members of a SET OF; 8.12.3 (BER): their order is the sender's choice. RFC 5280,
 # section 4.1, asks for DER where the signature is made, so the refusal is right by the letter: the surprise is that
 # a peer's certificate which one library takes is none for the other, and its signature is right all the same.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # MQTT 5.0, section 4.4 [MQTT-4.4.0-1]: a server sends an unacknowledged PUBLISH again, with DUP, when the
 # session is resumed; 4.3.3 [MQTT-4.3.3-10]: until PUBREL the receiver answers it with PUBREC and delivers
 # no duplicate onward.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

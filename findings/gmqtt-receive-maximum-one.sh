@@ -3,7 +3,7 @@
 # With 2 it lets only one message be under way, and then raises.
 # MQTT 5.0, section 3.2.2.3.3: only 0 is an error; 3.3.4 [MQTT-3.3.4-7]: a client does not have more than
 # Receive Maximum QoS 1 and QoS 2 messages unacknowledged.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # gmqtt tells on_connect the Session Expiry Interval that the client asked for, not the one in CONNACK.
 # MQTT 5.0, section 3.2.2.3.2: the server uses the property to say that it uses another value than the
 # one in CONNECT, so the value in CONNACK is the one in force.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # mqtt-packet (JavaScript) keeps User Properties by name, so a repeated name loses its place among the others.
 # MQTT 5.0, section 3.3.2.3.7 [MQTT-3.3.2-18]: a server keeps their order when it forwards the message; the
 # same name may come more than once. A broker that parses and generates with this library cannot.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # MQTT 5.0, section 3.1.3.1: a client may send an empty client identifier, with Clean Start 0 too (3.1.1 had
 # forbidden that; 5.0 has not); 3.1.2.9: a password without a user name is allowed; 3.15.2.1: AUTH with Reason
 # Code 0x00 and no properties may have Remaining Length 0.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # MQTT 5.0, section 3.3.4 [MQTT-3.3.4-7]: no more than Receive Maximum unacknowledged messages of QoS 1 and 2;
 # 3.2.2.3.4 [MQTT-3.2.2-11]: no PUBLISH above Maximum QoS; 3.2.2.3.14 [MQTT-3.2.2-21]: the client uses the
 # Server Keep Alive in place of its own, and 0 turns the mechanism off (section 3.1.2.10).
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # mqttools (client) does not take the Server Keep Alive from CONNACK: with its own 30 s and the server's 1 s it
 # sends nothing for three seconds, and a server may then close the connection at 1.5 s.
 # MQTT 5.0, section 3.2.2.3.14 [MQTT-3.2.2-21]: the client uses this value in place of the one it sent.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # Malformed Packet), while it forwards one with a Content Type.
 # MQTT 5.0, section 3.3.2.3.7 and 1.5.7: a User Property is a UTF-8 String Pair; [MQTT-3.3.2-17]: a server forwards
 # all of them unaltered.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # paho-mqtt (Python) ends a connection whose CONNACK has a Maximum Packet Size above 268435455.
 # MQTT 5.0, section 3.2.2.3.6: the property is a Four Byte Integer, and only 0 is an error. A server
 # that takes every packet there is may well say 268435460, the size of the largest one.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

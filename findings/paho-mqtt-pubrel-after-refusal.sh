@@ -2,7 +2,7 @@
 # paho-mqtt (Python) answers a PUBREC that refuses the message with PUBREL, and never says it is refused.
 # MQTT 5.0, section 4.3.3 [MQTT-4.3.3-4]: PUBREL follows a PUBREC whose Reason Code is less than 0x80; a
 # PUBREC with 0x80 or more acknowledges the PUBLISH and ends the exchange (section 4.4 [MQTT-4.4.0-2]).
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

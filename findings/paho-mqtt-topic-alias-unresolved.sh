@@ -3,7 +3,7 @@
 # its own CONNECT allowed the server aliases.
 # MQTT 5.0, section 3.3.2.3.4: the receiver keeps the mapping of an alias and sets the topic by it when the
 # Topic Name is empty.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # with "sub resource" is there. Whoever lists a component's imports from it does not see them all.
 # Component Model, Explainer, "Import and Export Definitions": an import descriptor may be (type (eq ...)) as well
 # as (type (sub resource)), and both are imports of the component.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # instantiate it: shared memory is a setting apart (Config.shared_memory).
 # WebAssembly threads proposal, memory types: "shared" is part of the proposal that wasm_threads turns on, and a
 # module that has passed validation is expected to instantiate when its imports fit.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
