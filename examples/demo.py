@@ -1,14 +1,14 @@
-"""An attested broker, clients that judge it, and three that it cannot be mistaken for.
+"""An attested broker, clients that judge it, and three impostors that they refuse.
 
     make demo
 
 The broker is `avow broker --tee simulated` in a process of its own, so NOTHING IS PROTECTED here:
-software signs what a TEE would sign. All else is as on hardware: a policy by `avow policy init`,
-fresh evidence for every connection, and paho-mqtt's clients that send no byte of MQTT before the
-policy has accepted it. They exchange this machine's readings from /proc for ten seconds. Then come
-a broker with an altered module, somebody in between who passes genuine evidence on, and one who
-takes it out, both with the broker's own TLS key: each is refused. Every sentence is checked: the
-exit code is 0 only when everything expected has happened.
+software signs what a TEE would sign. Everything else is as on hardware: a policy made by `avow
+policy init`, fresh evidence for every connection, and paho-mqtt's clients that send no byte of MQTT
+before the policy has accepted it. They exchange this machine's readings from /proc for ten seconds.
+Then they refuse three impostors: a broker with an altered module, a machine in the middle that
+passes genuine evidence on, and one that leaves it out. Both in the middle have the broker's own TLS
+key. The demo checks every sentence: the exit code is 0 only when everything expected has happened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from avow.client import AttestedContext
-from avow.errors import AvowError
+from avow.errors import AvowError, counted
 from avow.evidence.appraisal import printable_claims
 from avow.testing.pki import Authority
 from examples.impostors import InBetween, altered_avow, refused_by_client
@@ -72,7 +72,10 @@ class Expectations:
     def refused(self, error: AvowError | None, check: str, what: str) -> None:
         """The client has to have refused, at the check with this number."""
         if error is None or error.finding is None:
-            self.check(False, f"{what} is refused at check {check}, got {error or 'a connection'}")
+            self.check(
+                False,
+                f"expected a refusal of {what} at check {check}, got {error or 'a connection'}",
+            )
             return
         self.check(error.finding.check.number == check, f"refused, {what}: {error}")
 
@@ -172,7 +175,9 @@ def running_broker(setup: Setup, *, package: Path | None = None) -> Iterator[Bro
     reader.start()
     try:
         if not broker.listening.wait(PATIENCE_S) or not broker.port:
-            raise RuntimeError("the broker did not start:\n" + "".join(broker.lines))
+            raise RuntimeError(
+                "expected the broker to start, got this log:\n" + "".join(broker.lines)
+            )
         yield broker
     finally:
         if process.poll() is None:
@@ -226,7 +231,9 @@ class Member:
         """Waits for something that a callback brings; raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(ready, timeout_s):
-                raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+                raise TimeoutError(
+                    f"expected {what} within {timeout_s:g} s, got nothing; is this machine busy?"
+                )
 
     def wait_for_total(self, count: int) -> bool:
         """True as soon as `count` messages have come; False when they do not come in time."""
@@ -373,7 +380,9 @@ def last_will(broker: Broker, context: ssl.SSLContext, watcher: Member) -> bool:
         device.client.publish("status/device", "here", 1).wait_for_publish(PATIENCE_S)
         device.lose_connection()
         try:
-            watcher.wait(lambda: watcher.latest.get("status/device") == "lost", "the will")
+            watcher.wait(
+                lambda: watcher.latest.get("status/device") == "lost", "the will of the lost client"
+            )
         except TimeoutError:
             return False
     return True
@@ -405,52 +414,67 @@ def exchange_readings(broker: Broker, setup: Setup, expect: Expectations) -> Non
         of_loads = sum(count for topic, count in sent.items() if "/load/" in topic)
         loads.wait_for_total(of_loads)
         for worker in shared:
-            worker.wait(lambda: sum(w.received.total() for w in shared) >= total, "the workers")
+            worker.wait(
+                lambda: sum(w.received.total() for w in shared) >= total,
+                "the workers to get every reading",
+            )
         show("\nchecks", BOLD)
-        expect.check(total >= 0.8 * FLOW_S * READINGS_PER_S * 6, f"{total} readings were sent")
-        expect.check(watcher.received == sent, f"machine/# brought all {total}, once each")
-        expect.check(loads.received.total() == of_loads, f"machine/load/+ brought {of_loads}")
+        expect.check(
+            total >= 0.8 * FLOW_S * READINGS_PER_S * 6, f"the publishers sent {total} readings"
+        )
+        expect.check(
+            watcher.received == sent, f"the subscriber of machine/# got all {total}, each once"
+        )
+        expect.check(
+            loads.received.total() == of_loads, f"the subscriber of machine/load/+ got {of_loads}"
+        )
         parts = [worker.received.total() for worker in shared]
         expect.check(
             sum(parts) == total and min(parts) > 0,
-            f"the shared subscription split them: {parts[0]} + {parts[1]}",
+            f"the shared subscription split them between two: {parts[0]} + {parts[1]}",
         )
         count = retained_values(broker, setup.ordinary(), len(sent))
         expect.check(
-            count == len(sent), f"a latecomer that knows of no evidence got {count} retained values"
+            count == len(sent),
+            f"an ordinary client that came later got the {count} retained values",
         )
-        expect.check(last_will(broker, context, watcher), "the will of a lost client came")
+        expect.check(
+            last_will(broker, context, watcher),
+            "the broker published the will of a client that vanished",
+        )
         came, rate = burst(broker, context)
-        expect.check(came == BURST_MESSAGES, f"{came} of {BURST_MESSAGES} messages of a burst came")
-        show(f"\nrates, attested, bounded by these Python clients: {rate:,.0f} messages a second")
+        expect.check(
+            came == BURST_MESSAGES, f"{came} of {BURST_MESSAGES} messages of a burst arrived"
+        )
+        show(f"\nrate, attested, limited by these Python clients: {rate:,.0f} messages a second")
 
 
 def show_evidence(context: AttestedContext, broker: Broker, expect: Expectations) -> None:
     """What the broker has shown to the client that connected last, and what was made of it."""
     result = None if context.outcome is None else context.outcome.peer
     if result is None:
-        expect.check(False, "the evidence was judged")
+        expect.check(False, "the client judged the evidence")
         return
-    show("\nwhat the evidence said", BOLD)
+    show("\nwhat the evidence says", BOLD)
     for name, value in printable_claims(result.claims).items():
         show(f"  {name:<16} {value}")
-    show(f"judged by the policy {result.policy_id[:23]}…: {result.tier.label}\n")
+    show(f"result under the policy {result.policy_id[:23]}…: {result.tier.label}\n")
     expect.check(result.accepted, "the policy accepts it")
     expect.check(
         printable_claims(result.claims)["module"] == broker.module_sha256,
-        "it names the module that the broker says it has loaded",
+        "it names the module that the broker has loaded",
     )
 
 
 def refusals(broker: Broker, setup: Setup, expect: Expectations) -> None:
-    """Three that the broker cannot be mistaken for."""
+    """Three impostors, each refused by the client."""
     context = setup.attested()
     show("\nthree refusals", BOLD)
     package = altered_avow(setup.folder / "altered")
     with running_broker(setup, package=package) as altered:
         expect.check(
             "" != altered.module_sha256 != broker.module_sha256,
-            f"somebody runs an altered module ({altered.module_sha256[:16]}…)",
+            f"a broker with an altered module started ({altered.module_sha256[:16]}…)",
         )
         expect.refused(refused_by_client(altered.port, context), "P4", "another module")
     for strip, check, what in (
@@ -462,8 +486,8 @@ def refusals(broker: Broker, setup: Setup, expect: Expectations) -> None:
         # OPEN came through, in which there is no secret; CONNECT did not.
         expect.check(
             len(between.heard) > 0 and b"MQTT" not in between.heard,
-            f"the relay, which has the broker's TLS key, read the client's {len(between.heard):,} "
-            f"bytes of the exchange of evidence, and no MQTT",
+            f"the machine in the middle, which has the broker's TLS key, got {len(between.heard)} "
+            f"bytes of the attestation exchange and nothing of MQTT: no login, no message",
         )
 
 
@@ -474,7 +498,7 @@ def judged_by_commands(broker: Broker, setup: Setup, expect: Expectations) -> No
     setup.avow("pub", *trust, "-t", "demo/round", "-m", "trip", "--retain", address)
     got = setup.avow("sub", *trust, "-t", "demo/+", "--count", "1", "--verbose", address)
     expect.check(
-        got == "demo/round trip\n", "`avow pub --policy`, `avow sub --policy`: a round trip"
+        got == "demo/round trip\n", "`avow sub --policy` got what `avow pub --policy` sent"
     )
 
 
@@ -486,7 +510,7 @@ def drained(broker: Broker) -> bool:
 
 def demonstrate(setup: Setup, expect: Expectations) -> None:
     """The whole story."""
-    show("the policy, by `avow policy init --broker`", BOLD)
+    show("the policy, made by `avow policy init --broker`", BOLD)
     configuration = ("--config", str(setup.configuration))
     simulated = ("--platform", "simulated", "-o", str(setup.policy))
     setup.avow("policy", "init", "--broker", *simulated, *configuration)
@@ -495,11 +519,13 @@ def demonstrate(setup: Setup, expect: Expectations) -> None:
     with running_broker(setup) as broker:
         show(f"broker    mqtts://127.0.0.1:{broker.port} (process {broker.process.pid})", BOLD)
         show(f"module    {broker.module_sha256}", BOLD)
-        expect.check(measured == broker.module_sha256, "`avow measure broker` prints the same")
+        expect.check(
+            measured == broker.module_sha256, "`avow measure broker` prints the same digest"
+        )
         exchange_readings(broker, setup, expect)
         judged_by_commands(broker, setup, expect)
         refusals(broker, setup, expect)
-        expect.check(drained(broker), "SIGTERM drained the broker: exit 0")
+        expect.check(drained(broker), "the broker stopped cleanly on SIGTERM: exit 0")
 
 
 def main() -> int:
@@ -513,10 +539,10 @@ def main() -> int:
         except (TimeoutError, RuntimeError, ConnectionError) as error:
             expect.check(False, str(error))
         except KeyboardInterrupt:
-            expect.check(False, "the demo was interrupted")
+            expect.check(False, "expected the demo to run to its end, got an interrupt")
     show(f"\n{time.monotonic() - started_s:.0f} seconds. {SIMULATED}", DIM)
     if expect.failed:
-        show(f"{expect.failed} expectations were not met", RED)
+        show(f"{counted(expect.failed, 'expectation')} not met: see the lines with FAIL", RED)
     return 1 if expect.failed else 0
 
 
