@@ -46,7 +46,7 @@ pub fn handle(connection: *Connection, body: []const u8) void {
     if (packet.properties.maximum_packet_size) |bytes| connection.maximum_packet_bytes = bytes;
     if (packet.properties.request_problem_information) |value| connection.flags.request_problem_information = value == 1;
     if (packet.client_identifier.len > limits.client_identifier_bytes_max)
-        return refuse(connection, .client_identifier_not_valid, "the client identifier is longer than this server takes"); // [MQTT-3.1.3-8]
+        return refuse(connection, .client_identifier_not_valid, "the client identifier is longer than this server accepts"); // [MQTT-3.1.3-8]
     if (state.draining) return refuse(connection, .server_unavailable, "the server is shutting down");
     if (packet.will) |will| {
         if (will.qos > state.settings.maximum_qos) return refuse(connection, .qos_not_supported, "the will's QoS is not supported");
@@ -70,7 +70,7 @@ pub fn handle(connection: *Connection, body: []const u8) void {
 /// `version`: the nearest one that is spoken, whose CONNACK the client may understand.
 fn refuseVersion(connection: *Connection, version: u8) void {
     connection.version = version;
-    refuse(connection, .unsupported_protocol_version, "MQTT 3.1, 3.1.1 and 5.0 are spoken here");
+    refuse(connection, .unsupported_protocol_version, "this server speaks MQTT 3.1, 3.1.1 and 5.0");
 }
 
 /// The CONNECT packet that is being handled.
@@ -266,7 +266,7 @@ fn accept(connection: *Connection, packet: *const packets.Connect, user: []const
     const assigned = name.len == 0;
     if (assigned) {
         if (packet.version == 3) // MQTT 3.1, section 3.1: at least one character
-            return refuse(connection, .client_identifier_not_valid, "MQTT 3.1 has no empty client identifiers");
+            return refuse(connection, .client_identifier_not_valid, "MQTT 3.1 does not allow an empty client identifier");
         if (packet.version == 4 and !packet.clean_start) // 3.1.1 [MQTT-3.1.3-8]
             return refuse(connection, .client_identifier_not_valid, "an empty client identifier needs a clean session");
         name = assignName(&name_bytes);

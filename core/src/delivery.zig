@@ -382,7 +382,7 @@ pub fn acknowledged(connection: *Connection, packet_identifier: u16, event: tran
     const step = transitions.outboundStep(before, event);
     switch (step.effect) {
         .none => {},
-        .protocol_error => return connection_room.close(connection, .protocol_error, "this acknowledgement does not belong to the QoS of the message"),
+        .protocol_error => return connection_room.close(connection, .protocol_error, "this acknowledgement does not match the QoS of the message"),
         .complete => complete(session, slot.?),
         .release => {
             slot.?.state = step.next;

@@ -307,7 +307,7 @@ fn nextPiece(core: *wasm.Core, restart: bool) wasm.Error![]const u8 {
     const piece_bytes = try core.snapshot(restart);
     if (piece_bytes == 0) return &.{};
     const result = try core.result();
-    if (result.journal_bytes != piece_bytes) return core.broke("a snapshot's length is told in two ways");
+    if (result.journal_bytes != piece_bytes) return core.broke("a snapshot has two different lengths");
     return core.slice(result.journal_address, piece_bytes);
 }
 
