@@ -32,6 +32,7 @@ def _existing(name: str) -> Path:
     path = _NATIVE_DIRECTORY / name
     if not path.is_file():
         raise UnavailableError(
-            f"{path} is missing: build it with `make build` in a checkout, or with `pip install .`"
+            f"expected {path}, got no such file; build it with `make build` in a checkout, "
+            "or with `pip install .`"
         )
     return path

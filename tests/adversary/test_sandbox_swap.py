@@ -102,4 +102,4 @@ def test_code_compiled_elsewhere_is_no_program(tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode == 100
-    assert "takes compiled code from nobody" in finished.stderr
+    assert "avow compiles every program itself" in finished.stderr

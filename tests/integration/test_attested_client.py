@@ -303,7 +303,7 @@ def test_what_is_no_attested_connection_is_refused(endpoint: AttestedEndpoint) -
     with left, right:
         with pytest.raises(ValueError, match="new connection"):
             context.wrap_socket(left, server_side=True)
-        with pytest.raises(ValueError, match="old session"):
+        with pytest.raises(ValueError, match="saved session"):
             context.wrap_socket(left, server_hostname="localhost", session=object())
         with pytest.raises(ValueError, match="server_hostname"):
             context.wrap_socket(left)

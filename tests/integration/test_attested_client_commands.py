@@ -286,7 +286,7 @@ def test_inspect_without_a_policy(broker: Attested, tmp_path: Path) -> None:
     assert decode_evidence(written.read_bytes()).platform == report["evidence"]["platform"]
     assert any(NOTHING_IS_PROTECTED in line for line in said)
     text = avow("inspect", broker.url, *ca).stdout.decode()
-    assert "not judged: no policy has said" in text
+    assert "not judged: no policy was given" in text
     assert report["claims"]["module"] in text
 
 

@@ -249,7 +249,7 @@ def test_bad_input(owner: Owner) -> None:
     # Nobody could judge a broker without a platform.
     alone = command("broker", "--config", str(owner.config), "--check")
     assert alone.returncode == 2
-    assert b"expected a platform beside [provisioning]" in alone.stderr
+    assert b"expected a platform with [provisioning]" in alone.stderr
     checked = command("broker", "--config", str(owner.config), "--check", "--tee", "simulated")
     assert checked.returncode == 0
     assert b"from the owner" in checked.stdout

@@ -147,7 +147,7 @@ def test_arguments_behind_the_dashes_are_the_programs(folder: Path) -> None:
     assert finished.returncode == 5
     finished = avow_run(folder, "cat.wasm", "word")
     assert finished.returncode == 2
-    assert "go behind `--`" in sentence(finished)
+    assert "write the program's arguments after `--`" in sentence(finished)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,11 @@ def test_arguments_behind_the_dashes_are_the_programs(folder: Path) -> None:
         (("cat.wasm", "--key", "file:k"), 2, "--store"),
         (("cat.wasm", "--anchor", "tpm:0x01800042"), 2, "--store"),
         (("cat.wasm", "--new-store"), 2, "--store"),
-        (("cat.wasm", "--grant", "provisioned:/run/secrets"), 2, "expected an owner whose files"),
+        (
+            ("cat.wasm", "--grant", "provisioned:/run/secrets"),
+            2,
+            "expected an owner for the grant provisioned:/run/secrets",
+        ),
         (("cat.wasm", "--fuel", "0"), 2, "fuel from 1"),
         (("cat.wasm", "--grant", "plain:/in=absent"), 2, "absent"),
         ((), 2, "a module or --app"),
@@ -185,7 +189,7 @@ def test_a_store_without_a_key_gets_the_two_lines_that_make_one(folder: Path) ->
     finished = avow_run(folder, "cat.wasm", "--store", "data")
     assert finished.returncode == 2
     said = finished.stderr.decode().splitlines()
-    assert said[0].startswith("avow: expected --key SOURCE beside --store")
+    assert said[0].startswith("avow: expected --key SOURCE with --store")
     assert [line.split()[:3] for line in said[1:]] == [
         ["avow", "store", "init"],
         ["avow", "run", "--store"],

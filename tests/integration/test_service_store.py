@@ -170,7 +170,7 @@ def test_the_owners_key_goes_on_after_an_update(kept: Kept, tmp_path: Path) -> N
     kept.key.write_text(secrets.token_hex(32) + "\n")
     assert refused(kept)[0] == 104
     with service(*kept.arguments(*also)) as running:
-        assert "added the first key" in running.event("store")["note"]
+        assert "with the second and added the first" in running.event("store")["note"]
     with service(*kept.arguments()) as running:
         check_state(running)
 

@@ -266,7 +266,7 @@ def test_check_asks_the_anchor(
     container.write_bytes(old)
     capsys.readouterr()
     assert run(arguments) == ExitCode.ROLLED_BACK
-    assert "it was put back" in capsys.readouterr().err
+    assert "the store was rolled back" in capsys.readouterr().err
     assert run(["store", "check", "data", *KEY_OPTION, "--anchor", "nonsense"]) == ExitCode.USAGE
 
 
@@ -339,7 +339,7 @@ def test_a_change_that_the_anchor_does_not_hear_of(
     source.write_bytes(b"more")
     arguments = ["store", "put", "data", str(source), "/files/a", *KEY_OPTION, *ANCHOR_OPTION]
     assert run(arguments) == ExitCode.FAILED
-    assert "which is in the store by now, got: no answer" in capsys.readouterr().err
+    assert "which the store has already made, got: no answer" in capsys.readouterr().err
     monkeypatch.setattr(anchored, "advance", advance)
     assert run(["store", "check", "data", *KEY_OPTION, *ANCHOR_OPTION]) == ExitCode.OK
     with Store.open(place / "data", key(place), read_only=True) as store:
@@ -415,7 +415,7 @@ def test_a_store_in_use_is_refused(held: Path) -> None:
     [
         (["ls", "nothing", *KEY_OPTION], ExitCode.FAILED, "nothing"),
         (["ls", "data"], ExitCode.USAGE, "--key"),
-        (["ls", "data", "files", *KEY_OPTION], ExitCode.USAGE, "begin it with /"),
+        (["ls", "data", "files", *KEY_OPTION], ExitCode.USAGE, "start it with /"),
         (["cat", "data", "/../owner.key", *KEY_OPTION], ExitCode.USAGE, "without . and .."),
         (["cat", "data", "/files/none", *KEY_OPTION], ExitCode.FAILED, "/files/none"),
         (["cat", "data", "/files", *KEY_OPTION], ExitCode.FAILED, "directory"),
@@ -549,7 +549,10 @@ def test_standard_input_that_is_closed_is_a_sentence(place: Path) -> None:
         timeout=60,
     )
     assert done.returncode == ExitCode.FAILED
-    assert done.stderr == "avow: expected to read standard input, got: Bad file descriptor\n"
+    assert done.stderr == (
+        "avow: expected to read standard input, got: Bad file descriptor; "
+        "check where it comes from\n"
+    )
 
 
 def test_no_key_is_left_of_a_store_that_was_not_made(place: Path) -> None:

@@ -440,7 +440,7 @@ def test_a_tpm_serves_again_though_no_command_of_before_gets_its_answer() -> Non
         device = TpmDevice(tpm.tcti, 5)
         device._stalled = [cast(Connection, NeverAnswered()) for _ in range(20)]
         tpm.stop()
-        with pytest.raises(UnavailableError, match="the way to it failed"):
+        with pytest.raises(UnavailableError, match="the connection to the TPM failed"):
             device.read_pcrs([0])
         tpm.start()
         assert device.read_pcrs([0]) == {0: bytes(32)}
@@ -459,7 +459,7 @@ def test_a_tpm_serves_again_at_once_when_one_command_of_before_gets_its_answer()
         device._stalled = [cast(Connection, each) for each in waiting]
         device._not_before_s = time.monotonic() + 3600
         tpm.stop()
-        with pytest.raises(UnavailableError, match="the way to it failed"):
+        with pytest.raises(UnavailableError, match="the connection to the TPM failed"):
             device.read_pcrs([0])
         tpm.start()
         with pytest.raises(UnavailableError, match="20 connections"):
@@ -518,7 +518,7 @@ def test_a_tpm_that_fails_twice_while_an_attester_is_made() -> None:
     with (
         SoftwareTpm() as tpm,
         Interposer(tpm, swallow=cut) as bus,
-        pytest.raises(UnavailableError, match="the way to it failed"),
+        pytest.raises(UnavailableError, match="the connection to the TPM failed"),
     ):
         TpmAttester(TpmSettings(tcti=bus.tcti, timeout_s=30))
 
@@ -547,7 +547,9 @@ def test_a_tpm_that_fails_once_serves_again_with_its_register_measured_anew() ->
         tpm.stop()
         _, report_data = request()
         for _ in range(2):
-            with pytest.raises(UnavailableError, match=r"the way to it failed|switched on"):
+            with pytest.raises(
+                UnavailableError, match=r"the connection to the TPM failed|switched on"
+            ):
                 attester.quote(report_data)
         tpm.start()
         after = still_attests(attester)
@@ -608,7 +610,7 @@ def test_another_tpm_in_its_place_is_refused() -> None:
         lose_the_next_answer(bus)
         bus.tpm = other
         _, report_data = request()
-        with pytest.raises(UnavailableError, match="exchanged or cleared"):
+        with pytest.raises(UnavailableError, match="replaced or cleared"):
             attester.quote(report_data)
         attester.close()
 
@@ -624,7 +626,7 @@ def test_what_a_lost_connection_left_in_the_tpm_is_flushed() -> None:
             lose_the_next_answer(bus, QUOTE)
             still_attests(attester)
             lose_the_next_answer(bus, NV_READ)
-            with pytest.raises(UnavailableError, match="the way to it failed"):
+            with pytest.raises(UnavailableError, match="the connection to the TPM failed"):
                 counter.read()
             found = counter.read()
             assert found is not None
@@ -638,7 +640,7 @@ def test_a_key_of_before_is_not_named_to_another_connection() -> None:
         device = TpmDevice(bus.tcti, 5)
         key = device.make_primary(AK_RSA)
         lose_the_next_answer(bus)
-        with pytest.raises(UnavailableError, match="the way to it failed"):
+        with pytest.raises(UnavailableError, match="the connection to the TPM failed"):
             device.read_pcrs([0])
         with pytest.raises(UnavailableError, match="a key of before"):
             device.quote(key, [0], b"data")

@@ -36,7 +36,7 @@ def notes(running: ServiceProcess) -> str:
 
 def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
     with service(*arguments(tmp_path, "--new-store")) as running:
-        pinned = notes(running).partition("write down the source ")[2]
+        pinned = notes(running).partition("use ")[2].partition(" as the source")[0]
     assert pinned.startswith(f"tpm:{tmp_path / 'store.tpm'}@0,7#000b")
     # With the name of the TPM's storage key, as printed.
     with service(*arguments(tmp_path, key=pinned)) as running:
@@ -51,7 +51,7 @@ def test_a_store_of_one_machine(tpm: SoftwareTpm, tmp_path: Path) -> None:
         environment = {"AVOW_TPM_TCTI": other.tcti}
         refused = avow("broker", *arguments(tmp_path), environment=environment)
     assert refused.returncode == ExitCode.USAGE, refused.stderr
-    assert b"it is of another machine" in refused.stderr
+    assert b"it comes from another machine" in refused.stderr
 
 
 def test_no_platforms_key_under_simulation(tpm: SoftwareTpm, tmp_path: Path) -> None:

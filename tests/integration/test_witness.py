@@ -180,7 +180,7 @@ def test_one_at_a_time(tmp_path: Path, started: Callable[..., Running]) -> None:
         check=False,
     )
     assert other.returncode == ExitCode.IN_USE
-    assert "another process has it open" in other.stderr
+    assert "got one that another process has open" in other.stderr
     assert other.stderr.count("\n") == 1
 
 
@@ -350,10 +350,10 @@ def test_a_witness_that_lost_half(tmp_path: Path) -> None:
     (tmp_path / "witness.key").chmod(0o600)
     (tmp_path / "witness.db").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UnavailableError, match="this witness has lost it"):
+        with pytest.raises(UnavailableError, match="this witness has lost what it knew"):
             open_state(tmp_path)
     (tmp_path / "witness.db").unlink()
-    with pytest.raises(UnavailableError, match="this witness has lost it"):
+    with pytest.raises(UnavailableError, match="this witness has lost what it knew"):
         open_state(tmp_path)
 
 

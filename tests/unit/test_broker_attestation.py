@@ -43,7 +43,7 @@ def test_anchors_that_were_not_measured(tmp_path: Path, kind: str) -> None:
     policy = tmp_path / "policy.toml"
     assert load_judge(policy, POLICY, endorsements=folder, anchors=[b"noise", content])
     for others in ([], [new()], [b"noise"]):
-        with pytest.raises(UnavailableError, match="stay while they are read"):
+        with pytest.raises(UnavailableError, match="stay the same while they are read"):
             load_judge(policy, POLICY, endorsements=folder, anchors=others)
 
 

@@ -102,8 +102,9 @@ def test_a_port_that_is_taken_is_a_warning_for_a_reload(capsys: Captured) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert check("--listen", f"mqtt://127.0.0.1:{port}") == ExitCode.OK
-        assert "warning: a start would be refused now: expected a free port for the listener " in (
-            capsys.readouterr().out
+        assert (
+            "warning: the broker would not start now: expected a free port for the listener "
+            in (capsys.readouterr().out)
         )
     free = f"mqtt://127.0.0.1:{port}"
     assert check("--listen", free, "--listen", free) == ExitCode.USAGE
@@ -172,6 +173,6 @@ def test_a_store_that_is_not_there_is_told_apart(tmp_path: Path, capsys: Capture
     for folder, cause in (("absent", "no such folder"), ("empty", "store.avow")):
         assert run(["store", "ls", folder, "--key", "file:owner.key"]) != ExitCode.OK
         said = capsys.readouterr().err
-        assert "no sealed store in " in said
+        assert "expected a sealed store in " in said
         assert cause in said
         assert "avow store init" in said

@@ -102,17 +102,20 @@ def test_each_command_has_help(command: list[str], capsys: Captured) -> None:
         (["pub", "-t", "a", "-f", "none"], ["none", "no such file"]),
         (["pub", "-t", "a", "-m", "x", "-q", "3"], ["--qos"]),
         (["pub", "-t", "a", "-m", "x", "-D", "colour=red"], ["colour=red"]),
-        (["pub", "-t", "a", "-m", "x", "-V", "311", "-D", "content-type=x"], ["needs MQTT 5"]),
+        (
+            ["pub", "-t", "a", "-m", "x", "-V", "311", "-D", "content-type=x"],
+            ["expected MQTT 5 for --property"],
+        ),
         (["pub", "-t", "a", "-m", "x", "--cafile", "ca.pem"], ["mqtts:// or wss://"]),
         (["pub", "-t", "a", "-m", "x", "--will-qos", "1"], ["--will-topic"]),
-        (["pub", "-t", "a", "-l", "--password-stdin"], ["one standard input"]),
+        (["pub", "-t", "a", "-l", "--password-stdin"], ["one use of standard input"]),
         (["pub", "-t", "a", "-m", "x", "mqtt://a:b@host"], ["AVOW_PASSWORD"]),
         (["pub", "-t", "a", "-m", "x", "mqtts://h", "--cafile", "none"], ["none"]),
         (["pub", "-t", "a", "-m", "x", "mqtts://h", "--key", "none"], ["--cert"]),
         (["sub"], ["missing option '-t'"]),
         (["sub", "-t", "a", "-F", "%z"], ["%z"]),
         (["sub", "-t", "a", "-v", "--json"], ["choose one"]),
-        (["sub", "-t", "a", "-R", "--retained-only"], ["exclude each other"]),
+        (["sub", "-t", "a", "-R", "--retained-only"], ["got both; choose one"]),
         (["sub", "-t", "a", "-c"], ["--id"]),
         (["sub", "-t", "a", "-V", "311", "--no-local"], ["MQTT 5"]),
         (["sub", "-t", "a", "-V", "311", "-x", "5"], ["MQTT 5"]),
@@ -284,7 +287,7 @@ def test_trap_is_70(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setattr(broker_command, "Service", FailingService)
     assert run(["broker", "--listen", "mqtt://127.0.0.1:0"]) == ExitCode.INTERNAL
     words = capsys.readouterr().err
-    assert "avow: the core has to run without a trap" in words
+    assert "avow: expected the core to run without a trap" in words
     assert "Traceback" not in words
 
 
@@ -320,7 +323,10 @@ def test_thread_that_dies_ends_the_broker(
         ("--store-key file:k", "expected --store DIR with --store-key"),
         ("--new-store", "expected --store DIR with --new-store"),
         ("--accept-rollback 4", "expected --store DIR with --accept-rollback"),
-        ("--store= --store-key file:k", "got an empty text; is a variable not set?"),
+        (
+            "--store= --store-key file:k",
+            "got an empty name; check whether a shell variable is unset",
+        ),
     ],
 )
 def test_options_of_a_store_name_the_one_that_is_missing(

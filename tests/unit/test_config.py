@@ -95,7 +95,7 @@ def test_whole_file(tmp_path: Path) -> None:
         ),
         (
             '[[listeners]]\nurl = "mqtts://127.0.0.1"\ncert = "a"\nkey = "b"\ncrl = "c"',
-            ["'client_ca' beside 'crl'"],
+            ["'client_ca' with 'crl'"],
         ),
         ('[[acl]]\neffect = "allow"\naccess = "both"', ["`acl[1].pattern`", "add it"]),
         (
@@ -114,8 +114,8 @@ def test_whole_file(tmp_path: Path) -> None:
             (f'[[listeners]]\nurl = "mqtts://127.0.0.1"\n{keys}', words)
             for keys, words in (
                 ('psk_file = "p"\ncert = "a"', ["'key'", "--key"]),
-                ('ra_tls = true\ncert = "a"', ["no 'cert' and 'key' beside 'ra_tls'"]),
-                ('ra_tls = true\ntls_minimum = "1.2"', ['tls_minimum = "1.3" beside']),
+                ('ra_tls = true\ncert = "a"', ["no 'cert' and 'key' with 'ra_tls'"]),
+                ('ra_tls = true\ntls_minimum = "1.2"', ['tls_minimum = "1.3" with']),
                 (
                     'ra_tls = true\nclient_ca = "a"\nevidence_for = "authorised"',
                     ['evidence_for = "anyone"', "'ra_tls'"],
@@ -126,7 +126,7 @@ def test_whole_file(tmp_path: Path) -> None:
                 ),
                 (
                     'cert = "a"\nkey = "b"\nrequire_client_evidence = true',
-                    ["'client_policy' beside", "--client-policy"],
+                    ["'client_policy' with", "--client-policy"],
                 ),
                 (
                     'cert = "a"\nkey = "b"\nclient_policy = "c"\nunattested_clients = true\n'
@@ -152,7 +152,7 @@ def test_whole_file(tmp_path: Path) -> None:
                 ('module = "sha256:00"', ["64 hexadecimal digits", "`acl[1].module`"]),
                 (f'module = "{"00" * 32}"', ["sha256:", "avow measure"]),
                 (f'module = "sha256:{"0A" * 32}"', ["64 hexadecimal digits"]),
-                (f'module = "sha256:{"00" * 32}"', ["which none can have"]),
+                (f'module = "sha256:{"00" * 32}"', ["which no module can have"]),
                 ('tier = "contraindicated"', ["`acl[1].tier`", "'affirming', 'warning' or 'none'"]),
             )
         ),
@@ -264,7 +264,7 @@ key = "file:owner.key"
 [limits]
 persist_sessions = false
 """
-    with pytest.raises(MalformedError, match=r"persist_sessions = true beside the table \[store\]"):
+    with pytest.raises(MalformedError, match=r"persist_sessions = true with the table \[store\]"):
         load(tmp_path, text)
 
 

@@ -301,15 +301,15 @@ def test_roots_that_change_after_they_were_measured_are_refused(tmp_path: Path) 
     pem = b"-----BEGIN CERTIFICATE-----\n%b-----END CERTIFICATE-----\n" % base64.encodebytes(odd)
     assert len(measured_endorsements(tmp_path, [pem, before]).tpm_roots) == 1
     path.write_bytes(Authority().pem())
-    with pytest.raises(UnavailableError, match="to stay while they are read"):
+    with pytest.raises(UnavailableError, match="to stay the same while they are read"):
         measured_endorsements(tmp_path, [before])
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"provision_listen": "127.0.0.1:0"}, "both the place and the owner"),
-        ({"provision_owner": "sha256:" + "00" * 32}, "both the place and the owner"),
+        ({"provision_listen": "127.0.0.1:0"}, "the place and the owner for provisioning"),
+        ({"provision_owner": "sha256:" + "00" * 32}, "the place and the owner for provisioning"),
         ({"provision_listen": "nowhere", "provision_owner": "sha256:" + "00" * 32}, "host:port"),
         ({"provision_listen": "127.0.0.1:0", "provision_owner": "me"}, "sha256:"),
     ],

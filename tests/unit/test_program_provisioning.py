@@ -156,7 +156,7 @@ def test_of_two_owners_at_once_the_second_is_told_that_the_program_starts() -> N
         assert found.files == {"a": b""}
         refused = outcomes.get(timeout=PATIENCE_S)
         assert isinstance(refused, UnavailableError)
-        assert "has been provisioned and starts" in str(refused)
+        assert "already has its secrets" in str(refused)
 
 
 def test_what_a_program_can_start_with(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_no_keys_of_a_simulated_platform(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["gramine", "gramine:mrsigner", "snp", "tpm:store.tpm"])
 def test_a_platforms_key_without_what_runs(source: str) -> None:
-    with pytest.raises(MalformedError, match="bound to what runs"):
+    with pytest.raises(MalformedError, match="bound to the broker or program that it was made for"):
         store_keys.owner_key(source)
 
 

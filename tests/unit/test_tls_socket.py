@@ -221,5 +221,5 @@ def test_an_authority_that_is_none(tmp_path: Path, content: bytes, message: str)
 
 
 def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
-    with pytest.raises(MalformedError, match="--cert beside --key"):
+    with pytest.raises(MalformedError, match="--cert with --key"):
         client_context(ClientTls(key=tmp_path / "x.key", unsafe_no_verify=True), datetime.now(UTC))

@@ -50,9 +50,9 @@ def compile_acl(rules: Sequence[AclRule]) -> list[AclEntry]:
     size_bytes = len(acl_command(entries))
     if len(entries) > _RULES_MAX or size_bytes > _COMMAND_MAX_BYTES:
         raise MalformedError(
-            f"expected at most {_RULES_MAX} access rules, of {_COMMAND_MAX_BYTES} bytes together, "
-            f"got {len(entries)} of {size_bytes} bytes; use `%u` and `%c` for what is the same for "
-            f"all users or clients"
+            f"expected at most {_RULES_MAX} access rules, of {_COMMAND_MAX_BYTES} bytes "
+            f"together, got {len(entries)} of {size_bytes} bytes; use `%u` and `%c` instead "
+            "of one rule for each user or client"
         )
     return entries
 

@@ -170,7 +170,7 @@ class Authenticator:
                 request,
                 AuthOutcome.REFUSE,
                 code=ReasonCode.BAD_AUTHENTICATION_METHOD,
-                reason="this authentication method is not offered",
+                reason="the server does not offer this authentication method",
             )
             return
         try:
@@ -249,7 +249,7 @@ class Authenticator:
             request,
             AuthOutcome.REFUSE,
             code=ReasonCode.SERVER_BUSY,
-            reason="too many logins at once, try again later",
+            reason="too many logins are waiting; try again later",
         )
 
     def _answer(

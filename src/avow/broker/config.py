@@ -40,8 +40,9 @@ def _beside_the_file(value: object, info: ValidationInfo) -> object:
         return value
     if str(value).startswith(PREFIX):
         raise ValueError(
-            f"expected a file whose content is measured, got {str(value)!r}; only certificates, "
-            f"keys, revocation lists, users and pre-shared keys can be provisioned"
+            "expected a file on this machine, whose content is measured, got "
+            f"{str(value)!r}; only certificates, keys, revocation lists, users and "
+            "pre-shared keys can be provisioned"
         )
     folder = (info.context or {}).get("folder", Path())
     return Path(folder) / value
@@ -100,7 +101,10 @@ def _module_digest(value: str) -> str:
             f"prints"
         )
     if not value.removeprefix("sha256:").strip("0"):
-        raise ValueError(f"expected the digest of a module, got {value!r}, which none can have")
+        raise ValueError(
+            f"expected the digest of a module, got {value!r}, which no module "
+            "can have; copy what `avow measure` prints"
+        )
     return value
 
 
@@ -159,20 +163,20 @@ class Listener(Table):
     cert: SecretPath | None = Field(
         default=None,
         description="PEM file: the server's certificate, then its intermediates. For mqtts "
-        "and wss. `provisioned:NAME` is what the owner hands over by this name; so for `key`, "
-        "`crl`, `psk_file` and `password_file`.",
+        "and wss. `provisioned:NAME` is the file that the owner hands over by this name. "
+        "The same goes for `key`, `crl`, `psk_file` and `password_file`.",
     )
     key: SecretPath | None = Field(
         default=None, description="PEM file: the certificate's private key, without a passphrase."
     )
     client_ca: FilePath | None = Field(
         default=None,
-        description="PEM file: the authorities that client certificates may come from. "
-        "Without it clients are not asked for a certificate.",
+        description="PEM file: the authorities that may issue client certificates. Without "
+        "it clients are not asked for a certificate.",
     )
     require_certificate: bool = Field(
         default=True,
-        description="Refuse clients without a certificate. Matters with `client_ca` only.",
+        description="Refuse clients without a certificate. Only matters with `client_ca`.",
     )
     use_identity_as: Literal["cn", "san", "none"] = Field(
         default="cn",
@@ -184,16 +188,16 @@ class Listener(Table):
         description="PEM file: a current revocation list of every authority in client_ca.",
     )
     tls_minimum: Literal["1.2", "1.3"] = Field(
-        default="1.3", description="The oldest version of TLS that is spoken."
+        default="1.3", description="The oldest version of TLS that is accepted."
     )
     allow_anonymous: bool | None = Field(
         default=None,
-        description="Admit clients without user name. Without this key the top-level key decides.",
+        description="Admit clients without a user name. Without this key the top-level key counts.",
     )
     psk_file: SecretPath | None = Field(
         default=None,
         description="Lines `identity:key`, the key in hexadecimal digits: clients with such a "
-        "pre-shared key come in without a certificate, over TLS 1.3. The identity becomes the user "
+        "pre-shared key need no certificate, over TLS 1.3. The identity becomes the user "
         'name unless `use_identity_as` is "none". With it `cert` and `key` may be left out.',
     )
     evidence_for: Literal["anyone", "authorised"] = Field(
@@ -203,8 +207,8 @@ class Listener(Table):
     )
     unattested_clients: bool = Field(
         default=True,
-        description="Admit clients that speak MQTT at once, or show their own evidence and ask for "
-        "none. With false every client has to ask for the broker's evidence, if it has some.",
+        description="Admit clients that do not ask for the broker's evidence. With false, a broker "
+        "that has evidence refuses them.",
     )
     client_policy: FilePath | None = Field(
         default=None,
@@ -217,8 +221,9 @@ class Listener(Table):
     )
     ra_tls: bool = Field(
         default=False,
-        description="Make key and certificate at the start, with the evidence in the certificate, "
-        "for clients that can do no exchange. A weaker promise: see docs/how-to/ra-tls.md.",
+        description="Make key and certificate at the start, with the evidence in the "
+        "certificate, for clients that cannot do the exchange. This promises less: see the "
+        "page on RA-TLS.",
     )
 
     @property
@@ -237,7 +242,7 @@ class Listener(Table):
                     )
             return self
         if self.ra_tls and (self.cert is not None or self.key is not None):
-            raise self._wrong("no 'cert' and 'key' beside 'ra_tls'", "one", "remove it")
+            raise self._wrong("no 'cert' and 'key' with 'ra_tls'", "one", "remove it")
         by_itself = self.ra_tls or (
             self.psk_file is not None and self.cert is None and self.key is None
         )
@@ -249,29 +254,27 @@ class Listener(Table):
                     f"name a PEM file (--{name} on the command line)",
                 )
         if self.crl is not None and self.client_ca is None:
-            raise self._wrong(
-                "'client_ca' beside 'crl'", "none", "name the file of the authorities"
-            )
+            raise self._wrong("'client_ca' with 'crl'", "none", "name the file of the authorities")
         return self
 
     @model_validator(mode="after")
     def _attestation_keys_that_need_others(self) -> Listener:
         if self.evidence_for == "authorised" and self.client_ca is None and self.psk_file is None:
             raise self._wrong(
-                "'client_ca' or 'psk_file' beside evidence_for = \"authorised\"",
+                "'client_ca' or 'psk_file' with evidence_for = \"authorised\"",
                 "neither",
                 "say how clients are authorised",
             )
         # A certificate is shown to all who connect, and with TLS 1.2 to all who listen.
         if self.ra_tls and (self.evidence_for != "anyone" or self.tls_minimum != "1.3"):
             raise self._wrong(
-                'evidence_for = "anyone" and tls_minimum = "1.3" beside \'ra_tls\'',
+                'evidence_for = "anyone" and tls_minimum = "1.3" with \'ra_tls\'',
                 "another value",
                 "remove that key, or 'ra_tls'",
             )
         if self.require_client_evidence and self.client_policy is None:
             raise self._wrong(
-                "'client_policy' beside 'require_client_evidence'",
+                "'client_policy' with 'require_client_evidence'",
                 "none",
                 "name the file of a policy (--client-policy)",
             )
@@ -281,7 +284,7 @@ class Listener(Table):
             and "unattested_clients" in self.model_fields_set
         ):
             raise self._wrong(
-                "unattested_clients = false beside 'require_client_evidence'",
+                "unattested_clients = false with 'require_client_evidence'",
                 "true",
                 "remove one of them",
             )
@@ -310,29 +313,35 @@ _TLS_KEYS = {
 class AclRule(Table):
     """One access rule. The first rule that fits decides; what no rule fits is denied."""
 
-    effect: Literal["allow", "deny"] = Field(description="What happens when the rule fits.")
+    effect: Literal["allow", "deny"] = Field(description="What happens when the rule matches.")
     access: Literal["publish", "subscribe", "both"] = Field(
-        description="What the rule is about. Delivery of retained messages counts as subscribe."
+        description=(
+            "The action that the rule is about. Delivery of retained messages counts as subscribe."
+        )
     )
     user: str | None = Field(
-        default=None, min_length=1, description="The user it is for; without this key, everybody."
+        default=None,
+        min_length=1,
+        description="The user that the rule is for; without this key, everybody.",
     )
     anonymous: bool = Field(
-        default=False, description="true: only clients without user name. Not together with `user`."
+        default=False,
+        description="true: only clients without a user name. Not together with `user`.",
     )
     pattern: TopicPattern = Field(
         description="A topic filter. `%c` stands for the client identifier, `%u` for the user name."
     )
     module: ModuleDigest | None = Field(
         default=None,
-        description="`sha256:` and the digest of a module: the rule fits only evidence of the role "
-        "program, which avow's runtime makes for the module that it has measured and runs. It fits "
-        "nothing that a client says about itself. `avow measure` prints the digest.",
+        description="`sha256:` and the digest of a module: the rule matches only evidence of "
+        "the role program, which avow's runtime makes for the module that it has measured "
+        "and runs. It never matches what a client says about itself. `avow measure` prints "
+        "the digest.",
     )
     tier: Literal["affirming", "warning", "none"] | None = Field(
         default=None,
-        description="The rule fits only clients whose evidence was found at least so good by the "
-        "listener's `client_policy`.",
+        description="The rule matches only clients whose evidence reached at least this tier "
+        "under the listener's `client_policy`.",
     )
 
     @model_validator(mode="after")
@@ -355,24 +364,24 @@ class Attestation(Table):
         default=QUOTES_PER_S,
         gt=0,
         le=10_000,
-        description="How often at most the platform is asked; one quote serves all who wait.",
+        description="How often the platform is asked at most; one quote serves all that wait.",
     )
     waiting_max: int = Field(
         default=WAITING_MAX,
         ge=1,
         le=65_536,
-        description="Clients that may wait for evidence; more are refused.",
+        description="How many clients may wait for evidence; further ones are refused.",
     )
     quote_timeout_s: float = Field(
         default=QUOTE_TIMEOUT_S,
         gt=0,
         le=10,
-        description="How long a quote may take before those who wait for it are refused.",
+        description="How long a quote may take before the clients that wait for it are refused.",
     )
     endorsements: FilePath | None = Field(
         default=None,
-        description="Folder with what vendors and owners say about the hardware of clients, for "
-        "`client_policy`; see docs/platforms/index.md.",
+        description="Folder with what vendors and owners publish about the hardware of "
+        "clients, for `client_policy`; the pages on platforms say what belongs there.",
     )
     certificate_renewal_s: float = Field(
         default=3600.0,
@@ -392,8 +401,8 @@ class Provisioning(Table):
     )
     owner: Annotated[str, AfterValidator(_owner)] = Field(
         description="`sha256:` and the SHA-256 of the owner's public key "
-        "(SubjectPublicKeyInfo, DER); `avow provision --new-owner-key` prints it. Nobody else gets "
-        "evidence here, and nobody else's secrets are taken."
+        "(SubjectPublicKeyInfo, DER); `avow provision --new-owner-key` prints it. Nobody "
+        "else gets evidence at this port, and the broker takes nobody else's secrets."
     )
 
 
@@ -404,27 +413,27 @@ class Login(Table):
         default=0.5,
         ge=0,
         le=60,
-        description="How long the first failed login of a user or an address "
-        "waits for its refusal; each further one waits twice as long.",
+        description="How long the refusal of a user's or an address's first failed login is "
+        "delayed; each further one takes twice as long.",
     )
     failure_delay_max_s: float = Field(
         default=5.0,
         ge=0,
         le=60,
-        description="The longest wait. Keep it below `limits.connect_timeout_ms`.",
+        description="The longest delay. Keep it below `limits.connect_timeout_ms`.",
     )
     pending_max: int = Field(
         default=512,
         ge=1,
         le=1_000_000,
-        description="Logins that may wait for their check; more are "
-        "refused with 0x89 (server busy).",
+        description="How many logins may wait to be checked; further ones are refused with 0x89 "
+        "(server busy).",
     )
     workers: int = Field(
         default=2,
         ge=1,
         le=64,
-        description="Threads that check passwords. Each needs 19 MiB while it does.",
+        description="Threads that check passwords. Each needs 19 MiB while it checks one.",
     )
 
 
@@ -432,10 +441,10 @@ class Log(Table):
     """What is written to standard error."""
 
     format: Literal["auto", "human", "json"] = Field(
-        default="auto", description="auto: for people on a terminal, JSON lines otherwise."
+        default="auto", description="auto: text on a terminal, JSON lines otherwise."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least important messages that are written."
+        default="info", description="The least important level that is written."
     )
 
 
@@ -450,7 +459,7 @@ class Storage(Table):
     """Where the broker keeps what shall outlive it: sessions, queued and retained messages."""
 
     directory: FilePath = Field(
-        description="The folder of the sealed store; it is made if it is absent."
+        description="The folder of the sealed store. The broker makes it if it does not exist."
     )
     key: KeySource = Field(
         min_length=1,
@@ -459,17 +468,18 @@ class Storage(Table):
     )
     also_key: KeySource | None = Field(
         default=None,
-        description="Another key of the store, its owner's: a new store opens with it too, and it "
-        "opens the store where `key` does not, since avow was updated or the machine is another; "
-        "`key` is then added.",
+        description="The owner's key of the store. A new store opens with both keys. When `key` no "
+        "longer opens the store, because avow was updated or runs on another machine, this "
+        "one does, and avow adds `key` again.",
     )
     durability: Literal["commit", "interval", "none"] = Field(
         default="commit",
-        description="What is acknowledged is on the disk before (commit), after `interval_ms` "
-        "(interval), or after an orderly end (none).",
+        description="When acknowledged changes are on the disk: before the acknowledgement "
+        "(commit), at most `interval_ms` after it (interval), or after an orderly stop "
+        "(none).",
     )
     interval_ms: int = Field(
-        default=1000, ge=1, le=3_600_000, description='How long "interval" may wait.'
+        default=1000, ge=1, le=3_600_000, description='The longest wait with "interval".'
     )
     anchor: str = Field(
         default="none",
@@ -481,8 +491,8 @@ class Storage(Table):
         default=10.0,
         ge=0,
         le=86400,
-        description="How often the anchor is moved on while there are changes; 0: with every "
-        "commit. A copy that is younger than the last move is not detected.",
+        description="How often changes update the anchor; 0: with every commit. A copy that "
+        "was made after the last update is not detected.",
     )
 
 
@@ -491,8 +501,9 @@ class Configuration(Table):
 
     allow_anonymous: bool | None = Field(
         default=None,
-        description="Admit clients without user name. Without this key only listeners that "
-        "nobody but this machine reaches do, as long as there is no other way to log in.",
+        description="Admit clients without a user name. Without this key only listeners that "
+        "other machines cannot reach admit them, and only while there is no other way to "
+        "log in.",
     )
     password_file: SecretPath | None = Field(
         default=None, description="The users' file; `avow user add` writes it."
@@ -500,16 +511,15 @@ class Configuration(Table):
     response_prefix: str = Field(
         default="",
         max_length=1024,
-        description="What MQTT 5 clients get as response information when "
-        "they ask for it; empty: nothing.",
+        description="The response information that MQTT 5 clients get if they ask; empty: none.",
     )
     web_origins: list[WebOrigin] = Field(
         default=[],
         max_length=100,
         description="Web pages that may connect over ws:// and wss://, by their origin, such as "
-        "`https://panel.example`. Others are refused, but for pages that come from the very place "
-        "that they connect to (an address, `localhost` or one of `web_hosts`, and its port). "
-        "Programs that are no browsers send no origin, and are not asked for one.",
+        "`https://panel.example`. Others are refused, except pages that were loaded from the very "
+        "address and port that they connect to (an IP address, `localhost` or one of `web_hosts`). "
+        "Programs other than browsers send no origin, and are not asked for one.",
     )
     web_hosts: list[WebHost] = Field(
         default=[],
@@ -524,14 +534,17 @@ class Configuration(Table):
         default=0.0,
         ge=0,
         le=86400.0 * 365,
-        description="A connection that is silent for so long is "
-        "closed, whatever its keep alive; 0: never.",
+        description="A connection that is silent for this long is closed, whatever its keep "
+        "alive; 0: never.",
     )
     handshake_timeout_s: float = Field(
         default=10.0, gt=0, le=3600, description="How long a TLS handshake may take."
     )
     drain_timeout_s: float = Field(
-        default=10.0, ge=0, le=3600, description="How long a stop waits for outputs to be flushed."
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long a stopping broker waits for its output to be flushed.",
     )
     listeners: list[Listener] = Field(
         default=[Listener(url=DEFAULT_URL)],
@@ -548,17 +561,17 @@ class Configuration(Table):
     )
     provisioning: Provisioning | None = Field(
         default=None,
-        description="Where secrets come from, if not from files; see `avow provision`.",
+        description="Where secrets come from if not from files; see `avow provision`.",
     )
     login: Login = Field(default=Login(), description="How passwords are checked.")
     store: Storage | None = Field(
         default=None,
-        description="Where state is kept; without this table it ends with the broker.",
+        description="Where state is kept; without this table the broker loses it when it stops.",
     )
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics | None = Field(
         default=None,
-        description="Figures for Prometheus; without this table there is no port for them.",
+        description="Metrics for Prometheus; without this table the broker serves none.",
     )
 
     @model_validator(mode="after")
@@ -575,8 +588,8 @@ class Configuration(Table):
     def _something_is_stored(self) -> Configuration:
         if self.store is not None and not self.limits.persist_sessions:
             raise ValueError(
-                "expected limits.persist_sessions = true beside the table [store], got false: "
-                "nothing would be kept; leave one of them out"
+                "expected limits.persist_sessions = true with the table [store], got "
+                "false, with which nothing would be kept; leave one of them out"
             )
         return self
 
@@ -591,8 +604,8 @@ class Configuration(Table):
         wanted = [text for text in texts if text.partition(":")[0] == PREFIX.rstrip(":")]
         if wanted and self.provisioning is None:
             raise ValueError(
-                f"expected the table [provisioning] beside {wanted[0]!r}, got none; say who may "
-                f"provision the broker, and where"
+                f"expected the table [provisioning] with {wanted[0]!r}, got none; add it: "
+                "it says who may provision the broker, and where"
             )
         return self
 

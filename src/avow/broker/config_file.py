@@ -146,8 +146,8 @@ def _override_store(content: dict[str, Any], overrides: Overrides) -> None:
         if "key" not in table:
             folder = shlex.quote(str(table["directory"]))
             raise MalformedError(
-                f"expected --store-key SOURCE with --store, got none; name the key of the store, "
-                f"or make a store and its key, and start with them:\n"
+                "expected --store-key SOURCE with --store, got none; name the store's key, "
+                "or make a store and its key and start with them:\n"
                 f"  avow store init {folder} --new-key file:owner.key\n"
                 f"  avow broker --store {folder} --store-key file:owner.key"
             )

@@ -27,7 +27,7 @@ PATH: Final = f"{DIRECTORY}/{NAME}"
 # u8 kind, u32 body length (core/src/journal.zig).
 _RECORD_HEAD: Final = struct.Struct("<BI")
 _NO_MEMORY: Final = 3
-_OUTCOMES: Final = {1: "a record that is not well-formed", 2: "half a record at the end"}
+_OUTCOMES: Final = {1: "a record that is not well-formed", 2: "an incomplete record at the end"}
 _SCAN_BYTES: Final = 1 << 20
 
 
@@ -72,8 +72,8 @@ def open_journal(
     others = sorted(entry.name for entry in store.listdir(DIRECTORY) if entry.name != NAME)
     if others:
         raise MalformedError(
-            f"expected {NAME} alone in {DIRECTORY} of the store, got {', '.join(others)}: use the "
-            "version of avow that wrote it"
+            f"expected only {NAME} in {DIRECTORY} of the store, got {', '.join(others)}; "
+            "use the version of avow that wrote it"
         )
     if not store.exists(PATH):
         store.make_file(PATH)
@@ -109,14 +109,15 @@ def restore(journal: Journal, core: LoadedCore) -> None:
         outcome = core.call("restore", length, int(offset == journal.size_bytes))
         if outcome == _NO_MEMORY:
             raise UnavailableError(
-                f"expected the journal of {journal.size_bytes} bytes to fit into the core's memory,"
-                f" got an end of it at byte {offset}: raise limits.memory_budget_bytes"
+                f"expected the journal of {journal.size_bytes} bytes to fit into the core's "
+                f"memory, got no more memory at byte {offset}; raise "
+                "limits.memory_budget_bytes"
             )
         if outcome != 0:
             problem = _OUTCOMES.get(outcome, f"the code {outcome}")
             raise MalformedError(
-                f"expected {PATH} to be records of version 1, got {problem} before byte {offset}: "
-                "use the version of avow that wrote it"
+                f"expected {PATH} to be records of version 1, got {problem} before byte "
+                f"{offset}; use the version of avow that wrote it"
             )
 
 

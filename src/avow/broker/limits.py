@@ -29,13 +29,16 @@ class Limits(BaseModel):
         default=2_097_152,
         ge=64,
         le=268_435_460,
-        description="The largest packet that is accepted; above 268435455: any that MQTT has.",
+        description="The largest packet that is accepted; above 268435455: any that MQTT allows.",
     )
     receive_maximum: Annotated[int, SettingKey(2)] = Field(
         default=65_535,
         ge=1,
         le=65_535,
-        description="QoS 2 publishes an MQTT 5 client may have open; others are refused alone.",
+        description=(
+            "How many QoS 2 publishes an MQTT 5 client may have open; the broker refuses "
+            "further ones, and keeps the connection."
+        ),
     )
     topic_alias_maximum: Annotated[int, SettingKey(3)] = Field(
         default=32, ge=0, le=65_535, description="Topic aliases a client may use; 0: none."
@@ -44,20 +47,20 @@ class Limits(BaseModel):
         default=0,
         ge=0,
         le=65_535,
-        description="A client's keep alive of 0 or above this is replaced by "
-        "this; 0: the client decides.",
+        description="The longest keep alive: it replaces a client's keep alive of 0 or of "
+        "more than this; 0: the client decides.",
     )
     session_expiry_max_s: Annotated[int, SettingKey(5)] = Field(
         default=U32_MAX,
         ge=0,
         le=U32_MAX,
-        description="The longest session expiry that is granted; 4294967295: for ever.",
+        description="The longest session expiry that is granted; 4294967295: forever.",
     )
     queued_bytes_max: Annotated[int, SettingKey(6)] = Field(
         default=16_777_216,
         ge=4096,
         le=U32_MAX,
-        description="For each client: bytes that wait to be sent, queued messages included.",
+        description="For each client: bytes that wait to be sent, including queued messages.",
     )
     queued_messages_max: Annotated[int, SettingKey(7)] = Field(
         default=100_000, ge=0, le=2**31, description="For each client: queued QoS 1 and 2 messages."
@@ -78,8 +81,8 @@ class Limits(BaseModel):
         default=1_073_741_824,
         ge=8 * 2**20,
         le=3 * 2**30,
-        description="What the core keeps for clients, and what its memory grows to. "
-        "`avow broker --check` prints what comes on top.",
+        description="The memory that the core may use for clients. `avow broker --check` "
+        "prints what the process needs on top.",
     )
     retained_messages_max: Annotated[int, SettingKey(12)] = Field(
         default=1_000_000, ge=0, le=2**31, description="All retained messages."
@@ -94,8 +97,8 @@ class Limits(BaseModel):
         default=10_000,
         ge=100,
         le=3_600_000,
-        description="From the opening of a connection to its "
-        "complete CONNECT, and for each exchange of an authentication.",
+        description="The longest time from the opening of a connection to its complete "
+        "CONNECT, and for each exchange of an authentication.",
     )
     maximum_qos: Annotated[int, SettingKey(15)] = Field(
         default=2, ge=0, le=2, description="The highest QoS that is offered."
@@ -116,12 +119,15 @@ class Limits(BaseModel):
         default=16,
         ge=0,
         le=65_535,
-        description="Topic aliases used towards a client, at most what it allows.",
+        description=(
+            "Topic aliases that the broker uses towards a client, at most as many as the "
+            "client allows."
+        ),
     )
     persist_sessions: Annotated[bool, SettingKey(21)] = Field(
         default=True,
-        description="Keep a journal of sessions and retained messages. Read at the start; a "
-        "`[store]` needs it.",
+        description="Keep a journal of sessions and retained messages. It takes effect at the next "
+        "start; `[store]` needs it.",
     )
     will_delay_max_s: Annotated[int, SettingKey(22)] = Field(
         default=U32_MAX, ge=0, le=U32_MAX, description="The longest will delay that is granted."
@@ -129,8 +135,8 @@ class Limits(BaseModel):
 
     denials_explained: Annotated[bool, SettingKey(23)] = Field(
         default=True,
-        description="Refuse a subscription that the rules deny with 0x87 (not authorized); false: "
-        "with 0x80 (unspecified error), which says less.",
+        description="Refuse a subscription that the rules deny with 0x87 (not authorized); "
+        "false: with 0x80 (unspecified error), which tells the client less.",
     )
 
     def settings(self) -> dict[int, int]:

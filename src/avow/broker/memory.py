@@ -53,7 +53,8 @@ def memory_need(limits: Limits, *, tls: bool, password_workers: int) -> MemoryNe
 def in_words(need: MemoryNeed) -> str:
     """One line for a person."""
     return (
-        f"memory: at most {need.total(_EXAMPLE) // MIB:,} MiB with {_EXAMPLE:,} connections: "
-        f"{need.core // MIB:,} for the core (limits.memory_budget_bytes), "
-        f"{need.process // MIB:,} for the process, {need.each >> 10} KiB for each connection"
+        f"memory: at most {need.total(_EXAMPLE) // MIB:,} MiB with {_EXAMPLE:,} "
+        f"connections: {need.core // MIB:,} for the core (limits.memory_budget_bytes), "
+        f"{need.process // MIB:,} for the process, and {need.each >> 10} KiB for each "
+        "connection"
     )

@@ -77,7 +77,7 @@ class CountersCollector(Collector):
 
         refused = CounterMetricFamily(
             "avow_attestation_checks_failed",
-            "Attestation exchanges that were refused, by the number of the check.",
+            "Refused attestation exchanges, by the number of the check.",
             labels=["check"],
         )
         for check, count in sorted(self._refused_checks().items()):

@@ -107,7 +107,10 @@ def prepare(
                 f"{configuration.password_file} holds no user; add one with `avow user add`"
             )
         if readable_by_others(configuration.password_file):
-            warnings.append(f"other users can read {configuration.password_file}; chmod 600 it")
+            warnings.append(
+                f"other users can read {configuration.password_file}; run `chmod 600 "
+                f"{configuration.password_file}`"
+            )
     listeners = [
         _ListenerFiles(configuration, listener, now, warnings, files, load_judge).prepared()
         for listener in configuration.listeners
@@ -115,7 +118,10 @@ def prepare(
     if configuration.attestation.tee is not None and not any(
         entry.address.scheme.encrypted for entry in listeners
     ):
-        warnings.append("no listener has TLS, so nobody can ask for the broker's evidence")
+        warnings.append(
+            "no listener has TLS, so nobody can ask for the broker's evidence; add one with "
+            "mqtts:// or wss://"
+        )
     acl = None if configuration.acl is None else compile_acl(configuration.acl)
     digest = configuration_digest(configuration, files)
     return Prepared(configuration, listeners, users, acl, warnings, digest)
@@ -165,7 +171,10 @@ class _ListenerFiles:
         allow_anonymous = _admits_anonymous(self.configuration, listener, loopback)
         if not address.scheme.encrypted:
             if not loopback:
-                self._warn(f"{address} is not encrypted: passwords and data can be read on the way")
+                self._warn(
+                    f"{address} is not encrypted: others can read passwords and data on the "
+                    "way; use mqtts:// or wss://"
+                )
             return PreparedListener(listener, address, targets, None, allow_anonymous)
         self._check_that_attestation_is_there()
         for secret, path in (
@@ -173,7 +182,7 @@ class _ListenerFiles:
             ("pre-shared keys", listener.psk_file),
         ):
             if path is not None and readable_by_others(path):
-                self._warn(f"other users can read the {secret} {path}; chmod 600 it")
+                self._warn(f"other users can read the {secret} {path}; run `chmod 600 {path}`")
         keys = None
         if listener.psk_file is not None:
             keys = load_pre_shared_keys(listener.psk_file, read=self.files)
@@ -261,7 +270,7 @@ class _ListenerFiles:
         if path is None:
             return None
         if self.load_judge is None:
-            raise UnavailableError("expected somebody who can read policies, got none; report this")
+            raise UnavailableError("expected a reader of policies, got none; report this")
         folder = self.configuration.attestation.endorsements
         return self.load_judge(
             path,

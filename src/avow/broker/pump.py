@@ -105,8 +105,8 @@ class CoreTrapError(AvowError):
 
     def __init__(self, trap_message: str, journal_bytes: int) -> None:
         super().__init__(
-            f"the core has to run without a trap, but it stopped ({trap_message}); "
-            f"its journal of {journal_bytes} bytes is intact: restart the broker and report this"
+            f"expected the core to run without a trap, got {trap_message}; its journal of "
+            f"{journal_bytes} bytes is intact: restart the broker, and report this"
         )
         self.trap_message = trap_message
         self.journal_bytes = journal_bytes
@@ -221,7 +221,8 @@ class Pump:
         self._handle: int | None = None
         if len(entropy) != _ENTROPY_BYTES:
             raise MalformedError(
-                f"the core needs {_ENTROPY_BYTES} bytes of entropy, got {len(entropy)}"
+                f"expected {_ENTROPY_BYTES} bytes of entropy for the core, got "
+                f"{len(entropy)}; report this"
             )
         self._library = _load_library()
         self._core = engine
@@ -232,7 +233,7 @@ class Pump:
         outcome = engine.call("init", engine.layout.arena_address)
         engine.write(engine.layout.arena_address, bytes(_ENTROPY_BYTES))
         if outcome != 0:
-            raise MalformedError(f"the core's init should return 0, it returned {outcome}")
+            raise MalformedError(f"expected 0 from the core's init, got {outcome}")
         self._journal = journal
         if journal is not None:
             restore(journal, engine)
@@ -280,7 +281,8 @@ class Pump:
         name = b"" if identity is None else identity.encode()
         if len(name) > _IDENTITY_MAX_BYTES:
             raise MalformedError(
-                f"an identity has at most {_IDENTITY_MAX_BYTES} bytes, this one has {len(name)}"
+                f"expected an identity of at most {_IDENTITY_MAX_BYTES} bytes, got "
+                f"{len(name)}; use a shorter name"
             )
         flags = (_OPEN_ANONYMOUS if allow_anonymous else 0) | (
             0 if identity is None else _OPEN_IDENTITY
@@ -414,9 +416,11 @@ class Pump:
 
 def _refused(code: int) -> AvowError:
     if code == -1:
-        return UnavailableError("the pump takes nothing more, because it has stopped")
+        return UnavailableError(
+            "the pump has stopped and takes nothing more; start the broker again"
+        )
     if code == -2:
-        return UnavailableError("too much waits for the pump already: try again later")
+        return UnavailableError("too many commands wait for the pump; try again later")
     if code == -3:
         return MalformedError("a command may not be larger than the core's arena: split it")
     return UnavailableError("the pump found no memory")
@@ -450,7 +454,7 @@ def _load_library() -> Any:
     version = library.avow_pump_interface_version()
     if version != _INTERFACE_VERSION:
         raise UnavailableError(
-            f"{path} should have interface version {_INTERFACE_VERSION}, it has {version}: "
+            f"expected interface version {_INTERFACE_VERSION} in {path}, got {version}; "
             "rebuild it with `make build` or `pip install .`"
         )
     return library

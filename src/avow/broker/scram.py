@@ -57,8 +57,8 @@ def make_verifier(password: str) -> ScramVerifier:
         )
     except ScramException as error:
         raise MalformedError(
-            "expected a password of printable characters (SASLprep, RFC 4013), got others; "
-            "choose another password"
+            "expected a password of printable characters (SASLprep, RFC 4013), got some "
+            "that are not; choose another password"
         ) from error
     return ScramVerifier(salt, stored_key, server_key, iterations)
 

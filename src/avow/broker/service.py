@@ -195,7 +195,8 @@ class Service:
                         raise error
                     case Control.PUMP_STOPPED:
                         raise UnavailableError(
-                            "expected the pump to run, got its end; start avow again"
+                            "expected the pump to keep running, got its end; see the log "
+                            "above, and start avow again"
                         )
                     case Control.DRAINED:
                         pass  # of a drain that was not ours
@@ -334,8 +335,8 @@ class Service:
             case CommandFailed(command=CommandKind.ACL):
                 # Everything is allowed until there are rules, and the old ones are not the wanted.
                 raise AvowError(
-                    f"expected the core to take the access rules, got: {event.text}; make them "
-                    f"fewer, or raise limits.memory_budget_bytes"
+                    f"expected the core to take the access rules, got: {event.text}; use "
+                    "fewer rules, or raise limits.memory_budget_bytes"
                 )
             case CommandFailed():
                 self._log.error("command failed", command=event.command, reason=event.text)
@@ -488,8 +489,9 @@ class Service:
                 # Half of a new configuration would be neither the one that the evidence names nor
                 # the one before.
                 raise DeniedError(
-                    f"expected a configuration that can be used as a whole, as it is attested, got "
-                    f"changes that need a restart ({', '.join(waiting)}); start avow again"
+                    "expected changes that take effect together, as the configuration is "
+                    f"attested, got some that need a restart ({', '.join(waiting)}); start "
+                    "avow again"
                 )
             measured = self._attestation is not None and self._attestation.measure(
                 fresh.digest, datetime.now(UTC)
@@ -565,7 +567,12 @@ class Service:
                 case Control.RELOAD:
                     pass  # too late
                 case Offer() as offer:
-                    offer.refused(UnavailableError("expected a broker that runs on, got its end"))
+                    offer.refused(
+                        UnavailableError(
+                            "expected the broker to keep running, got its end; see the log above, "
+                            "and start avow again"
+                        )
+                    )
 
     def _stop(self) -> None:
         for acceptor in self._acceptors:
@@ -649,7 +656,7 @@ def _kept_for(
     if provisioned is not None:
         return "the owner has handed secrets", "and provision it"
     if configuration.store is not None and is_bound(configuration.store.key):
-        return "the key of the store is bound", "with another key of it, see `--also-key`"
+        return "the key of the store is bound", "with another key of the store, see `--also-key`"
     return None
 
 

@@ -97,8 +97,8 @@ def read_users(path: Path, *, read: Read = read_named_file) -> dict[str, User]:
         user = _parse_line(line, f"{path}, line {number}")
         if user.name in users:
             raise MalformedError(
-                f"expected each user once in {path}, got {user.name!r} again in line {number}; "
-                f"remove one"
+                f"expected each user once in {path}, got {user.name!r} again in line "
+                f"{number}; remove one of the two lines"
             )
         users[user.name] = user
     return users

@@ -431,10 +431,7 @@ def _handshake_reason(error: SSL.Error, tls: SSL.Connection) -> str:
         return f"{reason}: {failure}"
     if reason not in _NO_TLS:
         return reason
-    return (
-        f"no TLS came ({reason}), and this listener speaks nothing else: let the client use "
-        f"mqtts:// or wss://"
-    )
+    return f"expected TLS, got something else ({reason}); have the client use mqtts:// or wss://"
 
 
 def _close(sock: socket.socket) -> None:

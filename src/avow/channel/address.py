@@ -91,8 +91,8 @@ def parse_server_address(url: str) -> Address:
     address = _address(url, parts, lowest_port=1)
     if parts.path not in ("", "/") and not address.scheme.websocket:
         raise MalformedError(
-            f"expected no path in {url!r}, got {parts.path!r}; "
-            f"name the topic with --topic, paths belong to ws:// and wss:// only"
+            f"expected no path in {url!r}, got {parts.path!r}; name the topic with --topic, "
+            "as only ws:// and wss:// have paths"
         )
     path = parts.path if address.scheme.websocket else ""
     return replace(address, path=path, user=parts.username)

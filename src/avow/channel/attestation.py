@@ -40,8 +40,8 @@ class OneAtATime:
     def _alone(self, patience_s: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=patience_s):
             raise UnavailableError(
-                f"expected the platform {self.platform} to be free within {patience_s:g} s, got a "
-                f"quote that does not end; check the device and the kernel's log"
+                f"expected the platform {self.platform} to finish its quote within "
+                f"{patience_s:g} s, got none; check the device and the kernel's log"
             )
         try:
             yield

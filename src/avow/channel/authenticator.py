@@ -76,7 +76,9 @@ _FINISHED_KEYS: Final = {
 # RFC 9261, section 5.2.2.
 _SIGNED_PREFIX: Final = b"\x20" * 64 + b"Exported Authenticator" + b"\0"
 _P256 = ec.ECDSA(SHA256())
-_AGAIN: Final = "connect again; if it stays so, somebody is between you and the peer"
+_AGAIN: Final = (
+    "connect again; if this persists, somebody may be intercepting the connection to the peer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _decode_request(requester: Role, content: bytes) -> Request:
             CONTEXT,
             expected=f"a context of {NONCE_BYTES} random bytes",
             actual=f"{counted(len(context), 'byte')}, {context.hex()[:16] or 'none'}…",
-            advice="let the requester draw a context for every connection",
+            advice="have the requester draw a new context for every connection",
         )
     extensions = body.vector(2, 2, EXTENSIONS_BYTES_MAX)
     body.end()
@@ -268,7 +270,7 @@ def _decode_authenticator(content: bytes) -> _Parts:
             PRESENT,
             expected="evidence beside the certificate",
             actual="none",
-            advice="use a peer that runs in a TEE",
+            advice="use a peer that runs in a TEE; `avow tee` shows what a machine has",
         )
     evidence = Octets(_expect_extension(extensions, CMW_ATTESTATION, AUTHENTICATOR), "evidence")
     extensions.end()

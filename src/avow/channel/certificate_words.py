@@ -19,7 +19,7 @@ def certificate_advice(code: int) -> str:
         return "have the server's operator renew it, or set this machine's clock"
     if code in _NAME_MISMATCHES:
         return "connect by the name that the certificate has"
-    return "name the authority's file (cafile=, --cafile)"
+    return "name the file of the authority that issued it (cafile=, --cafile)"
 
 
 def is_not_yet_valid(code: int) -> bool:

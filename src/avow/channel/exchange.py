@@ -72,7 +72,9 @@ from avow.evidence.origin import Expectation, Verified
 DEADLINE_S: Final = 10.0
 CONTEXT_BYTES: Final = 32
 
-_AGAIN: Final = "connect again; if it stays so, somebody is between you and the peer"
+_AGAIN: Final = (
+    "connect again; if this persists, somebody may be intercepting the connection to the peer"
+)
 
 
 class State(enum.Enum):
@@ -336,7 +338,10 @@ class _Exchange(ABC):
                 checks.STAYED,
                 expected=f"the peer to go on ({self._state.value})",
                 actual="the end of the connection",
-                advice="try again; if it stays so, see its log, and whether it speaks attestation",
+                advice=(
+                    "try again; if this persists, see the peer's log and whether it speaks "
+                    "attestation"
+                ),
             )
         )
 
@@ -561,7 +566,11 @@ class ServerExchange(_Exchange):
                 advice="give the client a policy (--policy)",
             )
         if not message.offers_evidence:
-            raise _malformed(checks.FRAME, "a client that asks or offers", "one that does neither")
+            raise _malformed(
+                checks.FRAME,
+                "a client that asks for evidence or offers some",
+                "one that does neither",
+            )
         self._answer(Event.OPEN, b"")
 
     def _may_show(self) -> AttestedIdentity:
@@ -675,7 +684,7 @@ def _no_quote(error: AvowError) -> UnavailableError:
         checks.QUOTE,
         expected="evidence from the platform",
         actual=f"none ({error})",
-        advice="try again; if it stays so, look into the log of that side",
+        advice="try again; if this persists, see that side's log",
     )
 
 
@@ -684,8 +693,8 @@ def _refused_by_peer(refusal: Refused) -> AvowError:
     return kind.at(
         checks.ACCEPTED,
         expected="the peer to accept",
-        actual=f"its refusal by check {refusal.check} ({refusal.sentence})",
-        advice="see that check in docs/reference/checks.md and the peer's log",
+        actual=f"a refusal at its check {refusal.check} ({refusal.sentence})",
+        advice="the peer's log says what it got instead",
     )
 
 

@@ -32,7 +32,7 @@ SENTENCE_BYTES_MAX: Final = 400
 
 _OFFERS: Final = 0x01
 _CHECK_NUMBER = re.compile(r"[A-Z]{1,4}[0-9]{1,3}")
-_AGAIN: Final = "connect again, and report it if it stays so"
+_AGAIN: Final = "connect again, and report it if this persists"
 
 
 class FrameType(enum.IntEnum):

@@ -78,8 +78,8 @@ def read_named_text(path: Path, what: str, *, read: Read = read_named_file) -> s
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedError(
-            f"expected UTF-8 in the {what} file {path}, got other bytes at offset {error.start}; "
-            f"save it as UTF-8"
+            f"expected UTF-8 in the {what} file {path}, got invalid bytes at offset "
+            f"{error.start}; save it as UTF-8"
         ) from error
 
 

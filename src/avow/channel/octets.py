@@ -58,10 +58,10 @@ class Octets:
     def end(self) -> None:
         """Nothing may be left."""
         if self.left:
-            raise self._malformed("the end", f"{self.left} bytes more")
+            raise self._malformed("the end", f"{counted(self.left, 'byte')} more")
 
     def _malformed(self, expected: str, actual: str) -> MalformedError:
         return MalformedError(
-            f"expected {expected} in the {self._what}, got {actual}; connect again, and report it "
-            f"if it stays so"
+            f"expected {expected} in the {self._what}, got {actual}; connect again, and report "
+            "it if this persists"
         )

@@ -213,7 +213,10 @@ class Opening:
         if self._refusal is not None:
             return self._refusal
         if self._exchange is None:
-            return UnavailableError("expected the first bytes in time, got none; connect again")
+            return UnavailableError(
+                "expected the first bytes in time, got none; send MQTT or the attestation "
+                "exchange right after TLS"
+            )
         try:
             self._exchange.late()
         except AvowError as error:
@@ -316,6 +319,6 @@ def _refuse_plain(check: Check, expected: str, advice: str) -> NoReturn:
     raise DeniedError.at(
         check,
         expected=f"a client that {expected}",
-        actual="one that speaks MQTT at once",
+        actual="one that speaks MQTT without it",
         advice=advice,
     )

@@ -142,7 +142,7 @@ def decode(frame: bytes, expected: tuple[FrameType, ...]) -> Message:
     if len(frame) != frame_bytes(length):
         raise _malformed(f"a frame of {frame_bytes(length)} bytes", f"{len(frame)}")
     if any(frame[HEADER_BYTES + length :]):
-        raise _malformed("zeros behind the content", "other bytes")
+        raise _malformed("zeros after the content", "other bytes")
     with well_formed(MESSAGE, "message", advice=_AGAIN):
         content = cbor.decode(frame[HEADER_BYTES : HEADER_BYTES + length], "message")
     wanted = {_VERSION, _KEYS, _FILES}

@@ -195,7 +195,7 @@ def _taken(answer: object, secrets: Secrets) -> Taken:
             checks.USED,
             expected="the node to take the secrets",
             actual=f"its refusal ({answer.sentence})",
-            advice="nothing was taken; correct that and provision again",
+            advice="nothing was taken; correct that, and provision again",
         )
     wanted = Taken(tuple(sorted(secrets.keys)), tuple(sorted(secrets.files)))
     if not isinstance(answer, Taken) or answer != wanted:

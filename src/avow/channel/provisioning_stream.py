@@ -96,5 +96,5 @@ class ProvisioningStream:
                 checks.IN_TIME,
                 expected="the whole message in time",
                 actual="the end of the time",
-                advice="provision again; if it stays so, look at the network between",
+                advice="provision again; if this persists, check the network between the two",
             )

@@ -157,8 +157,8 @@ def require_key(connection: SSL.Connection) -> None:
     """
     if not session_reused(connection):
         raise UntrustedError(
-            "expected a server that proves to know the pre-shared key, got one that does not use "
-            "it; compare identity and key with the server's psk_file"
+            "expected a server that proves that it knows the pre-shared key, got one that "
+            "does not use it; compare identity and key with the server's psk_file"
         )
 
 

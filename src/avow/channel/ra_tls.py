@@ -96,7 +96,7 @@ def judge_certificate(certificate: x509.Certificate, judge: Judge, now: datetime
             advice=advice_at(
                 now,
                 certificate.not_valid_before_utc,
-                "check both clocks; a server renews its certificate by itself",
+                "check both clocks; a server renews its certificate on its own",
             ),
         )
     evidence = evidence_in(certificate)

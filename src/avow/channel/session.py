@@ -52,14 +52,14 @@ def check_handshake(connection: SSL.Connection, *, external_psk: bool = False) -
             TLS_1_3,
             expected="TLS 1.3",
             actual=connection.get_protocol_version_name(),
-            advice="let both sides use TLS 1.3 for attestation",
+            advice="have both sides use TLS 1.3, which attestation needs",
         )
     if session_reused(connection) and not external_psk:
         raise UntrustedError.at(
             NOT_RESUMED,
             expected="a full handshake",
             actual="a resumed session",
-            advice="connect without an old session or ticket",
+            advice="connect without a saved session or ticket",
         )
 
 
@@ -104,8 +104,8 @@ def _readable() -> Iterator[None]:
         yield
     except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise MalformedError(
-            "expected a certificate of X.509 version 3 with a key of a known kind from the peer, "
-            "got another; let the peer make a new one"
+            "expected a certificate of X.509 version 3 with a key of a known kind from the "
+            "peer, got another; have the peer's certificate issued again"
         ) from error
 
 
@@ -119,7 +119,7 @@ def _hash_of(cipher_suite: str) -> HashName:
         TLS_1_3,
         expected="a cipher suite of TLS 1.3",
         actual=repr(cipher_suite),
-        advice="let both sides use TLS 1.3 for attestation",
+        advice="have both sides use TLS 1.3, which attestation needs",
     )
 
 

@@ -87,8 +87,8 @@ def check_web_request(head: bytes, rule: WebRule) -> None:
     if origin is None or origin in (f"http://{host}", f"https://{host}"):
         return
     raise DeniedError(
-        f"expected a program, or a page of an allowed origin, got a page of {origin[:100]!r}; name "
-        f"that origin if it shall connect (--allow-origin)"
+        "expected a program, or a page of an allowed origin, got a page of "
+        f"{origin[:100]!r}; to let that page connect, name its origin with --allow-origin"
     )
 
 
@@ -178,6 +178,6 @@ def _fields(lines: list[bytes]) -> dict[str, bytes]:
 
 def _malformed(expected: str, actual: str) -> MalformedError:
     return MalformedError(
-        f"expected {expected} in the request for a WebSocket, got {actual}; connect by MQTT over "
-        f"WebSocket"
+        f"expected {expected} in the request for a WebSocket, got {actual}; connect with "
+        "MQTT over WebSocket"
     )

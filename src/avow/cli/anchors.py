@@ -36,8 +36,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 NONE: Final = "none"
 INTERVAL_S_MAX: Final = 86_400
 NEW_STORE_HELP: Final = (
-    "Use once: make a new store although an anchor is named. Without this option avow refuses to "
-    "start without a store, because somebody may have removed it."
+    "Use once: make a new store although an anchor is named. Without this option avow does not "
+    "start when the store is missing, because somebody may have removed it."
 )
 _TPM: Final = re.compile(r"tpm:0x([0-9a-fA-F]{8})(?:#([0-9a-f]{68}))?")
 _WITNESS: Final = "witness:"
@@ -68,7 +68,7 @@ def anchor_options(command: Command) -> Command:
             default=NONE,
             show_default=True,
             metavar="ANCHOR",
-            help="What remembers how new the store is: tpm:0x01800042 (a counter in the TPM), "
+            help="What remembers the store's newest state: tpm:0x01800042 (a counter in the TPM), "
             "witness:HOST:PORT#KEY (see `avow witness`), or none.",
         ),
         click.option(
@@ -79,15 +79,15 @@ def anchor_options(command: Command) -> Command:
             default=INTERVAL_S,
             show_default=True,
             metavar="SECONDS",
-            help="How often commits update the anchor. With 0, each commit does.",
+            help="How often commits update the anchor. With 0, every commit does.",
         ),
         click.option("--new-store", is_flag=True, help=NEW_STORE_HELP),
         click.option(
             "--accept-rollback",
             type=click.IntRange(1),
             metavar="SEQUENCE",
-            help="Once: open the store although it is older than its anchor. The refusal prints "
-            "SEQUENCE. Everything after it is lost.",
+            help="Use once: open the store although it is older than its anchor says. The refusal "
+            "prints SEQUENCE. Everything after it is lost.",
         ),
     )
     for option in reversed(options):
@@ -111,13 +111,13 @@ def check_begin(text: str, folder: Path, *, made: bool, new_store: bool) -> None
     """
     if made and text != NONE and not new_store:
         raise RolledBackError(
-            f"expected the store that goes with {text.partition('#')[0]} in {folder}, got none: "
-            f"put it back, or begin a new one with `--new-store`"
+            f"expected the store that goes with {text.partition('#')[0]} in {folder}, got none; "
+            "restore it, or make a new one with `--new-store`"
         )
     if new_store and not made:
         raise MalformedError(
-            f"expected --new-store only where there is no store yet, got one in {folder}; leave "
-            f"it out"
+            f"expected no store in {folder}, as --new-store is given, got one; leave "
+            "--new-store out"
         )
 
 
@@ -175,9 +175,9 @@ def anchored_change(text: str | None, store: IdentifiedStore) -> Iterator[None]:
     """
     if text is None and store.root.anchor != 0:
         raise RolledBackError(
-            f"expected the anchor of a store that has one (its value is {store.root.anchor}), got "
-            f"none: name it with `--anchor`; with `--anchor none` the change can be taken back "
-            f"unnoticed until the anchor is moved on by the next start"
+            f"expected the anchor of a store that has one (its value is {store.root.anchor}), "
+            "got none; name it with `--anchor`, or say `--anchor none`: then somebody can undo "
+            "this change unnoticed until the next start updates the anchor"
         )
     anchor = open_anchor(NONE if text is None else text, store)
     if anchor is None:
@@ -191,8 +191,9 @@ def anchored_change(text: str | None, store: IdentifiedStore) -> Iterator[None]:
             fresh.close()
         except UnavailableError as error:
             raise UnavailableError(
-                f"expected the anchor to take the change, which is in the store by now, got: "
-                f"{error}; until the anchor is moved on, the change can be taken back unnoticed"
+                "expected the anchor to record the change, which the store has already made, "
+                f"got: {error}; until the next start updates the anchor, somebody can undo the "
+                "change unnoticed"
             ) from error
 
 

@@ -40,19 +40,19 @@ _OPTIONS: Final = (
         "grants",
         multiple=True,
         metavar="GRANT",
-        help=f"Let the program use something: {'; '.join(KINDS.values())}. May be repeated.",
+        help=f"Grant the program: {'; '.join(KINDS.values())}. May be repeated.",
     ),
     click.option(
         "--store",
         "store_folder",
         type=Folder(),
         metavar="DIR",
-        help="The sealed store. Without a sealed grant the program sees all its /files, as /.",
+        help="The sealed store. Without a sealed grant the program sees all of its /files as /.",
     ),
     click.option(
         "--provision-listen",
         metavar="PLACE",
-        help="Wait at PLACE (host:port) for secrets from the owner; see `avow provision`.",
+        help="Wait at PLACE (host:port) for the owner's secrets; see `avow provision`.",
     ),
     click.option(
         "--provision-owner",
@@ -60,10 +60,22 @@ _OPTIONS: Final = (
         help="With --provision-listen: `sha256:` and the digest of the owner's key. It is part of "
         "the measured configuration.",
     ),
-    click.option("--timeout-s", "run_timeout_s", type=float, metavar="N", help="Time to run."),
-    click.option("--fuel", type=int, metavar="N", help="Instructions to run, about."),
-    click.option("--memory-max-bytes", type=int, metavar="N", help="Linear memory, at most."),
-    click.option("--stack-max-bytes", type=int, metavar="N", help="Stack of calls, at most."),
+    click.option(
+        "--timeout-s",
+        "run_timeout_s",
+        type=float,
+        metavar="N",
+        help="How long the program may run.",
+    ),
+    click.option(
+        "--fuel", type=int, metavar="N", help="Roughly how many instructions the program may run."
+    ),
+    click.option(
+        "--memory-max-bytes", type=int, metavar="N", help="The most linear memory that it may have."
+    ),
+    click.option(
+        "--stack-max-bytes", type=int, metavar="N", help="The most stack that its calls may take."
+    ),
 )
 
 
@@ -115,7 +127,7 @@ class ProgramCommand(click.Command):
         except click.UsageError as error:
             if "unexpected extra argument" in error.message:
                 raise click.UsageError(
-                    f"{error.message}; arguments of the program go behind `--`", ctx
+                    f"{error.message}; write the program's arguments after `--`", ctx
                 ) from error
             raise
 
@@ -148,12 +160,12 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
             listen, owner = listen or app.provisioning.listen, owner or app.provisioning.owner
         if module is not None and module.resolve() != app.module.resolve():
             raise MalformedError(
-                f"expected one module, got {module} and that of {given['app_file']}; leave one out "
-                f"(arguments of the program go behind `--`)"
+                f"expected one module, got {module} and that of {given['app_file']}; leave one "
+                "out (write the program's arguments after `--`)"
             )
         module = app.module
     if module is None:
-        raise click.UsageError("expected a module or --app, got neither")
+        raise click.UsageError("expected a module or --app, got neither; name one of them")
     grants = grants.joined(parse_grants(given["grants"], folder=Path.cwd()))
     if given["store_folder"] is not None and not grants.sealed:
         grants = replace(grants, sealed=(ALL_OF_THE_STORE,))
@@ -164,8 +176,8 @@ def effective_app(given: dict[str, Any]) -> EffectiveApp:
         )
     if grants.provisioned and listen is None and owner is None:
         raise MalformedError(
-            f"expected an owner whose files the grant provisioned:{grants.provisioned[0]} shows, "
-            f"got none; name --provision-listen and --provision-owner"
+            f"expected an owner for the grant provisioned:{grants.provisioned[0]}, which shows "
+            "files of the owner's, got none; add --provision-listen and --provision-owner"
         )
     behind = click.get_current_context().meta[_PROGRAM_ARGUMENTS]
     limits = limits.overridden({name: given[name] for name in _LIMITS})
@@ -188,16 +200,15 @@ def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
         for name in ("key", "also_key", "anchor", "new_store", "accept_rollback"):
             if given[name] not in (None, False, NO_ANCHOR):
                 raise MalformedError(
-                    f"expected --store beside --{name.replace('_', '-')}, got none; add it"
+                    f"expected --store with --{name.replace('_', '-')}, got none; add it"
                 )
         return None
     if key is None:
         quoted = shlex.quote(str(folder))
         raise MalformedError(
-            f"expected --key SOURCE beside --store, got none; name the key of the store, or make a "
-            f"store and its key, and run with them:\n"
-            f"  avow store init {quoted} --new-key file:owner.key\n"
-            f"  avow run --store {quoted} --key file:owner.key PROGRAM"
+            "expected --key SOURCE with --store, got none; name the store's key, or make a "
+            f"store and its key and run with them:\n  avow store init {quoted} --new-key "
+            f"file:owner.key\n  avow run --store {quoted} --key file:owner.key PROGRAM"
         )
     for source in (key, also):
         if source is not None:
@@ -213,8 +224,8 @@ def _store(given: dict[str, Any]) -> dict[str, str | None] | None:
 def _roots(folder: Path, *, attest: bool) -> dict[str, bytes]:
     if not attest:
         raise MalformedError(
-            "expected --attest beside --endorsements, got none; a program that judges nobody needs "
-            "no endorsements"
+            "expected --attest with --endorsements, got none; add it, or leave --endorsements "
+            "out: only a program that judges others needs them"
         )
     from avow.broker.measured_configuration import anchor_files
     from avow.channel.named_files import read_named_file
@@ -234,8 +245,8 @@ def _provisioning(listen: str | None, owner: str | None) -> tuple[str, str] | No
         return None
     if listen is None or owner is None:
         raise MalformedError(
-            "expected both the place and the owner to be provisioned, got one of them; name "
-            "--provision-listen and --provision-owner, or both keys of [provisioning]"
+            "expected the place and the owner for provisioning, got only one of them; give "
+            "both --provision-listen and --provision-owner, or both keys of [provisioning]"
         )
     from avow.channel.provisioning import parse_owner, parse_place
 

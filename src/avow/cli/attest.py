@@ -28,14 +28,14 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="The platform; `avow tee` lists what was found.",
+    help="The platform that vouches; `avow tee` lists those of this machine.",
 )
 @click.option(
     "--nonce",
     type=NONCE,
     required=True,
     metavar="HEX",
-    help="64 hexadecimal digits that the verifier has drawn for this evidence.",
+    help="64 random hexadecimal digits that the verifier chose for this evidence.",
 )
 @click.option(
     "-o",
@@ -43,14 +43,14 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     metavar="FILE",
-    help="Where the evidence goes, in CBOR.",
+    help="Where to write the evidence (CBOR).",
 )
 @configuration_options
 def attest(tee: str, nonce: bytes, output: Path, **configured: Any) -> int:
     """Write evidence about the broker that would run here.
 
-    It is for a file, not for a connection: whoever is at the other end of a connection shows
-    evidence of its own. `avow verify` judges it.
+    `avow verify` judges it. It is evidence about a machine, not about a connection: on an attested
+    connection the peer shows evidence that is bound to that connection.
     """
     from avow.tee.platforms import open_attester
 

@@ -51,9 +51,9 @@ _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 OPEN_UP = (
-    "only this machine can connect, and nobody is asked for a password. To open it up: "
-    "`avow user add NAME`, then `avow broker --listen mqtts://0.0.0.0:8883 --cert server.pem "
-    "--key server.key --password-file avow.users`"
+    "only clients on this machine can connect, and none is asked for a password. To open the "
+    "broker up: `avow user add NAME`, then `avow broker --listen mqtts://0.0.0.0:8883 --cert "
+    "server.pem --key server.key --password-file avow.users`"
 )
 
 
@@ -73,8 +73,8 @@ OPEN_UP = (
     "--client-ca",
     type=_FILE,
     metavar="FILE",
-    help="Require client certificates from these authorities, PEM. The common name becomes the "
-    "user name.",
+    help="Require client certificates that these authorities issued, PEM. The common name becomes "
+    "the user name.",
 )
 @click.option(
     "--password-file", type=_FILE, metavar="FILE", help="The users' file; see `avow user`."
@@ -83,8 +83,8 @@ OPEN_UP = (
     "--psk-file",
     type=_FILE,
     metavar="FILE",
-    help="Admit clients with one of these pre-shared keys: lines `identity:key`, the key in "
-    "hexadecimal digits. The identity becomes the user name.",
+    help="Admit clients that have one of these pre-shared keys: lines `identity:key`, the key "
+    "in hexadecimal digits. The identity becomes the user name.",
 )
 @click.option(
     "--tee",
@@ -96,20 +96,20 @@ OPEN_UP = (
     "--client-policy",
     type=_FILE,
     metavar="FILE",
-    help="Judge the evidence of clients that have some by this policy; see `avow policy`.",
+    help="Judge the evidence of clients by this policy, where they have any; see `avow policy`.",
 )
 @click.option(
     "--allow-anonymous",
     is_flag=True,
     default=False,
-    help="Admit clients without user name, from everywhere.",
+    help="Admit clients without a user name, from anywhere.",
 )
 @click.option(
     "--config",
     "config",
     type=_FILE,
     metavar="FILE",
-    help="Read avow.toml. The command line takes precedence.",
+    help="Read the configuration from this file, such as avow.toml. Options take precedence.",
 )
 @click.option(
     "--store",
@@ -126,8 +126,8 @@ OPEN_UP = (
 @click.option(
     "--durability",
     type=click.Choice(["commit", "interval", "none"]),
-    help="When acknowledged changes are on the disk: before the acknowledgement (commit, the "
-    "default), soon after (interval), or after a clean shutdown (none).",
+    help="When acknowledged changes reach the disk: before the acknowledgement (commit, the "
+    "default), soon after it (interval), or at a clean shutdown (none).",
 )
 @click.option(
     "--anchor",
@@ -139,15 +139,15 @@ OPEN_UP = (
     "--accept-rollback",
     type=click.IntRange(min=1),
     metavar="SEQUENCE",
-    help="Continue from the store's root with this sequence, although its anchor knows a newer "
-    "one. Everything after it is lost.",
+    help="Use once: open the store at this sequence, although its anchor knows a newer one. "
+    "Everything after it is lost.",
 )
 @click.option("--new-store", is_flag=True, help=NEW_STORE_HELP)
 @click.option(
     "--check",
     is_flag=True,
-    help="Try everything that a start does: files, platform, store, anchor, ports. Print every "
-    "error, change nothing, and exit with 0 or 2.",
+    help="Try all that a start needs: files, platform, store, anchor, ports. Change nothing, "
+    "print every error, and exit with 0 or 2.",
 )
 def broker(
     listen: tuple[str, ...],
@@ -176,7 +176,7 @@ def broker(
 
     SIGHUP reads certificates, revocation lists, users, access rules and limits again. Connections
     stay, unless the broker is attested and its evidence would name another configuration. SIGTERM
-    and Ctrl-C stop the broker: it tells its clients and flushes its outputs.
+    and Ctrl-C stop the broker: it tells its clients, and sends what still waits.
     """
     overrides = Overrides(
         listen=listen,
@@ -294,7 +294,10 @@ def _log_lateness(notice: Notice, log: FilteringBoundLogger) -> None:
             anchor=notice.anchor,
             reason=notice.reason,
             broker_ends_in_s=round(notice.left_s),
-            advice="bring it back in that time; until then a copy of the store goes unnoticed",
+            advice=(
+                "bring it back within that time; until it is back, an old copy of the store goes "
+                "unnoticed"
+            ),
         )
     else:
         log.warning("anchor back", anchor=notice.anchor, away_s=round(notice.away_s, 1))
@@ -334,7 +337,14 @@ def _thread_failures(controls: Controls, log: FilteringBoundLogger) -> Iterator[
     def tell(failure: threading.ExceptHookArgs) -> None:
         name = failure.thread.name if failure.thread is not None else "unknown"
         log.critical("thread died", thread=name, exc_info=failure.exc_value)
-        controls.put(Failed(AvowError(f"expected the thread {name!r} to run, got its end")))
+        controls.put(
+            Failed(
+                AvowError(
+                    f"expected the thread {name!r} to keep running, got its end; start the broker "
+                    "again, and report this"
+                )
+            )
+        )
 
     with thread_failures(tell):
         yield

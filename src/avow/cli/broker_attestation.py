@@ -106,7 +106,7 @@ def open_platform(name: str, whom: str) -> Attester:
         )
         raise UnavailableError(
             f"expected a platform that can vouch for {whom}, got none ({absent}); `avow tee` "
-            f"lists them, `--tee simulated` goes on without any protection"
+            "lists them, `--tee simulated` runs without any protection"
         )
     return open_attester(name, found=found)
 
@@ -122,8 +122,8 @@ def load_judge(
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedError(
-            f"expected UTF-8 in the policy {policy}, got other bytes at offset {error.start}; save "
-            f"it as UTF-8"
+            f"expected UTF-8 in the policy {policy}, got invalid bytes at offset {error.start}; "
+            "save it as UTF-8"
         ) from error
     known = None if endorsements is None else measured_endorsements(endorsements, anchors)
     return Judge(verifiers(known), parse_policy(text, name=str(policy)))
@@ -139,8 +139,8 @@ def measured_endorsements(folder: Path, anchors: Sequence[bytes]) -> Endorsement
     known = load_endorsements(folder)
     if not _anchored(known, anchors):
         raise UnavailableError(
-            f"expected roots and keys in {folder} to stay while they are read, got others; "
-            f"stop whatever writes there and start again"
+            f"expected the roots and keys in {folder} to stay the same while they are read, got "
+            "changed ones; stop whatever writes there, and start again"
         )
     return known
 

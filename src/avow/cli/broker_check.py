@@ -119,7 +119,7 @@ def _check_storage(
         with _opened(folder, keys) as store:
             found.attempt(lambda: check_newest(settings.anchor, store))
     except InUseError as error:
-        found.warnings.append(f"the store was not opened: {error}")
+        found.warnings.append(f"the store was not checked: {error}")
     except AvowError as error:
         found.errors.append(str(error))
 
@@ -149,8 +149,8 @@ def _check_new_key(keys: StoreKeys, source: str) -> None:
         keys.of(source, made=False)
     elif path.exists():
         raise UnavailableError(
-            f"expected to make the sealed key {path}, got that there is one: whoever put it there "
-            f"may know what is in it; move it away, or choose another path"
+            f"expected no file at {path}, where the sealed key will be made, got one; whoever "
+            "put it there may know what is in it: move it away, or choose another path"
         )
     else:
         _check_writable(path.parent)
@@ -170,8 +170,8 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UnavailableError(
-            f"expected to write in the folder {nearest}, got {error.strerror}; give it to the user "
-            f"that runs the broker, or name another place"
+            f"expected to write in the folder {nearest}, got {error.strerror}; make it "
+            f"writable for the user that runs the broker, or name another place"
         ) from error
 
 
@@ -204,7 +204,7 @@ def _try_port(address: Address, held: list[socket.socket], found: _Findings) -> 
             and cause.errno == errno.EADDRINUSE
             and address.port not in own
         ):
-            found.warnings.append(f"a start would be refused now: {error}")
+            found.warnings.append(f"the broker would not start now: {error}")
         elif str(error) not in found.errors:
             found.errors.append(str(error))
 
@@ -222,7 +222,7 @@ def _report(starting: Prepared | Unprovisioned | None, found: _Findings) -> None
     for error in found.errors:
         click.echo(f"avow: {error}", err=True)
     if isinstance(starting, Unprovisioned):
-        click.echo("secrets: from the owner, when the broker runs; they were not checked")
+        click.echo("secrets: not checked; they come from the owner when the broker runs")
     elif starting is not None:
         for warning in starting.warnings:
             click.echo(f"warning: {warning}")

@@ -16,10 +16,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _DURABILITY = click.Choice(["commit", "interval", "none"])
-_ONLY_ITS_KIND = "As for `avow broker`; only its kind counts, such as file."
+_ONLY_ITS_KIND = "As for `avow broker`; only its kind matters, such as file."
 
 # Of the files named by these, only whether they are there is measured.
-_ONLY_ITS_NAME = "As for `avow broker`; its contents do not count."
+_ONLY_ITS_NAME = "As for `avow broker`; its contents do not matter."
 
 _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--config", type=_FILE, metavar="FILE", help="As for `avow broker`."),
@@ -37,7 +37,7 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--store-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
     click.option("--also-key", metavar="SOURCE", help=_ONLY_ITS_KIND),
     click.option("--durability", type=_DURABILITY, help="As for `avow broker`."),
-    click.option("--anchor", metavar="ANCHOR", help="As for `avow broker`; it is not asked."),
+    click.option("--anchor", metavar="ANCHOR", help="As for `avow broker`; it is not contacted."),
 )
 
 NAMES = (

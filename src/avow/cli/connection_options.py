@@ -36,8 +36,8 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--password-file",
         type=_FILE,
         metavar="FILE",
-        help="Read the password from the first line of FILE. Without both, the environment "
-        f"variable {PASSWORD_VARIABLE} or the terminal is asked.",
+        help="Read the password from the first line of FILE. Without either option, the password "
+        f"comes from the environment variable {PASSWORD_VARIABLE} or the terminal.",
     ),
     click.option(
         "-V",
@@ -62,16 +62,19 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         metavar="SECONDS",
         help="How long the session outlives the connection (MQTT 5).",
     ),
-    click.option("--will-topic", metavar="TOPIC", help="Leave a will: its topic."),
-    click.option("--will-payload", default="", metavar="TEXT", help="Its payload."),
-    click.option("--will-qos", type=click.IntRange(0, 2), default=0, help="Its QoS."),
-    click.option("--will-retain", is_flag=True, help="Have the broker retain it."),
+    click.option("--will-topic", metavar="TOPIC", help="Leave a will on this topic."),
+    click.option("--will-payload", default="", metavar="TEXT", help="The will's payload."),
+    click.option("--will-qos", type=click.IntRange(0, 2), default=0, help="The will's QoS."),
+    click.option("--will-retain", is_flag=True, help="Have the broker retain the will."),
     click.option(
         "--will-delay",
         type=click.IntRange(0, 2**32 - 1),
         default=0,
         metavar="SECONDS",
-        help="Publish it only so long after the connection was lost (MQTT 5).",
+        help=(
+            "How long the broker waits after the connection is lost before it publishes the will "
+            "(MQTT 5)."
+        ),
     ),
 )
 
@@ -84,13 +87,16 @@ _TLS_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--psk",
         type=_FILE,
         metavar="FILE",
-        help="Use the pre-shared key in FILE (one line identity:hexadecimal digits) in place of "
-        "certificates. With --policy only.",
+        help="Use the pre-shared key in FILE (one line: identity:key, the key in hexadecimal "
+        "digits) instead of certificates. Only with --policy.",
     ),
     click.option(
         "--unsafe-no-verify",
         is_flag=True,
-        help="Do not verify the server's certificate: anybody can read and change everything.",
+        help=(
+            "Do not verify the server's certificate: anybody on the way can read and change "
+            "everything."
+        ),
     ),
 )
 _POLICY_OPTIONS: tuple[Callable[[Command], Command], ...] = (
@@ -104,15 +110,18 @@ _POLICY_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--endorsements",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="What vendors and owners say about their hardware: certificates, collateral, lists.",
+        help=(
+            "A folder with what vendors and owners publish about their hardware: certificates, "
+            "collateral, revocation lists."
+        ),
     ),
 )
 _TEE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--tee",
         metavar="NAME",
-        help="Show the server the evidence of the platform that this runs on: auto, or a name "
-        "that `avow tee` lists. With --policy only.",
+        help="Show the server evidence from the platform that this client runs on: auto, or a name "
+        "that `avow tee` lists. Only with --policy.",
     ),
 )
 
@@ -157,7 +166,7 @@ class AttestationArguments:
             ):
                 if value is not None:
                     raise CommandError(
-                        f"expected --policy beside {name}, got none; name the policy's file",
+                        f"expected --policy with {name}, got none; name the policy's file",
                         ExitCode.USAGE,
                     )
             return None
@@ -207,8 +216,8 @@ def require_encrypted(address: Address, what: str) -> None:
     """Raises `CommandError` where the URL means no TLS."""
     if not address.scheme.encrypted:
         raise CommandError(
-            f"expected mqtts:// or wss:// for {what}, got {address.scheme}://; "
-            f"correct the URL or drop them",
+            f"expected mqtts:// or wss:// for {what}, got {address.scheme}://; correct the URL, "
+            "or leave them out",
             ExitCode.USAGE,
         )
 
@@ -240,7 +249,7 @@ class ConnectArguments:
         protocol = Protocol(self.mqtt_version)
         if self.session_expiry is not None and protocol is Protocol.V311:
             raise CommandError(
-                "expected MQTT 5 for --session-expiry, got 3.1.1; drop one of them",
+                "expected MQTT 5 for --session-expiry, got 3.1.1; leave out one of the two options",
                 ExitCode.USAGE,
             )
         user = self.user if self.user is not None else address.user
@@ -262,7 +271,7 @@ class ConnectArguments:
         if self.will_topic is None:
             if self.will_payload or self.will_qos or self.will_retain or self.will_delay:
                 raise CommandError(
-                    "expected --will-topic beside the other will options, got none; add it",
+                    "expected --will-topic with the other will options, got none; add it",
                     ExitCode.USAGE,
                 )
             return None

@@ -26,6 +26,6 @@ def keep_out_of_core_dumps() -> None:
     # A library OS need not know it: the memory of its enclave is in no core.
     if ctypes.get_errno() != errno.ENOSYS:
         raise UnavailableError(
-            f"expected to keep secrets out of core dumps, got "
-            f"{os.strerror(ctypes.get_errno())!r}; allow prctl(PR_SET_DUMPABLE)"
+            "expected to keep secrets out of core dumps, got "
+            f"{os.strerror(ctypes.get_errno())!r}; let the process call prctl(PR_SET_DUMPABLE)"
         )

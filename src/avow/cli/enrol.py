@@ -42,7 +42,7 @@ _kind = click.option(
     type=click.Choice(sorted(_KINDS)),
     default="ecc",
     show_default=True,
-    help="Which of the TPM's endorsement keys.",
+    help="Which of the TPM's endorsement keys to use.",
 )
 _output = click.option("-o", "--output", type=_FILE, required=True, metavar="FILE")
 
@@ -51,9 +51,9 @@ _output = click.option("-o", "--output", type=_FILE, required=True, metavar="FIL
 def enrol() -> None:
     """Have an owner's authority certify the attestation key of a machine's TPM.
 
-    On the machine: `request`. Where the authority is: `challenge`. On the machine: `answer`. Where
-    the authority is: `issue`. Then the machine's broker finds the certificate by
-    AVOW_TPM_CERTIFICATES, and clients have the authority's root in their endorsements, folder tpm.
+    Four steps: `request` on the machine, `challenge` at the authority, `answer` on the machine,
+    `issue` at the authority. Then set AVOW_TPM_CERTIFICATES on the machine to the certificate's
+    file, and put the authority's root into the folder tpm of the clients' endorsements.
     """
 
 
@@ -63,8 +63,8 @@ def enrol() -> None:
     "--chain",
     type=_FILE,
     metavar="FILE",
-    help="Certificates between the endorsement key's and its maker's root, PEM.  [default: those "
-    "that the TPM keeps]",
+    help="Certificates between the endorsement key's and its maker's root, PEM.  [default: the "
+    "TPM's]",
 )
 @_output
 def request(kind: str, chain: Path | None, output: Path) -> int:
@@ -107,7 +107,7 @@ def request(kind: str, chain: Path | None, output: Path) -> int:
     type=_FILE,
     required=True,
     metavar="FILE",
-    help="What the authority keeps until the answer comes. Nobody else may read it.",
+    help="A file that the authority keeps until the answer comes. It is secret.",
 )
 @_output
 def challenge(request: Path, makers: Path, keep: Path, output: Path) -> int:
@@ -175,8 +175,8 @@ def issue(answer: Path, kept: Path, ca: Path, ca_key: Path, days: int, output: P
     chain = [certificate] if authority.issuer == authority.subject else [certificate, authority]
     _write(output, b"".join(each.public_bytes(Encoding.PEM) for each in chain))
     click.echo(
-        f"wrote {output}, of the TPM with tpm.ek {expected.ek_digest.hex()}; on the machine, have "
-        f"AVOW_TPM_CERTIFICATES name it"
+        f"wrote {output} for the TPM with tpm.ek {expected.ek_digest.hex()}; copy it to the "
+        "machine, and set AVOW_TPM_CERTIFICATES there to its path"
     )
     return ExitCode.OK
 
@@ -201,8 +201,8 @@ def _stored_chain(device: TpmDevice) -> tuple[bytes, ...]:
 def _one(found: tuple[bytes, ...], index: int) -> bytes:
     if len(found) != 1:
         raise UnavailableError(
-            f"expected one certificate of the endorsement key at index {index:08x} of the TPM, got "
-            f"{len(found)}; ask the TPM's maker for it, or use the other --ek"
+            f"expected one certificate of the endorsement key at index {index:08x} of the TPM, "
+            f"got {len(found)}; ask the TPM's maker for it, or try the other --ek"
         )
     return found[0]
 
@@ -212,8 +212,8 @@ def _path(leaf: bytes, stored: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return in_order(leaf, stored)
     except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise MalformedError(
-            f"expected X.509 certificates in the TPM, got other bytes ({error}); give those above "
-            f"the endorsement key's as a file (--chain)"
+            f"expected X.509 certificates in the TPM, got other bytes ({error}); give the "
+            "certificates above the endorsement key's in a file (--chain)"
         ) from error
 
 

@@ -32,20 +32,20 @@ class ExitCode(enum.IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "the operation failed, or the other side was not there",
-    ExitCode.USAGE: "wrong usage or configuration: nothing was started",
-    ExitCode.DENIED: "refused: by a policy, or a login, publish or subscription by the other side",
+    ExitCode.FAILED: "the operation failed, or the other side could not be reached",
+    ExitCode.USAGE: "wrong usage or configuration; nothing was started",
+    ExitCode.DENIED: "refused: by a policy, or by the other side (login, publish, subscribe)",
     ExitCode.UNJUDGED: "evidence could not be judged: it is malformed, or something is missing",
-    ExitCode.INTERNAL: "a fault of avow itself, such as a trap in the core: please report it",
+    ExitCode.INTERNAL: "a bug in avow, such as a trap in the core; please report it",
     ExitCode.NOT_A_MODULE: "not a WebAssembly module or component that can be run",
     ExitCode.UNKNOWN_IMPORTS: "the module wants imports that are unknown or were not granted",
-    ExitCode.TRAPPED: "the program did what WebAssembly forbids, and was stopped",
+    ExitCode.TRAPPED: "the program did something that WebAssembly forbids, and was stopped",
     ExitCode.LIMIT: "the program was stopped at a limit: time, fuel, memory or stack",
     ExitCode.WRONG_KEY: "the store does not open with this key",
-    ExitCode.DAMAGED: "the store is damaged: the message names the file and the place",
+    ExitCode.DAMAGED: "the store is damaged; the message names the file and the place",
     ExitCode.IN_USE: "another process has the store open",
     ExitCode.ROLLED_BACK: "the store is older than its freshness anchor says",
-    ExitCode.STORAGE: "the disk failed: full, or an error of reading or writing",
+    ExitCode.STORAGE: "the disk is full, or failed to read or write",
 }
 
 

@@ -27,5 +27,9 @@ class Folder(click.Path):
     ) -> Any:
         """The path."""
         if not os.fspath(value):
-            self.fail("expected a folder, got an empty text; is a variable not set?", param, ctx)
+            self.fail(
+                "expected a folder, got an empty name; check whether a shell variable is unset",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)

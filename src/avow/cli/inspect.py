@@ -32,7 +32,7 @@ from avow.cli.reports import (
 )
 from avow.client.attested_socket import Attestation
 from avow.client.inspection import Inspected, inspect_server
-from avow.errors import AvowError, MalformedError
+from avow.errors import AvowError, MalformedError, counted
 from avow.evidence.appraisal import AttestationResult, printable_claims
 from avow.evidence.claims import decode_claims
 from avow.evidence.envelope import decode_evidence
@@ -45,8 +45,8 @@ from avow.tee.platforms import load_endorsements, verifiers
 from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 NOBODY_VOUCHES: Final = (
-    "NOT PROVEN: the server says this, and nobody vouches for it; whoever made it could have "
-    "written anything"
+    "NOT PROVEN: the server says this and nobody vouches for it; its maker could have written "
+    "anything"
 )
 
 
@@ -84,7 +84,7 @@ class Witness(Judge):
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the evidence to FILE as it came. It was made for this connection, and proves "
+    help="Write the evidence to FILE as it came. It was made for this connection: it proves "
     "nothing to anybody else.",
 )
 @secure_options(tee=False)
@@ -95,7 +95,7 @@ def inspect(
     as_json: bool,
     output: Path | None,
 ) -> int:
-    """Show the evidence that the broker at URL gives, its claims, and what TLS says.
+    """Show the evidence that the broker at URL gives, its claims, and the TLS parameters.
 
     \b
     avow inspect mqtts://broker.example:8883
@@ -177,12 +177,13 @@ class Report:
                 words = ", ".join(value) if isinstance(value, list) else value
                 yield f"certificate  {name.replace('_', ' ')} {shown(str(words))}"
             if self.unverified:
-                yield "certificate  NOT VERIFIED: anybody could have made it"
+                yield "certificate  NOT VERIFIED: anybody could have issued it"
         evidence = self._evidence()
         if evidence is None:
             yield "evidence     none"
         else:
-            yield f"evidence     {evidence['bytes']} bytes, platform {evidence['platform']}"
+            size = counted(evidence["bytes"], "byte")
+            yield f"evidence     {size}, platform {evidence['platform']}"
 
     def _judgement_text(self) -> str:
         witness = self.witness

@@ -29,7 +29,7 @@ from avow.runtime.sealed import sealed
 )
 @click.pass_context
 def measure(context: click.Context, reference: bool) -> int:
-    """Print the SHA-256 of what would run."""
+    """Print the SHA-256 digests of what would run."""
     if context.invoked_subcommand is None:
         if not reference:
             raise click.UsageError("expected broker, app, runtime or --reference, got nothing")
@@ -44,8 +44,8 @@ def measure(context: click.Context, reference: bool) -> int:
 @click.option(
     "--reference",
     is_flag=True,
-    help="Print what a policy names: module, runtime and configuration. The options after this one "
-    "are part of the configuration. Give those of the broker.",
+    help="Print what a policy names: module, runtime and configuration. The options listed after "
+    "this one are part of the configuration: give those that the broker is started with.",
 )
 @configuration_options
 def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
@@ -59,7 +59,7 @@ def measure_broker(as_json: bool, reference: bool, **configured: Any) -> int:
         _print_references(configuration, as_json=as_json)
         return ExitCode.OK
     if any(configured.values()):
-        raise click.UsageError("these options matter together with --reference only")
+        raise click.UsageError("expected --reference with these options, got none; add it")
     with configuration_errors():
         path = artefacts.core_path()
     content = path.read_bytes()

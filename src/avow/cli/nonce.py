@@ -28,7 +28,7 @@ class NonceType(click.ParamType[bytes]):
         if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * NONCE_BYTES}}}", text):
             self.fail(
                 f"expected {2 * NONCE_BYTES} hexadecimal digits, got "
-                f"{counted(len(text), 'character')}; draw one by `openssl rand -hex {NONCE_BYTES}`",
+                f"{counted(len(text), 'character')}; `openssl rand -hex {NONCE_BYTES}` makes one",
                 param,
                 ctx,
             )

@@ -44,11 +44,11 @@ def explain_policy(file: Path) -> int:
 @policy.command("check")
 @click.argument("file", type=_FILE, metavar="FILE")
 def check_policy(file: Path) -> int:
-    """Check a policy: exit 0 if it is usable, else 2 with the reason."""
+    """Check a policy. Exit 0 if avow can use it, else 2 with the reason."""
     with configuration_errors():
         loaded = load_policy(file)
     if loaded.unsafe_simulated:
-        click.echo("warning: it accepts simulated evidence; nothing is protected then")
+        click.echo("warning: this policy accepts simulated evidence, which protects nothing")
     click.echo(f"policy is valid: {loaded.policy_id}")
     return ExitCode.OK
 
@@ -58,8 +58,8 @@ def check_policy(file: Path) -> int:
     "--broker",
     is_flag=True,
     required=True,
-    help="Accept this release's broker. The options after --force matter to its configuration; "
-    "give those that it is started with.",
+    help="Accept this release's broker. The options listed after --force are part of its "
+    "configuration: give those that it is started with.",
 )
 @click.option(
     "--platform",
@@ -79,7 +79,7 @@ def check_policy(file: Path) -> int:
     "--endorsements",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="With --from: what the vendors say about the hardware.",
+    help="With --from: a folder with what the vendors publish about the hardware.",
 )
 @click.option(
     "-o",
@@ -87,9 +87,9 @@ def check_policy(file: Path) -> int:
     default="policy.toml",
     show_default=True,
     metavar="FILE",
-    help="Where the policy goes; - prints it.",
+    help="Where to write the policy; - prints it.",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @configuration_options
 def init(
     broker: bool,
@@ -102,12 +102,14 @@ def init(
 ) -> int:
     """Write a policy that accepts exactly this release's broker.
 
-    Module, runtime and configuration are computed from this installation, so run it on a machine
-    that you trust. Values that only you know come from evidence, or are gaps for you to fill. avow
-    refuses a policy with gaps.
+    avow computes module, runtime and configuration from this installation, so run this command on a
+    machine that you trust. Values that only you know come from evidence (--from), or stay gaps that
+    you fill in. avow refuses a policy that still has gaps.
     """
     if evidence is None and endorsements is not None:
-        raise click.UsageError("--endorsements matters together with --from only")
+        raise click.UsageError(
+            "expected --from with --endorsements, got none; add it, or leave --endorsements out"
+        )
     with configuration_errors():
         references = broker_references(configuration_of(configured))
     verified = None if evidence is None else _trusted(evidence, endorsements)
@@ -169,7 +171,8 @@ def _write(path: Path, text: str, *, force: bool) -> None:
             file.write(text)
     except FileExistsError as error:
         raise CommandError(
-            f"expected no file at {path}, got one; name another by -o, or replace it by --force",
+            f"expected no file at {path}, got one; name another with -o, or replace it with "
+            "--force",
             ExitCode.USAGE,
         ) from error
     except OSError as error:
@@ -186,8 +189,8 @@ def _report(made: Draft, output: str) -> None:
         click.echo(f"wrote {output}{read}")
     if made.gaps:
         click.echo(
-            f"avow: fill in {', '.join(made.gaps)}: without these values the policy is refused. "
-            f"The same command with `--force --from FILE` takes them from evidence that you "
-            f"trust, which `avow attest` writes",
+            f"avow: fill in {', '.join(made.gaps)}; avow refuses the policy without these "
+            "values. To take them from evidence that you trust, which `avow attest` writes, "
+            "run the same command with `--force --from FILE`",
             err=True,
         )

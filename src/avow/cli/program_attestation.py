@@ -178,8 +178,8 @@ def _text(policy: bytes) -> str:
         return policy.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedError(
-            f"expected UTF-8 in the program's policy, got other bytes at offset {error.start}; "
-            f"correct the program"
+            "expected UTF-8 in the program's policy, got invalid bytes at offset "
+            f"{error.start}; correct the program"
         ) from error
 
 
@@ -190,7 +190,8 @@ def _quote(attestation: ServerAttestation, claims: Claims) -> Evidence:
         answer = answers.get(timeout=_PATIENCE_S)
     except queue.Empty as error:
         raise UnavailableError(
-            f"expected evidence within {_PATIENCE_S:g} s, got none; check the platform's device"
+            f"expected evidence within {_PATIENCE_S:g} s, got none; `avow tee` shows what "
+            "this machine has"
         ) from error
     if isinstance(answer, AvowError):
         raise answer

@@ -48,8 +48,8 @@ _OPTIONS = (
         "--endorsements",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="With --attest: what vendors say about the hardware of others. Roots and keys in it "
-        "are part of the measured configuration.",
+        help="With --attest: a folder with what vendors publish about the hardware of others. The "
+        "roots and keys in it are part of the measured configuration.",
     ),
 )
 
@@ -129,9 +129,9 @@ def _check_store(app: EffectiveApp, given: Mapping[str, Any]) -> None:
     for name in ("key", "also_key"):
         if app.provisioning is not None and given[name] not in (None, "provisioned"):
             raise MalformedError(
-                f"expected --key provisioned, and no other key, for the store of a program that "
-                f"its owner provisions, got --{name.replace('_', '-')} "
-                f"{given[name].partition(':')[0]}; hand the key over, as `store` in [keys]"
+                "expected --key provisioned and no other key, as the owner provisions this "
+                f"program, got --{name.replace('_', '-')} {given[name].partition(':')[0]}; hand "
+                "the store's key over as `store` in [keys] of the secrets"
             )
 
 
@@ -210,8 +210,8 @@ def _value(name: str, content: bytes) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedError(
-            f"expected UTF-8 in the provisioned {name}, got other bytes at offset {error.start}; a "
-            f"program gets it in its environment"
+            f"expected UTF-8 in the provisioned {name}, got invalid bytes at offset "
+            f"{error.start}; a program gets it in its environment"
         ) from error
     if "\0" in text:
         raise MalformedError(

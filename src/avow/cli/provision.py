@@ -67,7 +67,10 @@ def _make_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     type=_FILE,
     required=True,
     metavar="FILE",
-    help="What the node's evidence has to satisfy before it gets anything; see `avow policy`.",
+    help=(
+        "The policy that the node's evidence has to satisfy before it gets anything; see `avow "
+        "policy`."
+    ),
 )
 @click.option(
     "--owner-key",
@@ -79,7 +82,10 @@ def _make_key(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     "--endorsements",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="What vendors and owners say about their hardware: certificates, collateral, lists.",
+    help=(
+        "A folder with what vendors and owners publish about their hardware: certificates, "
+        "collateral, revocation lists."
+    ),
 )
 def provision(
     node: str, secrets: Path, policy: Path, owner_key: Path | None, endorsements: Path | None
@@ -92,8 +98,8 @@ def provision(
     NODE is host:port, the `listen` of its table [provisioning]. It gets nothing before its evidence
     satisfies the policy, and accepts secrets only from the owner that its configuration names.
 
-    Exit 0: taken. 1: nobody there, or the node cannot use it. 2: wrong files. 3: refused, by the
-    policy or by the node. 4: the evidence could not be judged.
+    Exit 0: the node took the secrets. 1: it could not be reached, or cannot use them. 2: wrong
+    files. 3: refused, by the policy or by the node. 4: the evidence could not be judged.
     """
     with configuration_errors():
         host, port = parse_place(node, lowest_port=1)
@@ -146,8 +152,8 @@ def _owner_key(path: Path | None) -> OwnerKey:
     content = read_named_file(path, "owner key")
     if readable_by_others(path):
         raise MalformedError(
-            f"expected an owner's key that nobody else can read, got {path}, which all can; chmod "
-            f"600 it, and consider a new one"
+            f"expected an owner's key that nobody else can read, got {path}, which everybody "
+            f"can read; `chmod 600 {path}`, and consider making a new one"
         )
     return parse_owner_key(content, str(path))
 

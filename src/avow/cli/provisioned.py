@@ -54,8 +54,8 @@ def unprovisioned(configuration: Configuration) -> Unprovisioned:
     nobody could attest the broker, and what `configuration_digest` raises."""
     if configuration.attestation.tee is None:
         raise MalformedError(
-            "expected a platform beside [provisioning], got none; name it with --tee or `tee` in "
-            "[attestation]: secrets are for a node that has shown evidence"
+            "expected a platform with [provisioning], got none; name it with --tee or `tee` in "
+            "[attestation], as only a node with evidence gets secrets"
         )
     return Unprovisioned(configuration, configuration_digest(configuration, FilesReadOnce()))
 
@@ -127,14 +127,14 @@ def await_secrets(
     if isinstance(starting, Prepared):
         return Ready(starting)
     if attestation is None:
-        raise MalformedError("expected a platform beside [provisioning], got none; report this")
+        raise MalformedError("expected a platform with [provisioning], got none; report this")
     listener = _listening(starting, attestation, controls.put, log)
     while True:
         match controls.get():
             case Control.STOP:
                 listener.stop()
                 attestation.stop()
-                log.info("stopped", reason="before the owner came")
+                log.info("stopped", reason="avow was stopped before the owner came")
                 return None
             case Failed(error):
                 raise error
@@ -256,8 +256,8 @@ class _Offers:
             if isinstance(offer, Offer):
                 offer.refused(
                     UnavailableError(
-                        "expected a program that waits for its owner, got one that has been "
-                        "provisioned and starts; start it again to give it other secrets"
+                        "expected a program that waits for its owner, got one that already has "
+                        "its secrets; start it again to give it others"
                     )
                 )
 

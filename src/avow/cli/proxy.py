@@ -60,12 +60,12 @@ _ENCRYPTED = {Scheme.MQTT: Scheme.MQTTS, Scheme.WS: Scheme.WSS}
     default=CONNECTIONS_MAX,
     show_default=True,
     metavar="COUNT",
-    help="So many clients at once; more have to wait.",
+    help="How many clients may be connected at a time; further ones wait.",
 )
 @click.option(
     "--unsafe-listen-anywhere",
     is_flag=True,
-    help="Listen on addresses that other machines reach too: the way to the proxy is neither "
+    help="Allow an address that other machines can reach: the connection to the proxy is neither "
     "encrypted nor attested.",
 )
 @click.option(
@@ -73,15 +73,15 @@ _ENCRYPTED = {Scheme.MQTT: Scheme.MQTTS, Scheme.WS: Scheme.WSS}
     "origins",
     multiple=True,
     metavar="ORIGIN",
-    help="With ws://: a web page's origin that may connect, such as http://127.0.0.1:3000; pages "
-    "may not, unless they are named. More than once for several.",
+    help="With ws://: the origin of web pages that may connect, such as http://127.0.0.1:3000. "
+    "Other pages are refused. May be repeated.",
 )
 @click.option(
     "--allow-host",
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="With ws://: a name that clients know the proxy by, besides localhost and addresses.",
+    help="With ws://: a name that clients use for the proxy, besides localhost and addresses.",
 )
 @secure_options(tee=True)
 def proxy(
@@ -100,11 +100,11 @@ def proxy(
     avow proxy --connect mqtts://broker.example:8883 --policy policy.toml
     mosquitto_pub -t home/door -m open
 
-    A client is let through only after the broker's evidence has satisfied the policy; else its
-    connection is closed, and the log names the check.
+    The proxy lets a client through only after the broker's evidence has satisfied the policy.
+    Otherwise it closes the connection, and the log names the check.
 
-    SIGHUP reads the policy, certificates and endorsements again: they count for new connections,
-    and those that are there stay. SIGTERM and Ctrl-C end it.
+    SIGHUP reads the policy, certificates and endorsements again. New connections use them, and
+    existing connections stay. SIGTERM and Ctrl-C stop the proxy.
     """
     with configuration_errors():
         listen_address = parse_listen_address(listen)
@@ -165,7 +165,9 @@ class _Files:
             context = AttestedContext.of(self._attestation, self._tls)
             self._attestation = self._attested.again(self._attestation)
         except AvowError as error:
-            log.error("reload refused", reason=str(error), advice="what was read before counts on")
+            log.error(
+                "reload refused", reason=str(error), advice="what was read before stays in force"
+            )
             return
         running.use(context.attesting(self._attestation))
         log.info("reloaded", policy=str(self._attested.policy))
@@ -176,8 +178,8 @@ def _web_rule(listen: Address, hosts: tuple[str, ...], origins: tuple[str, ...])
         return WebRule.of((listen.host, *hosts), origins)
     if hosts or origins:
         raise CommandError(
-            "expected ws:// for --listen beside --allow-origin and --allow-host, got mqtt://: no "
-            "page speaks that; leave them out",
+            "expected ws:// for --listen with --allow-origin and --allow-host, got mqtt://, "
+            "which web pages cannot speak; leave these options out",
             ExitCode.USAGE,
         )
     return None
@@ -186,27 +188,27 @@ def _web_rule(listen: Address, hosts: tuple[str, ...], origins: tuple[str, ...])
 def _check_addresses(listen: Address, server: Address, *, anywhere: bool) -> None:
     if listen.scheme not in _ENCRYPTED:
         raise CommandError(
-            f"expected mqtt:// or ws:// for --listen, got {listen.scheme}://; the way to the proxy "
-            f"stays on this machine",
+            f"expected mqtt:// or ws:// for --listen, got {listen.scheme}://; leave TLS out, as "
+            "connections to the proxy stay on this machine",
             ExitCode.USAGE,
         )
     if server.scheme is not _ENCRYPTED[listen.scheme]:
         raise CommandError(
-            f"expected {_ENCRYPTED[listen.scheme]}:// for --connect beside {listen.scheme}:// for "
+            f"expected {_ENCRYPTED[listen.scheme]}:// for --connect with {listen.scheme}:// for "
             f"--listen, got {server.scheme}://; correct one of them",
             ExitCode.USAGE,
         )
     if server.path or server.user is not None:
         raise CommandError(
-            "expected only scheme, host and port for --connect, got more; path and user name are "
-            "for the clients to say",
+            "expected only scheme, host and port for --connect, got more; let the clients give "
+            "path and user name",
             ExitCode.USAGE,
         )
     if not anywhere and not all(each.loopback for each in resolve(listen)):
         raise CommandError(
-            f"expected an address of this machine alone for --listen, got {listen}; listen on "
-            f"127.0.0.1 or ::1 (everybody who reaches the proxy gets the attested channel), or say "
-            f"--unsafe-listen-anywhere",
+            f"expected an address for --listen that only this machine can reach, got {listen}; "
+            "listen on 127.0.0.1 or ::1, as everybody who reaches the proxy gets the attested "
+            "channel, or say --unsafe-listen-anywhere",
             ExitCode.USAGE,
         )
 

@@ -45,14 +45,18 @@ _PROPERTY_NAMES = ", ".join(PUBLISH_PROPERTIES)
     help=f"An MQTT 5 property: {_PROPERTY_NAMES} (user-property=KEY=VALUE). May be repeated.",
 )
 @click.option(
-    "--repeat", type=click.IntRange(1), default=1, metavar="COUNT", help="Publish so many times."
+    "--repeat",
+    type=click.IntRange(1),
+    default=1,
+    metavar="COUNT",
+    help="How many times to publish.",
 )
 @click.option(
     "--repeat-delay",
     type=click.FloatRange(0),
     default=0.0,
     metavar="SECONDS",
-    help="Wait between repetitions.",
+    help="How long to wait between repetitions.",
 )
 @connection_options
 def pub(
@@ -78,10 +82,13 @@ def pub(
     _check_sources(message, file, lines, whole_stdin, empty)
     if connect.password_stdin and (lines or whole_stdin):
         raise click.UsageError(
-            "--password-stdin cannot be used with --lines or --stdin: there is one standard input"
+            "expected one use of standard input, got --password-stdin with --lines or --stdin; "
+            "use --password-file instead"
         )
     if properties and connect.mqtt_version == Protocol.V311:
-        raise click.UsageError("--property needs MQTT 5")
+        raise click.UsageError(
+            "expected MQTT 5 for --property, got an older version; leave one of the two options out"
+        )
     with configuration_errors():
         options = connect.options()
         publish = PublishOptions(topic, qos, retain, publish_properties(properties))
@@ -113,8 +120,8 @@ def _check_sources(
     given = sum([message is not None, file is not None, lines, whole_stdin, empty])
     if given != 1:
         raise click.UsageError(
-            "expected exactly one of --message, --file, --lines, --stdin and --null, "
-            f"got {given} of them"
+            "expected exactly one of --message, --file, --lines, --stdin and --null, got "
+            f"{given} of them; choose one"
         )
 
 

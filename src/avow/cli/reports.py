@@ -20,7 +20,9 @@ from avow.tee.simulated import NOTHING_IS_PROTECTED
 
 BUILD: Final = f"avow {__version__}"
 
-NOT_JUDGED: Final = "not judged: no policy has said whether these claims are acceptable"
+NOT_JUDGED: Final = (
+    "not judged: no policy was given, so nothing says whether these claims are acceptable"
+)
 
 
 def render_text(result: AttestationResult) -> str:
@@ -92,4 +94,4 @@ def finding_lines(finding: Finding) -> Iterator[str]:
     yield f"check {finding.check.number}: {finding.check.title}"
     yield f"  expected  {finding.expected}"
     yield f"  got       {finding.actual}"
-    yield f"  so        {finding.advice}"
+    yield f"  do        {finding.advice}"

@@ -36,7 +36,7 @@ def run(**given: Any) -> int:
     """Run the WebAssembly program MODULE with only what you grant.
 
     MODULE is a command of WASI preview 1, or a component of preview 2. Its arguments follow `--`.
-    Its exit code is avow's. Signals end it as they end a native program.
+    avow exits with the program's exit code. Signals end it as they end a native program.
 
     \b
     avow run app.wasm
@@ -98,8 +98,8 @@ def _check_library(program: Program, app: EffectiveApp) -> None:
             f"from a program of yours"
         )
     _say(
-        f"{app.module.name} is a library (a reactor): only its `_initialize` is run, and none of "
-        f"its functions is called"
+        f"{app.module.name} is a library (a reactor): avow runs only its `_initialize`, and "
+        "calls none of its functions"
     )
 
 
@@ -129,8 +129,8 @@ def _prepare_folders(grants: Grants, store: Store | None) -> None:
     for each in grants.plain:
         if not each.host.is_dir():
             raise MalformedError(
-                f"expected a folder {each.host} for the grant plain:{each.guest}, got none; create "
-                f"it or correct the path"
+                f"expected a folder {each.host} for the grant plain:{each.guest}, got none; "
+                "create it, or correct the path"
             )
     for sealed in grants.sealed:
         path = f"/files/{sealed.folder}".rstrip("/")

@@ -38,8 +38,7 @@ def password_from_stdin() -> str:
     line = sys.stdin.readline()
     if not line:
         raise CommandError(
-            "expected a password on standard input, got nothing; "
-            "write it there, followed by a line end",
+            "expected a password on standard input, got nothing; write it there as one line",
             ExitCode.USAGE,
         )
     return line.rstrip("\r\n")

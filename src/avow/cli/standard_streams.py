@@ -77,7 +77,8 @@ class InputFile(io.FileIO):
 
     def _unreadable(self, error: OSError) -> CommandError:
         return CommandError(
-            f"expected to read {self._what}, got: {error.strerror}", ExitCode.FAILED
+            f"expected to read {self._what}, got: {error.strerror}; check where it comes from",
+            ExitCode.FAILED,
         )
 
 
@@ -112,8 +113,8 @@ class OutputFile(io.BufferedWriter):
     def _unwritable(self, error: OSError) -> CommandError:
         drop_output()
         return CommandError(
-            f"expected to write to standard output, got: {error.strerror}; what was printed is "
-            f"not complete",
+            f"expected to write to standard output, got: {error.strerror}; the output is "
+            "incomplete: check where it goes, and run the command again",
             ExitCode.FAILED,
         )
 

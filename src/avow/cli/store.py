@@ -51,21 +51,22 @@ _key = click.option(
     "source",
     required=True,
     metavar="SOURCE",
-    help="The owner's key: file:PATH.",
+    help="The owner's key, as file:PATH.",
 )
 _anchor = click.option(
     "--anchor",
     "anchor_text",
     metavar="ANCHOR",
-    help="The store's anchor, if it has one. It is asked before the change and updated after it. "
-    "With none, it is neither, and the change can be undone unnoticed until the next start.",
+    help="The store's anchor, if it has one. avow asks it before the change and updates it "
+    "afterwards. With none, avow does neither, and somebody can undo the change unnoticed "
+    "until the next start.",
 )
 _new_key_option = click.option(
     "--new-key",
     "new_sources",
     multiple=True,
     metavar="file:PATH",
-    help="The same with a new random key, written to a file that did not exist, mode 0600.",
+    help="The same with a new random key, which is written to a new file with mode 0600.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
 Decorated = Callable[..., Any]
@@ -80,13 +81,15 @@ class _InPath(click.ParamType[str]):
         text = str(value)
         if not text.startswith("/"):
             self.fail(
-                f"expected a path in the store such as /files/a, got {text!r}; begin it with /",
+                f"expected a path in the store such as /files/a, got {text!r}; start it with /",
                 param,
                 ctx,
             )
         parts = [part for part in text.split("/") if part]
         if {".", ".."} & set(parts):
-            self.fail(f"expected a path without . and .., got {text!r}", param, ctx)
+            self.fail(
+                f"expected a path without . and .., got {text!r}; write it without them", param, ctx
+            )
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -99,10 +102,10 @@ _IN_STORE: Final = _InPath()
 
 @click.group()
 def store() -> None:
-    """Look into a sealed store, fill it, check it, and change its keys.
+    """Inspect, fill and check a sealed store, and change its keys.
 
-    STORE is its folder. One process at a time can open it. A change happens completely or not at
-    all.
+    STORE is its folder. Only one process at a time can open it. A change happens completely or not
+    at all.
     """
 
 
@@ -216,11 +219,13 @@ def init(directory: Path, sources: tuple[str, ...], new_sources: tuple[str, ...]
     avow store init ./data --new-key file:owner.key
     """
     if not sources and not new_sources:
-        raise click.UsageError("no key: give --key SOURCE or --new-key file:PATH")
+        raise click.UsageError(
+            "expected a key for the new store, got none; give --key SOURCE or --new-key file:PATH"
+        )
     if (directory / CONTAINER).exists():
         # Before a key is made that would seem to belong to the store that is there.
         raise CommandError(
-            f"expected no store in {directory}, got one; open that, or name another folder",
+            f"expected no store in {directory}, got one; use that one, or name another folder",
             ExitCode.FAILED,
         )
     with _reporting():
@@ -248,7 +253,7 @@ def ls(
 ) -> int:
     """List the names below PATH.
 
-    Unprintable characters in names appear as escape sequences; --json has them as they are.
+    Unprintable characters in names appear as escape sequences; --json prints them as they are.
     """
     with _reading(directory, source) as opened:
         for place, stat in _listed(opened, path, recursive):
@@ -286,8 +291,7 @@ def _listed(opened: Store, path: str, recursive: bool) -> Iterator[tuple[str, St
 def cat(directory: Path, path: str, source: str) -> int:
     """Write the file PATH to standard output.
 
-    It writes only verified bytes. If a block in the middle is damaged, it stops there, and the exit
-    code says so.
+    It writes only verified bytes. If a block is damaged, it stops there, with exit code 105.
     """
     with _reading(directory, source) as opened:
         stat = _file(opened, path)
@@ -310,7 +314,8 @@ def _file(opened: Store, path: str) -> Stat:
     stat = opened.stat(path)
     if stat.kind == "directory":
         raise CommandError(
-            f"expected a file at {path}, got a directory; see `avow store ls`", ExitCode.FAILED
+            f"expected a file at {path}, got a directory; `avow store ls` lists what is in it",
+            ExitCode.FAILED,
         )
     return stat
 
@@ -367,12 +372,12 @@ def _replace(opened: Store, path: str, stream: BufferedIOBase, shown: Progress) 
     type=_IN_STORE,
     default="/",
     show_default=True,
-    help="What is exported, with all below it.",
+    help="What to export, with everything below it.",
 )
 def export(directory: Path, target: str, source: str, path: str) -> int:
     """Write the store unencrypted to the new folder TARGET, or for - as tar to stdout.
 
-    TARGET must not exist. It appears only when it is complete. Only their owner can read the files.
+    TARGET must not exist. It appears only when it is complete, and only you can read its files.
     """
     if target == _STANDARD_STREAM and sys.stdout.isatty():
         raise CommandError(
@@ -406,14 +411,14 @@ def export(directory: Path, target: str, source: str, path: str) -> int:
     default=NONE,
     show_default=True,
     metavar="ANCHOR",
-    help="Ask this anchor whether the store is the newest: tpm:0x01800042 or "
+    help="Ask this anchor whether the store is in its newest state: tpm:0x01800042 or "
     "witness:HOST:PORT#KEY. It is not updated.",
 )
 @_json
 def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
-    """Verify every block, and name the file and block of each damage.
+    """Verify every block, and name the file and block of everything that is damaged.
 
-    The exit code is 105 for damage, and 107 if the anchor knows a newer store. The root hash stands
+    The exit code is 105 for damage, and 107 if the anchor knows a newer state. The root hash stands
     for every byte.
     """
     with configuration_errors():
@@ -432,8 +437,8 @@ def check(directory: Path, source: str, anchor_text: str, as_json: bool) -> int:
             check_newest(anchor_text, opened)
     if damages:
         raise CommandError(
-            f"expected every block to be the one that was committed, got {damages} that are not; "
-            "restore these files from elsewhere",
+            f"expected every block as it was committed, got {damages} with damage; restore "
+            "these files from a backup",
             ExitCode.DAMAGED,
         )
     return ExitCode.OK
@@ -460,8 +465,8 @@ def rotate(
 ) -> int:
     """Change the keys, and seal new data under new ones.
 
-    Afterwards only the keys of --to and --new-key open the store. Old data is not sealed again: for
-    that, use `avow store compact --rewrite`.
+    Afterwards only the keys of --to and --new-key open the store. Old data keeps its old seal until
+    `avow store compact --rewrite` seals it again.
 
     \b
     avow store rotate ./data --key file:old.key --new-key file:new.key
@@ -520,10 +525,10 @@ def keys(
     anchor_text: str | None,
     as_json: bool,
 ) -> int:
-    """List the ids of the keys that open the store, after adding or removing some.
+    """Add or remove keys that open the store, and list the ids of all.
 
-    The id of the key given with --key is marked. To keep the owner of a removed key out, run `avow
-    store rotate` as well.
+    The id of the key given with --key is marked. Removing a key does not keep its owner out for
+    good: for that, run `avow store rotate` as well.
     """
     ids = [_key_id(text) for text in removed]
     if added or ids:

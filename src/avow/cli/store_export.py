@@ -42,7 +42,10 @@ def pieces(store: Store, path: str, size_bytes: int) -> Iterator[bytes]:
     while offset < size_bytes:
         piece = store.read(path, offset, min(PIECE_BYTES, size_bytes - offset))
         if not piece:
-            raise StorageError(f"expected {size_bytes} bytes of {path}, got {offset}; try again")
+            raise StorageError(
+                f"expected {size_bytes} bytes of {path}, got {offset}; it "
+                "changed meanwhile: try again"
+            )
         yield piece
         offset += len(piece)
 
@@ -57,16 +60,21 @@ def export_directory(store: Store, source: str, target: Path, note: Note) -> int
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise StorageError(f"expected a folder for {target}, got: {error}") from error
+        raise StorageError(
+            f"expected to make the folder {target}, got: {error}; name another"
+        ) from error
     try:
         place = building / "export"
         count = _build(store, source, place, note)
         if os.path.lexists(target):
-            raise StorageError(f"expected nothing at {target}, got something; nothing was replaced")
+            raise StorageError(
+                f"expected nothing at {target}, got something, which was not "
+                "replaced; name another folder"
+            )
         place.rename(target)
     except OSError as error:
         raise StorageError(
-            f"expected to write {target}, got: {error}; is the disk full?"
+            f"expected to write {target}, got: {error}; check the free space of the disk"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -94,9 +94,8 @@ def owner_key(
         return _provisioned(provisioned)
     if simulated:
         raise DeniedError(
-            f"expected file:PATH as the source of the key on the simulated platform, got "
-            f"{source!r}: that platform protects nothing and vouches for nobody; keep the key in "
-            f"a file, or use a real platform"
+            f"expected file:PATH as the source of the key on the simulated platform, which cannot "
+            f"protect a key, got {source!r}; keep the key in a file, or use a real platform"
         )
     bound = _needed(binding, source)
     if source == "snp":
@@ -136,8 +135,9 @@ def new_owner_key(
     place = _tpm_place(source)
     if place.path.exists() and not replaces:
         raise UnavailableError(
-            f"expected to make the sealed key {place.path}, got that there is one: whoever put it "
-            f"there may know what is in it; move it away, or choose another path"
+            f"expected no file at {place.path}, where the sealed key will be made, got one; "
+            "whoever put it there may know what is in it: move it away, or choose another "
+            "path"
         )
     from avow.tee.tpm.sealing import seal
 
@@ -151,7 +151,10 @@ def new_owner_key(
     write_new_file(place.path, blob.encoded(), "sealed key")
     made = replace(place, parent=name)
     pcrs = ", ".join(map(str, blob.pcrs))
-    say(f"sealed to PCRs {pcrs}; to name this machine's TPM too, write down the source {made}")
+    say(
+        f"sealed to PCRs {pcrs}; to name this machine's TPM too, use {made} as the source of "
+        "the key"
+    )
     return bind_key(secret, bound)
 
 
@@ -181,7 +184,7 @@ def key_of_store(
     path, sealed = key_file(source), sealed_file(source) is not None
     if (made or renewed) and path is not None and (sealed or not path.exists()):
         key = new_owner_key(source, binding, simulated=simulated, say=say, replaces=renewed)
-        say(f"made a new key in {path}; without it nobody opens the store")
+        say(f"made a new key in {path}; keep a copy of it: nobody can open the store without it")
         return key
     return owner_key(source, binding, provisioned=provisioned, simulated=simulated)
 
@@ -212,9 +215,9 @@ def _provisioned(key: bytes | None) -> bytes:
 def _needed(binding: KeyBinding | None, source: str) -> KeyBinding:
     if binding is None:
         raise MalformedError(
-            f"expected file:PATH as the source of the key here, got {source!r}: a platform's key "
-            f"is bound to what runs, and only that opens the store with it; look into the store "
-            f"with an owner's key, which --also-key gives it when it is made"
+            f"expected file:PATH as the source of the key here, got {source!r}, which is bound to "
+            f"the broker or program that it was made for; use an owner's key, such as the one "
+            f"that --also-key adds"
         )
     return binding
 

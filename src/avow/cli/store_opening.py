@@ -13,9 +13,9 @@ from avow.sealing.library import KEYS_MAX
 from avow.sealing.store import CONTAINER, Store
 
 ALSO_KEY_HELP = (
-    "A second key of the store, the owner's. A new store opens with both. If the first key no "
-    "longer opens the store, after an update or on another machine, this one does, and avow adds "
-    "the first key."
+    "A second key of the store, the owner's. A new store opens with both. If the first key "
+    "no longer opens the store, after an update or on another machine, avow opens it with "
+    "this one and adds the first key again."
 )
 
 
@@ -94,13 +94,16 @@ def open_store(folder: Path, keys: StoreKeys) -> Store:
     try:
         if len(store.root.key_ids) >= KEYS_MAX:
             raise UnavailableError(
-                f"expected room for the first key beside the {KEYS_MAX} that open the store, got "
-                f"none; remove those that nobody uses any more with `avow store keys {folder} "
-                f"--remove ID`"
+                f"expected room for the first key beside the {KEYS_MAX} that open the "
+                f"store, got none; remove unused ones with `avow store keys {folder} "
+                "--remove ID`"
             )
         store.add_key(keys.of(keys.first, made=False, renewed=True))
     except AvowError:
         store.abandon()
         raise
-    keys.say(f"added the first key to the store, which did not open with it ({refusal})")
+    keys.say(
+        f"the first key did not open the store ({refusal}); opened it with the second "
+        "and added the first"
+    )
     return store

@@ -38,7 +38,7 @@ _CONVERSIONS_HELP = ", ".join(f"%{letter} {entry[0]}" for letter, entry in CONVE
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Exit after SECONDS; with --count that is a failure (1) when too few have come.",
+    help="Exit after SECONDS; with --count, exit code 1 if fewer messages have come.",
 )
 @click.option("-v", "--verbose", "show_topic", is_flag=True, help="Print the topic too.")
 @click.option(
@@ -46,10 +46,12 @@ _CONVERSIONS_HELP = ", ".join(f"%{letter} {entry[0]}" for letter, entry in CONVE
     "--format",
     "template",
     metavar="FORMAT",
-    help=f"Print each message so: {_CONVERSIONS_HELP}; \\n \\t \\r \\0 \\\\ as usual.",
+    help=(
+        f"Print each message in this format: {_CONVERSIONS_HELP}; \\n \\t \\r \\0 \\\\ as usual."
+    ),
 )
-@click.option("--json", "json_lines", is_flag=True, help="Print a JSON object for each message.")
-@click.option("-N", "--no-newline", is_flag=True, help="Print nothing after a message.")
+@click.option("--json", "json_lines", is_flag=True, help="Print each message as a JSON object.")
+@click.option("-N", "--no-newline", is_flag=True, help="Print no line end after a message.")
 @click.option(
     "-T",
     "--filter-out",
@@ -64,7 +66,10 @@ _CONVERSIONS_HELP = ", ".join(f"%{letter} {entry[0]}" for letter, entry in CONVE
     "-c",
     "--persistent",
     is_flag=True,
-    help="Keep the session: what comes while away is delivered at the next time. Needs --id.",
+    help=(
+        "Keep the session: the broker delivers at the next connection what came meanwhile. "
+        "Needs --id."
+    ),
 )
 @click.option("--no-local", is_flag=True, help="Do not receive what this client publishes.")
 @click.option(
@@ -95,14 +100,14 @@ def sub(
     retain_as_published: bool,
     subscription_identifier: int | None,
 ) -> int:
-    """Subscribe at the broker at URL and print what comes, a line a message.
+    """Subscribe at the broker at URL, and print one line for each message.
 
     \b
     avow sub -t 'home/#' -v
     avow sub -t readings -C 1 -W 5 --json mqtts://broker.example:8883
     """
     if no_retained and retained_only:
-        raise click.UsageError("--no-retained and --retained-only exclude each other")
+        raise click.UsageError("expected --no-retained or --retained-only, got both; choose one")
     with configuration_errors():
         render = _renderer(show_topic, template, json_lines)
         printer = _Printer(render, b"" if no_newline else b"\n")

@@ -14,7 +14,7 @@ from avow.cli.exit_codes import ExitCode
 def tee(as_json: bool) -> int:
     """List the platforms of this machine, and say why the others are absent.
 
-    It only looks. It does not try whether a platform attests.
+    It only looks. It does not try to make evidence.
     """
     from avow.tee.platforms import Machine, detect
 
@@ -37,7 +37,9 @@ def tee(as_json: bool) -> int:
         state = "present" if each.present else "absent"
         click.echo(f"{each.platform:<10} {state:<8} {each.reason}")
     if auto is None:
-        click.echo("--tee auto would find none here; --tee simulated protects nothing")
+        click.echo(
+            "--tee auto would find no platform here; --tee simulated works, but protects nothing"
+        )
     else:
         click.echo(f"--tee auto would take {auto}")
     return ExitCode.OK

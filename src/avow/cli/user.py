@@ -28,7 +28,7 @@ _config_option = click.option(
     "config",
     type=_FILE,
     metavar="FILE",
-    help="Take the users' file that this avow.toml names.",
+    help="Use the users' file that this avow.toml names.",
 )
 
 
@@ -81,7 +81,7 @@ def remove(name: str, file: Path | None, config: Path | None) -> int:
 @_file_option
 @_config_option
 def list_users(file: Path | None, config: Path | None) -> int:
-    """Print the names of all users, a line each."""
+    """Print the names of all users, one a line."""
     with configuration_errors():
         for name in sorted(read_users(_users_file(file, config))):
             click.echo(name)

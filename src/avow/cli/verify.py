@@ -31,17 +31,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("evidence", type=_FILE, metavar="EVIDENCE")
-@click.option("--policy", type=_FILE, required=True, metavar="FILE", help="What is acceptable.")
+@click.option(
+    "--policy", type=_FILE, required=True, metavar="FILE", help="The policy: what is acceptable."
+)
 @click.option(
     "--nonce",
     type=NONCE,
     metavar="HEX",
-    help="The nonce that you gave to `avow attest`: shows that the evidence is not an old one.",
+    help="The nonce that you gave to `avow attest`: it shows that the evidence is not an old one.",
 )
 @click.option(
     "--unsafe-any-nonce",
     is_flag=True,
-    help="Do not ask how old the evidence is: it may be from another day and another machine.",
+    help="Do not check how old the evidence is: it may be from another day and another machine.",
 )
 @click.option(
     "--time",
@@ -54,7 +56,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--endorsements",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="What the vendors say about their hardware: certificates, revocation lists, collateral.",
+    help=(
+        "A folder with what vendors publish about their hardware: certificates, revocation "
+        "lists, collateral."
+    ),
 )
 @click.option(
     "--program",
@@ -80,7 +85,8 @@ def verify(
     if (nonce is None) is not unsafe_any_nonce:
         raise click.UsageError(
             "expected the --nonce that you gave to `avow attest`, or --unsafe-any-nonce if "
-            f"freshness does not matter, got {'neither' if nonce is None else 'both'}"
+            f"freshness does not matter, got {'neither' if nonce is None else 'both'}; give "
+            "one of the two"
         )
     with configuration_errors():
         rules = load_policy(policy)
@@ -118,8 +124,9 @@ def check_is_evidence(content: bytes, path: Path) -> None:
             ENVELOPE,
             expected=f"evidence of avow in {path}",
             actual=f"{counted(len(content), 'byte')} of something else",
-            advice="see that it is the right file; `avow attest --nonce HEX -o FILE` writes "
-            "evidence on the machine that is to be judged, and the file has to be copied as it is",
+            advice="check that this is the right file, and that it was copied unchanged; "
+            "`avow attest --nonce HEX -o FILE` writes evidence on the machine that you "
+            "want to judge",
         ) from error
 
 

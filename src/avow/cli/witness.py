@@ -39,15 +39,15 @@ _LISTEN: Final = "127.0.0.1:7420"
     default=_LISTEN,
     show_default=True,
     metavar="HOST:PORT",
-    help="Where stores ask; port 0 takes a free one.",
+    help="Where to listen for stores; port 0 takes a free one.",
 )
 @click.option(
     "--state",
     type=Folder(),
     required=True,
     metavar="DIR",
-    help="The folder of its key and of what it remembers; made at the first start. Never restore "
-    "it from a backup.",
+    help="The folder for the witness's key and memory; the first start makes it. Never "
+    "restore it from a backup.",
 )
 @click.option(
     "--stores-max",
@@ -55,7 +55,7 @@ _LISTEN: Final = "127.0.0.1:7420"
     default=STORES_MAX,
     show_default=True,
     metavar="COUNT",
-    help="How many stores it remembers.",
+    help="How many stores the witness remembers at most.",
 )
 @click.option("--known-only", is_flag=True, help="Take no new stores.")
 @click.option(
@@ -64,7 +64,10 @@ _LISTEN: Final = "127.0.0.1:7420"
     default=CONNECTIONS_MAX,
     show_default=True,
     metavar="COUNT",
-    help="How many stores may be connected at a time; of more, the longest idle is let go.",
+    help=(
+        "How many stores may be connected at a time; beyond that, the one that was idle "
+        "longest is disconnected."
+    ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 def witness(
@@ -78,7 +81,7 @@ def witness(
     """Remember the newest state of sealed stores on machines that may be rolled back.
 
     Run it on another machine than the stores, and give them the first line that it prints as
-    --anchor. SIGTERM and Ctrl-C end it.
+    --anchor. SIGTERM and Ctrl-C stop it.
 
     \b
     avow witness --listen 192.0.2.7:7420 --state /var/lib/avow-witness

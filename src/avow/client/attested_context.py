@@ -122,8 +122,8 @@ class AttestedContext(_Shape):
     def check_hostname(self, value: bool) -> None:
         if not value and not self._tls.unsafe_no_verify:
             raise ValueError(
-                "expected the server's certificate to be verified, got a wish not to; say "
-                "unsafe_no_verify=True to AttestedContext if that is meant"
+                "expected the server's certificate to be verified, got verification turned "
+                "off; pass unsafe_no_verify=True to AttestedContext if you mean it"
             )
 
     def wrap_socket(  # type: ignore[override]
@@ -142,12 +142,12 @@ class AttestedContext(_Shape):
         """
         if server_side or session is not None:
             raise ValueError(
-                "expected a client's new connection, got a server's or an old session; a resumed "
-                "session has proven nothing"
+                "expected a client's new connection, got a server's or a saved session; "
+                "connect without a session, as a resumed one proves nothing"
             )
         host = server_hostname.decode() if isinstance(server_hostname, bytes) else server_hostname
         if host is None and self.check_hostname:
-            raise ValueError("expected server_hostname, got none; name the server")
+            raise ValueError("expected server_hostname, got none; pass the server's name")
         try:
             attested = self._attested(sock, host)
         except AvowError as error:

@@ -69,7 +69,7 @@ def make_client(options: ConnectOptions) -> Client:
     if user is not None:
         client.username_pw_set(user, options.password)
     elif options.password is not None:
-        raise MalformedError("expected a user name beside the password, got none; add --user")
+        raise MalformedError("expected a user name with the password, got none; add --user")
     _set_will(client, options)
     return client
 
@@ -99,7 +99,10 @@ def _set_will(client: Client, options: ConnectOptions) -> None:
     properties = None
     if will.delay_s:
         if options.protocol is Protocol.V311:
-            raise MalformedError("expected MQTT 5 for a will delay, got 3.1.1; drop one of them")
+            raise MalformedError(
+                "expected MQTT 5 for a will delay, got an older version; leave out one of the "
+                "two options"
+            )
         properties = new_properties(PacketTypes.WILLMESSAGE)
         properties.WillDelayInterval = will.delay_s
     try:
@@ -152,8 +155,9 @@ def network_errors(options: ConnectOptions) -> Iterator[None]:
         ) from error
     except ssl.SSLError as error:
         raise UnavailableError(
-            f"expected TLS at {address}, got {error.reason or 'a broken handshake'!r}; check the "
-            f"URL and whether the broker asks for a client certificate (--cert, --key)"
+            f"expected TLS at {address}, got {error.reason or 'a broken handshake'!r}; "
+            "check the URL, and whether the broker asks for a client certificate (--cert, "
+            "--key)"
         ) from error
     except TimeoutError as error:
         raise UnavailableError(

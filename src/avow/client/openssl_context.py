@@ -48,7 +48,7 @@ def client_context(tls: ClientTls, now: datetime) -> SSL.Context:
     if tls.certificate is not None:
         _use_certificate(context, tls.certificate, tls.key, now)
     elif tls.key is not None:
-        raise MalformedError("expected --cert beside --key, got none; name the certificate's file")
+        raise MalformedError("expected --cert with --key, got none; name the certificate's file")
     return context
 
 

@@ -89,7 +89,7 @@ def client_tls_context(tls: ClientTls) -> ssl.SSLContext:
     if tls.certificate is not None:
         _load_client_certificate(context, tls.certificate, tls.key)
     elif tls.key is not None:
-        raise MalformedError("expected --cert beside --key, got none; name the certificate's file")
+        raise MalformedError("expected --cert with --key, got none; name the certificate's file")
     return context
 
 

@@ -288,7 +288,7 @@ class _Full:
                 connections=taken.total(),
                 connections_max=self._connections_max,
                 by_owner=dict(taken.most_common(3)),
-                advice="further clients wait; raise --connections-max, or see who has so many",
+                advice="further clients wait; raise --connections-max, or find out who has so many",
             )
         elif free and self._since_s is not None:
             self._log.warning(

@@ -87,8 +87,8 @@ class Publisher:
             )
         if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             raise MalformedError(
-                f"expected a message that can be published, got {info.rc.name}; "
-                f"make it smaller or send fewer at once"
+                f"expected a message that can be published, got {info.rc.name}; make it "
+                "smaller, or send fewer at a time"
             )
 
     def finish(self) -> None:
@@ -136,8 +136,9 @@ class Publisher:
             if code.is_failure:
                 self._fail(
                     DeniedError(
-                        f"expected the broker to accept a message for {self._publish.topic!r}, "
-                        f"got {str(code)!r}; ask for the right to publish there"
+                        "expected the broker to accept a message for "
+                        f"{self._publish.topic!r}, got {str(code)!r}; ask the broker's "
+                        "operator for permission to publish there"
                     )
                 )
             self._changed.notify_all()

@@ -21,7 +21,7 @@ from avow.client.connection import (
 )
 from avow.client.options import ConnectOptions, Protocol
 from avow.client.properties import new_properties
-from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError
+from avow.errors import AvowError, DeniedError, MalformedError, UnavailableError, counted
 
 # How long one turn of the loop waits for the network, so that a stop is seen soon.
 TURN_S = 0.5
@@ -67,7 +67,7 @@ class Subscriber:
         ):
             raise MalformedError(
                 "expected MQTT 5 for --no-local, --retain-as-published and "
-                "--subscription-identifier, got 3.1.1; drop one of them"
+                "--subscription-identifier, got an older version; leave these options out"
             )
         self._connect = connect
         self._request = request
@@ -124,8 +124,9 @@ class Subscriber:
     def _check_count(self) -> None:
         if self._request.count is not None:
             raise UnavailableError(
-                f"expected {self._request.count} messages within {self._request.timeout_s:g} s, "
-                f"got {self._received}; wait longer with --timeout"
+                f"expected {counted(self._request.count, 'message')} within "
+                f"{self._request.timeout_s:g} s, got {self._received}; wait longer with "
+                "--timeout"
             )
 
     def _come_back(self, deadline_s: float | None) -> None:
@@ -208,7 +209,7 @@ class Subscriber:
         if refused and len(refused) == len(codes):
             self._failure = DeniedError(
                 f"expected {self._connect.address} to accept the subscription, got {words}; "
-                f"ask for the right to subscribe there"
+                "ask the broker's operator for permission to subscribe there"
             )
         elif refused:
             self._note(f"some subscriptions were refused: {words}")

@@ -137,8 +137,9 @@ class WaitingRoom:
             return False
         if first != _CONNECT:
             raise MalformedError(
-                f"expected MQTT, which begins with the byte 10, got {first.hex()}; a web page or "
-                f"another program has connected: give MQTT clients this address only"
+                f"expected MQTT, which begins with the byte 10, got {first.hex()}; a web "
+                "page or another program has connected: give this address only to MQTT "
+                "clients"
             )
         return True
 

@@ -52,8 +52,8 @@ class Evidence:
         )
         if len(content) > EVIDENCE_BYTES_MAX:
             raise MalformedError(
-                f"expected evidence of at most {EVIDENCE_BYTES_MAX} bytes, got {len(content)}; "
-                f"carry fewer certificates or less collateral in it"
+                f"expected evidence of at most {EVIDENCE_BYTES_MAX} bytes, got "
+                f"{len(content)}; use fewer certificates or less collateral"
             )
         return content
 

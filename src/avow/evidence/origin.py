@@ -21,7 +21,7 @@ from avow.evidence.vocabulary import ClaimValue, VerifiedClaims, is_value_of, ki
 
 _SPEC: Final = "docs/spec/evidence.md"
 ENVELOPE: Final = Check("E1", "the evidence is well-formed", _SPEC)
-PLATFORM: Final = Check("E2", "there is a verifier for the platform", _SPEC)
+PLATFORM: Final = Check("E2", "avow has a verifier for the platform", _SPEC)
 CLAIMS: Final = Check("E3", "avow's claims are well-formed", _SPEC)
 NONCE: Final = Check("E4", "the evidence answers this request", _SPEC)
 ROLE: Final = Check("E5", "the evidence was made for this role", _SPEC)
@@ -31,7 +31,9 @@ MEASURED: Final = Check("E8", "the platform's log agrees with the claims", _SPEC
 VOCABULARY: Final = Check("E9", "every claim has a name and type that avow knows", _SPEC)
 CHECKS: Final = (ENVELOPE, PLATFORM, CLAIMS, NONCE, ROLE, KEY, BOUND, MEASURED, VOCABULARY)
 
-_AGAIN: Final = "ask again; if it stays so, somebody is between you and the peer"
+_AGAIN: Final = (
+    "ask again; if this persists, somebody may be intercepting the connection to the peer"
+)
 
 # What evidence for a file or of a program is bound to: no connection.
 DOCUMENT_BINDER: Final = bytes(64)
@@ -146,7 +148,7 @@ def _check_measured(claims: Claims, authenticated: Authenticated) -> None:
                 MEASURED,
                 expected=f"the {name} {said.get(name, b'').hex()} in the platform's log",
                 actual=f"{digest.hex()}",
-                advice="start the program by avow, so that what runs is what is measured",
+                advice="start the program with avow, so that what runs is what was measured",
             )
 
 
@@ -171,7 +173,7 @@ def _joined(claims: Claims, authenticated: Authenticated, now: datetime) -> Veri
                 VOCABULARY,
                 expected="claims of the platform in avow's vocabulary",
                 actual=repr(name),
-                advice="report this: a verifier of avow is wrong",
+                advice="report this bug in an avow verifier",
             )
         joined[name] = value
     return joined

@@ -212,7 +212,7 @@ def absent(claim: str, place: str) -> Finding:
         expected=f"the claim `{claim}` (rule `{place}`)",
         actual="evidence without it",
         advice=_ADVICE_ABSENT.get(
-            claim.partition(".")[0], "attest on a platform that says it, or change the rule"
+            claim.partition(".")[0], "attest on a platform that has this claim, or change the rule"
         ),
     )
 
@@ -224,11 +224,22 @@ _ADVICE_ABSENT: Final = {
 }
 
 _ADVICE: Final = {
-    "module": "run the module that the policy names, or write a new policy for this one",
-    "runtime": "compare the lines of `avow measure runtime` there and where the policy was made",
-    "configuration": "run with the configuration that the policy names, or write a new policy",
-    "debug": "start it without debugging; the policy can allow it by `unsafe_debug = true`",
-    "evidence_age_s": "set both clocks, and ask for fresh evidence",
+    "module": (
+        "run the module that the policy names, or make a new policy for this one with `avow "
+        "policy init`"
+    ),
+    "runtime": (
+        "if you do not expect this runtime, do not trust the peer; to find the difference, run "
+        "`avow measure runtime` on the peer's machine and on the one where the policy was "
+        "made, compare the two outputs with `diff`, and then install the same avow on both or "
+        "make a new policy with `avow policy init`"
+    ),
+    "configuration": (
+        "start it with the configuration that the policy names, or make a new policy with "
+        "`avow policy init`"
+    ),
+    "debug": "start it without debugging; a policy can allow it with `unsafe_debug = true`",
+    "evidence_age_s": "check both clocks, and ask for fresh evidence",
     "platform": "connect to one of these platforms, or add a rule for this one",
 }
 
@@ -246,7 +257,7 @@ def _no(constraint: Constraint, check: Check, value: ClaimValue) -> Judgement:
 def _advice(claim: str, value: ClaimValue) -> str:
     if claim == "evidence_age_s" and isinstance(value, int) and value < 0:
         # It came from the future: the usual case is a device without a battery for its clock.
-        return "set this machine's clock, which is behind, or the sender's, which is ahead"
+        return "set the clock that is wrong: this machine's is behind, or the sender's is ahead"
     return _ADVICE.get(claim, "find out why it differs before you change the policy")
 
 

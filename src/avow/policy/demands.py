@@ -272,8 +272,8 @@ def _silent(demand: Demand, branch: Branch, platform: str) -> MalformedError:
     elif how.lenient:
         advice.append(f'write `{claim} = "any"` if it may be anything')
     return MalformedError(
-        f"expected the claim `{claim}` to be treated in {_named(branch)} (platform {platform}), "
-        f"got nothing that says {how.value}; {', or '.join(advice)}"
+        f"expected the claim `{claim}` to be dealt with in {_named(branch)} (platform "
+        f"{platform}), got nothing that says {how.value}; {', or '.join(advice)}"
     )
 
 

@@ -84,7 +84,7 @@ class Policy:
                 checks.SIMULATED,
                 expected="evidence that hardware signed",
                 actual="evidence made by software, which proves nothing",
-                advice="run on a TEE; for a trial the policy can say `unsafe_simulated = true`",
+                advice="run it in a TEE; for a trial the policy can say `unsafe_simulated = true`",
             )
 
     def _result(

@@ -30,8 +30,8 @@ class Head(BaseModel):
     )
     unsafe_simulated: bool = Field(
         default=False,
-        description="true: evidence made by software is accepted by rules with "
-        '`platform = "simulated"`. Nothing is protected then.',
+        description='true: rules with `platform = "simulated"` accept evidence made by software. '
+        "Nothing is protected then.",
     )
 
 
@@ -61,8 +61,8 @@ def load_policy(path: Path) -> Policy:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise MalformedError(
-            f"expected UTF-8 in the policy file {path}, got other bytes at offset {error.start}; "
-            f"save it as UTF-8"
+            f"expected UTF-8 in the policy file {path}, got invalid bytes at offset "
+            f"{error.start}; save it as UTF-8"
         ) from error
     return parse_policy(text, name=str(path))
 
@@ -93,19 +93,19 @@ def _policy(content: dict[str, Any], text: str) -> Policy:
         branches.append(PlatformBranch(platform, branch))
     if not branches:
         raise MalformedError(
-            "expected a platform that the rules leave, got rules that exclude each other; name "
-            "one `platform` in each"
+            "expected a platform that all rules allow, got rules that exclude each other; "
+            "name the same `platform` in each"
         )
     simulated = any(each.platform == "simulated" for each in branches)
     if simulated and not head.unsafe_simulated:
         raise MalformedError(
-            'expected `unsafe_simulated = true` at the top beside platform = "simulated", got '
-            "none; simulated evidence proves nothing, so the policy has to say that it wants it"
+            'expected `unsafe_simulated = true` at the top with platform = "simulated", '
+            "got none; add it if you accept evidence that proves nothing"
         )
     if head.unsafe_simulated and not simulated:
         raise MalformedError(
-            'expected a rule with platform = "simulated" beside `unsafe_simulated = true`, got '
-            "none; remove the key"
+            'expected a rule with platform = "simulated" with `unsafe_simulated = true`, '
+            "got none; remove the key"
         )
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     return Policy(head.name, f"sha256:{digest}", head.unsafe_simulated, tuple(branches))
@@ -126,5 +126,5 @@ def _head(own: dict[str, Any], rest: dict[str, Any]) -> Head:
             f"expected {wanted} for `{key}`, got {first['input']!r:.60}; correct the value"
         )
     near = difflib.get_close_matches(key, [k for k in rest if k not in KEYS], n=1, cutoff=0.7)
-    advice = f"did you mean it by `{near[0]}`?" if near else "add it"
+    advice = f"is `{near[0]}` a misspelling of it?" if near else "add it"
     raise MalformedError(f"expected the key `{key}`, got none; {advice}")

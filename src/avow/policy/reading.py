@@ -52,9 +52,9 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 
 # The keys of a rule that are no claims, and what they mean (docs/reference/policy.md).
 KEYS: Final[Mapping[str, str]] = {
-    "all": "A list of rules that all have to accept.",
-    "any": "A list of rules of which one has to accept.",
-    "not": "A rule that must not match. Every claim in it has to be there.",
+    "all": "A list of rules; all of them have to accept.",
+    "any": "A list of rules; at least one has to accept.",
+    "not": "A rule that must not match. The evidence has to have every claim in it.",
     "unsafe_debug": "true: the platform's operator may look inside. The only way to accept "
     "`debug`.",
 }
@@ -123,7 +123,7 @@ def _check_excluded(constraints: Iterable[Constraint]) -> None:
                 constraint.place,
                 "a value inside of `not`",
                 "a leniency",
-                "say what must not be, in full",
+                "write out in full what must not be",
             )
 
 
@@ -168,7 +168,14 @@ def _is_prefix(name: str) -> bool:
 def _unknown(name: str, place: str) -> MalformedError:
     known = [kind.name.replace("{n}", "0") for kind in KINDS] + list(KEYS)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    advice = f"did you mean `{near[0]}`?" if near else "docs/reference/claims.md has them all"
+    advice = (
+        f"did you mean `{near[0]}`?"
+        if near
+        else (
+            "`avow inspect` and `avow verify` print the claims of a piece of evidence, and the "
+            "reference page on claims lists all"
+        )
+    )
     return MalformedError(f"expected a claim or a known key, got `{_join(place, name)}`; {advice}")
 
 
@@ -199,7 +206,7 @@ def _table_test(kind: ClaimKind, name: str, table: Mapping[str, Any], where: str
         if minimum is None and maximum is None:
             raise _wrong(where, "`min` or `max`", "neither", "name one of them")
         if minimum is not None and maximum is not None and minimum > maximum:
-            raise _wrong(where, "`min` up to `max`", f"{minimum} and {maximum}", "exchange them")
+            raise _wrong(where, "`min` up to `max`", f"{minimum} and {maximum}", "swap them")
         return Between(minimum, maximum)
     graced = ("grace", "grace_days") if name in _GRACED else ()
     if kind.type is tuple:

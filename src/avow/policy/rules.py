@@ -82,7 +82,7 @@ class Branch:
                     checks.EXCLUDED,
                     expected=f"claims other than those of the rule `{rule.place}`",
                     actual="just those",
-                    advice="the owner of the policy does not want this peer; ask there",
+                    advice="ask the policy's owner, who excludes this peer",
                 )
 
 
@@ -90,8 +90,8 @@ def branches_of(rule: Rule) -> tuple[Branch, ...]:
     """Every branch of a rule. Raises `MalformedError` when there are more than 1,024."""
     if _count(rule) > BRANCHES_MAX:
         raise MalformedError(
-            f"expected at most {BRANCHES_MAX} ways to be accepted, got more by `any` inside of "
-            f"`all`; write lists of values where you can"
+            f"expected at most {BRANCHES_MAX} ways to be accepted, got more by `any` inside "
+            "of `all`; use lists of values where you can"
         )
     return tuple(_branches(rule))
 

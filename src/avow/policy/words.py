@@ -61,7 +61,7 @@ def _branch(number: int, way: PlatformBranch) -> Iterator[str]:
         for each in strict:
             yield f"   - {_claim(claim)} {each.test.words()}"
     for rule in branch.exclusions:
-        yield f"   - and it is not so that {_rule(rule)}"
+        yield f"   - and it is not true that {_rule(rule)}"
     if lenient:
         yield "   It accepts with a warning, because it does not look at"
         for each in lenient:

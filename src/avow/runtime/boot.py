@@ -278,7 +278,7 @@ def make_image(package: str, *, keep: bool) -> Image:
     os.set_inheritable(memory, False)
     _, status = os.waitpid(child, 0)
     if status != 0:
-        raise BootError("expected the compiler of avow's Python code to end well, got a failure")
+        raise BootError("expected avow's Python code to compile, got a failure; install avow again")
     if keep:
         _keep(memory, image_path(package))
     return Image(memory)

@@ -134,7 +134,9 @@ def differences(whole: Installation) -> Iterator[str]:
                 paths = [os.path.join(place, each) for each in (*folders, *files)]
                 for path in sorted(paths):
                     if os.path.islink(path):
-                        yield f"{path}: expected a file or folder of {part.name}, got a link"
+                        yield (
+                            f"{path}: expected a file or folder of {part.name}, got a symbolic link"
+                        )
                     elif os.path.isfile(path) and path not in listed | _kept_out(part):
                         yield f"{path}: expected no such file in {part.name}, got one"
 
@@ -161,7 +163,7 @@ def _links(part: Part) -> Iterator[str]:
                 if os.path.islink(path) and not any(
                     path.startswith(folder + os.sep) for folder in part.folders
                 ):
-                    yield f"{path}: expected a file or folder of {part.name}, got a link"
+                    yield f"{path}: expected a file or folder of {part.name}, got a symbolic link"
 
 
 def normalised(name: str) -> str:
@@ -363,8 +365,8 @@ def _recorded(root: str, info: str) -> Iterator[InstalledFile]:
             rows = list(csv.reader(file))
     except OSError as error:
         raise UnavailableError(
-            f"expected a list of the files of {info.removesuffix('.dist-info')} in {path}, got "
-            f"none; install it by pip"
+            f"expected a list of the files of {info.removesuffix('.dist-info')} in {path}, "
+            "got none; install it with pip"
         ) from error
     for row in rows:
         name, digest = row[0], row[1] if len(row) > 1 else ""

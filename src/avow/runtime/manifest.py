@@ -109,9 +109,9 @@ class Measurement:
         more = len(self.wrong) - _SHOWN_MAX
         rest = f"; and {more} more" if more > 0 else ""
         raise UntrustedError(
-            f"expected the files of avow and of what it depends on as they were installed, got "
-            f"others: {shown}{rest}; `avow measure runtime` lists them; install avow again in an "
-            f"empty environment"
+            "expected the files of avow and of what it depends on as they were installed, "
+            f"got changed ones: {shown}{rest}; `avow measure runtime` lists them all; "
+            "install avow again in an empty environment"
         )
 
 
@@ -130,7 +130,10 @@ def measurement() -> Measurement:
     """What a measured process is. Raises `UnavailableError`, also in one that is not measured."""
     this = sealed()
     if this is None:
-        raise UnavailableError("expected a measured process, got another; use the command avow")
+        raise UnavailableError(
+            "expected a measured process, got one that was started in "
+            "another way; start it with the command `avow`"
+        )
     return measured(installation(PACKAGE), this.finder.image)
 
 
@@ -185,8 +188,8 @@ def wrong_code() -> list[str]:
         raise UnavailableError(f"{error}; install avow again") from error
     path = image_path(PACKAGE)
     return [
-        f"{path}: expected the code of {name} as its source gives it, got other code; remove the "
-        f"file, which is made again"
+        f"{path}: expected the code of {name} as its source gives it, got other code; "
+        "remove the file: Python makes it again"
         for name, entry in sorted(this.finder.image.modules.items())
         if name not in made or made[name][5] != entry[5]
     ]

@@ -51,7 +51,7 @@ class ProcessCheck:
             self._refuse(
                 "expected only code that was measured in this process, got "
                 + "; ".join(sorted(wrong)[:_SHOWN_MAX])
-                + "; remove it and start again, and see `avow measure runtime`"
+                + "; remove that and start again; `avow measure runtime` says what differs"
             )
         self._maps, self._modules = maps, loaded
 
@@ -61,7 +61,7 @@ class ProcessCheck:
         changed = [path for path, was in self._files.items() if identity(path) != was]
         if changed:
             self._refuse(
-                "expected the measured files as they were hashed, got other ones: "
+                ("expected the measured files as they were when avow started, got changed ones: ")
                 + ", ".join(sorted(changed)[:_SHOWN_MAX])
                 + "; start again"
             )

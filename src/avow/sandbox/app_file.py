@@ -28,17 +28,21 @@ class LimitsTable(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     memory_max_bytes: int | None = Field(
-        default=None, description="Of linear memory. Without it 4 GiB, which is all there can be."
+        default=None,
+        description="The most linear memory. Without it 4 GiB, the most that WebAssembly has.",
     )
     stack_max_bytes: int | None = Field(
-        default=None, description="Of stack for calls in each other. Without it 8 MiB."
+        default=None, description="The most stack for nested calls. Without it 8 MiB."
     )
     run_timeout_s: float | None = Field(
-        default=None, description="Seconds from the start to the end. Without it for ever."
+        default=None, description="The longest run, in seconds. Without it no bound."
     )
     fuel: int | None = Field(
         default=None,
-        description="Units, about one an instruction: the same for the same input. Costs speed.",
+        description=(
+            "The most fuel: about one unit an instruction, and the same number for the same "
+            "input. It costs speed."
+        ),
     )
 
 
@@ -47,7 +51,9 @@ class ProvisioningTable(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    listen: str = Field(min_length=1, description="Where it waits for its owner: host:port.")
+    listen: str = Field(
+        min_length=1, description="Where the program waits for its owner: host:port."
+    )
     owner: str = Field(
         min_length=1, description="`sha256:` and the digest of the owner's key. It is measured."
     )
@@ -62,7 +68,9 @@ class AppFile(BaseModel):
     args: list[str] = Field(
         default=[], description="Arguments; those of the command line come after them."
     )
-    grants: list[str] = Field(default=[], description="What it may use, as `--grant` says it.")
+    grants: list[str] = Field(
+        default=[], description="What the program may use, written as for `--grant`."
+    )
     limits: LimitsTable = Field(default=LimitsTable(), description="The table [limits].")
     provisioning: ProvisioningTable | None = Field(
         default=None, description="The table [provisioning]."

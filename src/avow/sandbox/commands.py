@@ -70,9 +70,9 @@ def check_names(
             missing.append(f"{name} (`--grant {grant}` allows it)")
     if missing:
         raise ImportsError(
-            f"expected imports that exist and are granted, this module wants "
-            f"{listed(missing)}; grant them, or build it for wasm32-wasi preview "
-            f"1 without them"
+            "expected imports that exist and are granted, got "
+            f"{listed(missing)}; grant them, or build the module for "
+            "wasm32-wasi preview 1 without them"
         )
 
 
@@ -156,8 +156,8 @@ def _unlinked(error: WasmtimeError, limits: Limits) -> AvowError:
     reason = one_line(error)
     if "exceeds memory limits" in reason:
         return LimitError(
-            f"expected a module that starts within {limits.memory_max_bytes} bytes of memory, this "
-            f"one wants more ({reason}); raise --memory-max-bytes"
+            f"expected a module that starts within {limits.memory_max_bytes} bytes of "
+            f"memory, got one that needs more ({reason}); raise --memory-max-bytes"
         )
     if "incompatible import type" in reason:
         return ImportsError(

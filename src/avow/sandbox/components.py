@@ -95,8 +95,9 @@ def check(
     that a component cannot have: none is ever silently without effect."""
     if grants.evidence:
         raise MalformedError(
-            "expected grants that a component can have, got `evidence`: its functions are only "
-            "there for modules of WASI preview 1; build the program as one, or remove the grant"
+            "expected grants that a component can have, got `evidence`, which only modules "
+            "of WASI preview 1 can use; build the program as such a module, or remove the "
+            "grant"
         )
     check_names(list(component.type.imports(engine)))
     _check_types(engine, component)
@@ -111,8 +112,8 @@ def check_names(imports: Sequence[str]) -> None:
     ]
     if missing:
         raise ImportsError(
-            f"expected interfaces of WASI 0.2, this component wants {listed(missing)}; build it "
-            f"without them"
+            "expected interfaces of WASI 0.2 that are granted, got imports of "
+            f"{listed(missing)}; grant them, or build the component without them"
         )
 
 
@@ -224,8 +225,8 @@ def _wasi(surroundings: Surroundings) -> WasiConfig:
             text.encode()
         except UnicodeEncodeError as error:
             raise MalformedError(
-                f"expected arguments, variables and folders in UTF-8, as a component has no other "
-                f"text, got {text!r}; name it otherwise, or build the program as a module"
+                "expected arguments, variables and folders in UTF-8, the only text that a "
+                f"component has, got {text!r}; rename it, or build the program as a module"
             ) from error
     config = WasiConfig()
     config.argv = list(surroundings.arguments)
@@ -267,8 +268,8 @@ def _refusing(interface: str, name: str, kind: FuncType) -> Callable[..., Any]:
         if isinstance(codes, EnumType) and "access-denied" in codes.names:
             return Failed("access-denied")
         raise ImportsError(
-            f"expected the program to do without {interface}#{name}, it called it; "
-            f"there are no UDP sockets: build it without them"
+            f"expected the program to do without {interface}#{name}, got a call of it; avow "
+            "has no UDP sockets: build the program without them"
         )
 
     return refuse
@@ -278,8 +279,8 @@ def _stopped(error: WasmtimeError, limits: Limits, refused: str) -> AvowError:
     reason = one_line(error)
     if "exceeds memory limits" in reason:
         return LimitError(
-            f"expected a component that starts within {limits.memory_max_bytes} bytes of memory, "
-            f"this one wants more ({reason}); raise --memory-max-bytes"
+            f"expected a component that starts within {limits.memory_max_bytes} bytes of "
+            f"memory, got one that needs more ({reason}); raise --memory-max-bytes"
         )
     if "resource limit exceeded" in reason or "exceeds table limits" in reason:
         return ModuleError(
@@ -288,7 +289,7 @@ def _stopped(error: WasmtimeError, limits: Limits, refused: str) -> AvowError:
         )
     if _TOO_MUCH in reason:
         return LimitError(
-            "expected a component to hand over 2 MiB in one call at most, this one handed over "
-            "more, which wasmtime does not pass on; it has to write in smaller pieces"
+            "expected at most 2 MiB in one call of a component, got more, which wasmtime "
+            "does not pass on; write in smaller pieces"
         )
     return stopped(error, limits, 0, refused)

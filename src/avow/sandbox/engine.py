@@ -89,8 +89,9 @@ class LoadedCore:
         """Copy bytes out of linear memory. Raises MalformedError for a range outside of it."""
         if address < 0 or length < 0 or address + length > self.memory.data_len(self.store):
             raise MalformedError(
-                f"the core named {length} bytes at address {address}, which lie outside of its "
-                f"memory of {self.memory.data_len(self.store)} bytes: rebuild the core"
+                "expected the core to name bytes in its memory of "
+                f"{self.memory.data_len(self.store)}, got {length} at address {address}; "
+                "rebuild the core"
             )
         return bytes(self.memory.read(self.store, address, address + length))
 
@@ -118,20 +119,21 @@ def load(
     if not module_bytes.startswith(_MODULE):
         # The text format would be compiled as well, from other bytes than those that were hashed.
         raise MalformedError(
-            f"a core has to be a WebAssembly module in its binary format, this begins with "
-            f"{module_bytes[:8].hex() or 'nothing'}: rebuild it"
+            "expected a core that is a WebAssembly module in its binary format, got one "
+            f"that begins with {module_bytes[:8].hex() or 'nothing'}; rebuild it"
         )
     engine = engine_for(CORE_SETTINGS)
     try:
         module = Module(engine, module_bytes)
     except WasmtimeError as error:
         raise MalformedError(
-            f"a core has to be a valid WebAssembly module, and this is none ({error}): rebuild it"
+            "expected a core that is a valid WebAssembly module, got one that is not "
+            f"({error}): rebuild it"
         ) from error
     imports = [f"{item.module}.{item.name}" for item in module.imports]
     if imports:
         raise MalformedError(
-            f"a core must have no imports, this one wants {', '.join(imports)}: "
+            f"expected a core without imports, got one that wants {', '.join(imports)}; "
             "build it for wasm32-freestanding"
         )
     if measure is not None:
@@ -142,7 +144,8 @@ def load(
         instance = Instance(store, module, [])
     except (WasmtimeError, Trap) as error:
         raise MalformedError(
-            f"the core cannot be instantiated within {memory_max_bytes} bytes of memory ({error})"
+            f"expected a core that starts within {memory_max_bytes} bytes of memory, got a "
+            f"failure ({error})"
         ) from error
     return _resolve(store, instance, digest)
 
@@ -151,12 +154,18 @@ def _resolve(store: Store, instance: Instance, digest: bytes) -> LoadedCore:
     exports = instance.exports(store)
     memory = exports.get("memory")
     if not isinstance(memory, Memory):
-        raise MalformedError("a core has to export its linear memory as `memory`: rebuild it")
+        raise MalformedError(
+            "expected a core that exports its linear memory as `memory`, "
+            "got one that does not; rebuild it"
+        )
     functions: dict[str, Func] = {}
     for name in _EXPORTED_FUNCTIONS:
         function = exports.get(name)
         if not isinstance(function, Func):
-            raise MalformedError(f"a core has to export the function `{name}`: rebuild it")
+            raise MalformedError(
+                f"expected a core that exports the function `{name}`, got "
+                "one that does not; rebuild it"
+            )
         _check_type(store, name, function)
         functions[name] = function
     prefer_large_pages(store, memory)
@@ -193,7 +202,7 @@ def _check_type(store: Store, name: str, function: Func) -> None:
     found = (tuple(map(str, kind.params)), tuple(map(str, kind.results)))
     if found != _TYPES[name]:
         raise MalformedError(
-            f"the export `{name}` of a core has to have the type {_TYPES[name]}, it has {found}: "
+            f"expected the type {_TYPES[name]} of the core's export `{name}`, got {found}; "
             "rebuild core and package together"
         )
 
@@ -218,8 +227,8 @@ def _layout(store: Store, memory: Memory, address: int) -> Layout:
             )
     if layout.layout_bytes < _LAYOUT.size:
         raise MalformedError(
-            f"the core's layout table should have {_LAYOUT.size} bytes, "
-            f"it has {layout.layout_bytes}: rebuild core and package together"
+            f"expected {_LAYOUT.size} bytes of the core's layout table, got "
+            f"{layout.layout_bytes}; rebuild core and package together"
         )
     regions = (
         ("input table", layout.input_address, layout.input_capacity * INPUT_RECORD_BYTES),

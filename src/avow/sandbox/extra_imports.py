@@ -23,8 +23,8 @@ class GuestMemory:
         memory = caller.get("memory")
         if not isinstance(memory, Memory):
             raise TrapError(
-                "expected a program to export its `memory` for the functions that it imports, it "
-                "does not; link it again"
+                "expected a program that exports its `memory`, which the functions that it "
+                "imports need, got one that does not; link it again with that export"
             )
         self._caller, self._memory = caller, memory
 
@@ -42,8 +42,9 @@ class GuestMemory:
         size = self._memory.data_len(self._caller)
         if address < 0 or length < 0 or address + length > size:
             raise TrapError(
-                f"expected an address inside of the program's memory of {size} bytes, got {length} "
-                f"bytes at {address}; the program has a fault, report it to who made it"
+                f"expected an address inside of the program's memory of {size} bytes, got "
+                f"{length} bytes at {address}; this is a bug in the program: report it to its "
+                "author"
             )
 
 

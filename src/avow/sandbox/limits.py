@@ -85,31 +85,32 @@ def compile_timeout_s(limits: Limits) -> float | None:
 def compiled_too_long(limits: Limits) -> LimitError:
     """The error for a module that takes longer to compile than it may."""
     return LimitError(
-        f"expected the module to be compiled within {compile_timeout_s(limits):g} s, it was not; "
-        f"raise --timeout-s if it needs longer: some modules are made to take for ever"
+        f"expected the module to compile within {compile_timeout_s(limits):g} s, but it did "
+        "not; raise --timeout-s if it needs longer, and beware: some modules are made to "
+        "compile forever"
     )
 
 
 def timed_out(limits: Limits) -> LimitError:
     """The error for a program that ran longer than it may."""
     return LimitError(
-        f"expected the program to end within {limits.run_timeout_s:g} s, it did not and was "
-        f"stopped; raise --timeout-s if it needs longer"
+        f"expected the program to end within {limits.run_timeout_s:g} s, but it did not and "
+        "was stopped; raise --timeout-s if it needs longer"
     )
 
 
 _LIMIT_TRAPS: Final = {
     "STACK_OVERFLOW": (
-        "expected calls in each other to fit in {stack_max_bytes} bytes of stack, they did not; "
-        "raise --stack-max-bytes if this is no endless recursion"
+        "expected nested calls to fit in {stack_max_bytes} bytes of stack, but they did "
+        "not; raise --stack-max-bytes unless this is endless recursion"
     ),
     "GC_HEAP_FULL": (
-        "expected the program's objects to fit in {memory_max_bytes} bytes, they did not; raise "
-        "--memory-max-bytes if it needs more"
+        "expected the program's objects to fit in {memory_max_bytes} bytes, but they did "
+        "not; raise --memory-max-bytes if it needs more"
     ),
     "OUT_OF_FUEL": (
-        "expected the program to end with {fuel} units of fuel, it used them up; raise --fuel if "
-        "it needs more"
+        "expected the program to end with {fuel} units of fuel, but it used them up; raise "
+        "--fuel if it needs more"
     ),
 }
 
@@ -128,16 +129,17 @@ def error_of_trap(
         return LimitError(sentence.format_map(limits.measured()))
     if memory_bytes >= limits.memory_max_bytes - limits.memory_max_bytes // 8:
         return LimitError(
-            f"expected the program to fit in {limits.memory_max_bytes} bytes of memory, it stopped "
-            f"itself ({message}) with {memory_bytes} in use; raise --memory-max-bytes if it needs "
-            f"more"
+            f"expected the program to fit in {limits.memory_max_bytes} bytes of memory, but "
+            f"it stopped itself ({message}) with {memory_bytes} in use; raise "
+            "--memory-max-bytes if it needs more"
         )
     if refused:
         return TrapError(
-            f"expected the program to go on without {refused}, it ended itself after it was "
-            f"refused that ({message}); grant it with `--grant`, or use a program that does without"
+            f"expected the program to go on without {refused}, but it ended itself when "
+            f"that was refused ({message}); grant it with `--grant`, or use a program that "
+            "does not need it"
         )
     return TrapError(
-        f"expected a program that keeps to the rules of WebAssembly, this one was stopped: "
-        f"{message}; it has a fault, report it to who made it"
+        "expected a program that keeps to the rules of WebAssembly, got one that was "
+        f"stopped: {message}; this is a bug in the program: report it to its author"
     )

@@ -213,7 +213,7 @@ class Preview2:
     def _http_denied(self) -> None:
         if not self._http_was_denied:
             self._http_was_denied = True
-            self._on_denied("the program wanted to make an HTTP request; no grant allows that")
+            self._on_denied("the program tried to make an HTTP request, which no grant allows")
 
     def drop(self, rep: int) -> None:
         """The program has no handle of that thing any more."""
@@ -239,8 +239,9 @@ class Preview2:
         """A handle of the program for `thing`."""
         if len(self._things) == HANDLES_MAX:
             raise LimitError(
-                f"expected a component that has {HANDLES_MAX} streams, descriptors and the like at "
-                f"once at most, this one wants more; it has to drop what it does not need"
+                f"expected a component with at most {HANDLES_MAX} open streams, descriptors "
+                "and the like, got one that wants more; drop in the program what it does "
+                "not need"
             )
         rep = self._free.pop() if self._free else len(self._things) + 1
         self._things[rep] = thing
@@ -342,9 +343,9 @@ class Preview2:
         if length > WRITE_BYTES_MAX:
             # WASI: whoever writes more than `check-write` allowed is stopped.
             raise TrapError(
-                f"expected a component to write {WRITE_BYTES_MAX} bytes at once at most, as "
-                f"check-write says, this one writes {length}; it has a fault, report it to who "
-                f"made it"
+                f"expected a component to write at most {WRITE_BYTES_MAX} bytes at a time, "
+                f"as check-write says, got {length}; this is a bug in the program: report "
+                "it to its author"
             )
         return self._write(rep, bytes(length))
 
@@ -410,8 +411,8 @@ class Preview2:
     def _poll(self, reps: list[int]) -> list[int]:
         if not reps:
             raise TrapError(
-                "expected a component to wait for something, this one waits for an empty list; it "
-                "has a fault, report it to who made it"
+                "expected a component to wait for something, got a wait for an empty list; "
+                "this is a bug in the program: report it to its author"
             )
         ready = self._wait([self.thing(each) for each in reps])
         return [number for number, each in enumerate(ready) if each]
@@ -421,8 +422,8 @@ class Preview2:
     def _needs(self, clock: str) -> None:
         if clock not in self._clocks:
             raise ImportsError(
-                f"expected the program to do without the {clock} clock, which was not granted, it "
-                f"asked for it; allow it with `--grant clock:{clock}`"
+                f"expected the program to do without the {clock} clock, which was not "
+                f"granted, but it asked for it; allow it with `--grant clock:{clock}`"
             )
 
     def _clock(self, function: str, clock: int) -> int:

@@ -245,8 +245,8 @@ def kind_of(content: bytes) -> Kind:
         return Kind.COMPONENT
     if head.startswith(_ELF):
         raise ModuleError(
-            "expected a WebAssembly module or component, got compiled code (ELF); avow compiles by "
-            "itself and takes compiled code from nobody: give the .wasm file"
+            "expected a WebAssembly module or component, got compiled code (ELF); avow "
+            "compiles every program itself: give the .wasm file"
         )
     if content.lstrip()[:1] == b"(":
         raise ModuleError(

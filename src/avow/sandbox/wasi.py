@@ -259,7 +259,9 @@ class Wasi:
         self._keep_up = keep_up
         self._library = _load_library()
         if len(entropy) != 32:
-            raise MalformedError(f"WASI needs 32 bytes of entropy, got {len(entropy)}")
+            raise MalformedError(
+                f"expected 32 bytes of entropy for WASI, got {len(entropy)}; report this"
+            )
         setup = _setup(entropy, store, clocks, started_ns)
         self._handle = self._library.avow_wasi_create(ctypes.byref(setup))
         if self._handle is None:
@@ -340,8 +342,9 @@ class Wasi:
         raw = memory._memory
         if ctypes.sizeof(raw) != _MEMORY_HANDLE_BYTES:
             raise UnavailableError(
-                f"expected wasmtime's handles of a memory to have {_MEMORY_HANDLE_BYTES} bytes, "
-                f"they have {ctypes.sizeof(raw)}: install the wasmtime that avow is made for"
+                f"expected wasmtime's handles of a memory to have {_MEMORY_HANDLE_BYTES} "
+                f"bytes, got {ctypes.sizeof(raw)}; install the version of wasmtime that "
+                "avow requires"
             )
         self._library.avow_wasi_attach(self._open_handle(), ctypes.byref(raw))
 
@@ -426,8 +429,8 @@ class Wasi:
         found = {name: each.parameters.decode() for name, each in functions.items()}
         if found != FUNCTIONS:
             raise UnavailableError(
-                "the vault's WASI functions are not those that this version of avow knows: rebuild "
-                "it with `make build` or `pip install .`"
+                "expected the WASI functions of this version of avow in the vault, got "
+                "others; rebuild it with `make build` or `pip install .`"
             )
         return functions
 
@@ -486,8 +489,8 @@ class Wasi:
                 fd = os.open(directory.host, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 raise MalformedError(
-                    f"the plain directory {directory.host} for {directory.guest} cannot be opened "
-                    f"({error.strerror}): name one that can be read"
+                    f"the plain directory {directory.host} for {directory.guest} cannot be "
+                    f"opened ({error.strerror}): check its permissions, or grant another"
                 ) from error
             try:
                 _done(self._library.avow_wasi_add_plain(handle, guest, len(guest), fd))
@@ -501,8 +504,8 @@ class Wasi:
         )
         if outcome == _NO_DIRECTORY:
             raise MalformedError(
-                f"{directory.directory} for {directory.guest} is no directory of the sealed store "
-                f"that is open: make it first, or name another"
+                f"{directory.directory} for {directory.guest} is not a directory in the "
+                "open sealed store: make it first, or name another"
             )
         if outcome < 0:
             self.check_store()
@@ -544,10 +547,7 @@ def refusal(grant: str) -> str:
         return f"the program was refused {shlex.quote(grant)}, which no grant can allow"
     # What is granted is a folder, and what lies in `/` may have been meant as a file.
     file = " (`--grant sealed:/` if it is a file)" if grant.startswith("sealed:") else ""
-    return (
-        f"the program was refused something that `--grant {shlex.quote(grant)}` would allow{file}; "
-        f"grant it if the program should have it"
-    )
+    return f"the program was refused something; `--grant {shlex.quote(grant)}` would allow it{file}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -560,8 +560,8 @@ def listen(host: str, port: int) -> socket.socket:
         return server
     except OSError as error:
         raise UnavailableError(
-            f"the address {host}:{port} cannot be listened at ({error.strerror or error}): "
-            f"free it, or grant another"
+            f"the address {host}:{port} cannot be listened on ({error.strerror or error}): "
+            "free it, or grant another"
         ) from error
 
 
@@ -617,7 +617,9 @@ def _string(text: str) -> bytes:
     """As C has it. Raises MalformedError for a zero byte inside."""
     encoded = text.encode("utf-8", "surrogateescape")
     if b"\0" in encoded:
-        raise MalformedError(f"{text!r} has a zero byte, which no program can be handed: remove it")
+        raise MalformedError(
+            f"{text!r} has a zero byte, which cannot be passed to a program: remove it"
+        )
     return encoded
 
 
@@ -630,7 +632,7 @@ def _is_terminal(fd: int) -> bool:
 
 def _done(outcome: int) -> None:
     if outcome == _TOO_MANY:
-        raise MalformedError("a program has 4096 descriptors at most: grant fewer directories")
+        raise MalformedError("a program has at most 4096 descriptors: grant fewer directories")
     if outcome < 0:
         raise UnavailableError("no memory for a program's WASI")
 

@@ -133,8 +133,8 @@ def read_note(store: AnchoredStore, entropy: Entropy = os.urandom) -> Note:
     content = store.read(NOTE_PATH)
     if len(content) != _NOTE.size:
         raise DamagedError(
-            f"expected {_NOTE.size} bytes in {NOTE_PATH} of the store, got {len(content)}; restore "
-            f"it: without it the store cannot speak to its anchor"
+            f"expected {_NOTE.size} bytes in {NOTE_PATH} of the store, got {len(content)}; "
+            "restore that file, as the store cannot use its anchor without it"
         )
     secret, to, before, nonce = _NOTE.unpack(content)
     return Note(secret, Step(to, before, nonce))
@@ -225,9 +225,10 @@ class CounterAnchor:
             if branch == step.branch and self._counter.increment() == step.to:
                 return
         raise RolledBackError(
-            f"expected {self.name} to go from {step.to - 1} to {step.to} on this store's branch, "
-            f"got {'no counter' if found is None else found[0]}; another copy of the store has "
-            f"gone on, or the counter is a new one: find out which copy is the right one"
+            f"expected {self.name} to go from {step.to - 1} to {step.to} on this store's "
+            f"branch, got {'no counter' if found is None else found[0]}; another copy of "
+            "the store was changed meanwhile, or the counter is new; find out which copy "
+            "is the right one"
         )
 
     def accept(self, step: Step, root: Root) -> None:
@@ -499,7 +500,10 @@ class Freshness:
             except BaseException as error:
                 # A fault of avow's own: nothing is protected any more all the same.
                 failed(
-                    AvowError(f"expected the store's anchor to be kept, got {error!r}; report it")
+                    AvowError(
+                        "expected the store's anchor to be kept up to date, got "
+                        f"{error!r}; report this"
+                    )
                 )
                 raise
 
@@ -511,7 +515,8 @@ class Freshness:
         """A commit that holds the next step from `onto`."""
         if onto.anchor >= _COUNT_MAX:
             raise UnavailableError(
-                f"expected an anchor below {_COUNT_MAX}, got that; choose another anchor"
+                f"expected an anchor value below {_COUNT_MAX}, got that value; choose "
+                "another anchor"
             )
         step = Step(onto.anchor + 1, onto.branch, self._entropy(BRANCH_BYTES))
         self._store.write(NOTE_PATH, Note(note.secret, step).encoded())
@@ -532,33 +537,35 @@ def _check_unanchored(root: Root) -> None:
     if root.anchor != 0:
         raise RolledBackError(
             f"expected the anchor of a store that has one (its value is {root.anchor}), got "
-            f"`--anchor none`: nobody can say whether sequence {root.sequence} is the newest; "
-            f"name the anchor, or give it up for good with `--accept-rollback {root.sequence}`"
+            f"`--anchor none`, with which nobody can say whether sequence {root.sequence} "
+            "is the newest; name the anchor, or give it up for good with "
+            f"`--accept-rollback {root.sequence}`"
         )
 
 
 def _rolled_back(root: Root, remembered: Remembered, name: str) -> RolledBackError:
     return RolledBackError(
-        f"expected the store as {name} remembers it ({_described(remembered)}), got an older or "
-        f"another one ({_described_root(root)}): it was put back; restore the newest one, or accept"
-        f" that all after it is lost with `--accept-rollback {root.sequence}`"
+        f"expected the store as {name} remembers it ({_described(remembered)}), got an "
+        f"older or another one ({_described_root(root)}): the store was rolled back; "
+        "restore its newest state, or accept the loss of everything after this one with "
+        f"`--accept-rollback {root.sequence}`"
     )
 
 
 def _forgotten(root: Root, name: str, remembered: Remembered | None = None) -> RolledBackError:
     return RolledBackError(
         f"expected {name} to remember the store ({_described_root(root)}), got "
-        f"{_value(remembered)}: this is another anchor, or it was put back or cleared, and nobody "
-        f"can say whether the store is the newest; name the right anchor, or accept the store as "
-        f"it is with `--accept-rollback {root.sequence}`"
+        f"{_value(remembered)}: this is another anchor, or it was rolled back or cleared, "
+        "so nobody can say whether the store is the newest; name the right anchor, or "
+        f"accept the store as it is with `--accept-rollback {root.sequence}`"
     )
 
 
 def _never_anchored(root: Root, name: str) -> RolledBackError:
     return RolledBackError(
-        f"expected a store that goes with {name}, got one at sequence {root.sequence} that never "
-        f"had an anchor, and nothing remembered: it is new, or a copy from before; if it is the "
-        f"right one, begin with `--accept-rollback {root.sequence}`"
+        f"expected a store that {name} knows, got one at sequence {root.sequence} that "
+        "never had an anchor: it is new to the anchor, or a copy from before it had one; "
+        f"if it is the right store, start with `--accept-rollback {root.sequence}`"
     )
 
 

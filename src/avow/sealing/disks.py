@@ -112,17 +112,19 @@ def open_container(directory: Path, *, read_only: bool) -> int:
         # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        cause = f"it has no {CONTAINER}" if directory.is_dir() else "there is no such folder"
+        cause = f"it has no {CONTAINER}" if directory.is_dir() else "no such folder"
         raise UnavailableError(
-            f"there is no sealed store in {directory} ({cause}): name the folder of the store, or "
-            f"make one with `avow store init {shlex.quote(str(directory))} --new-key "
-            f"file:owner.key`"
+            f"expected a sealed store in {directory}, got none ({cause}); name the store's "
+            f"folder, or make a store with `avow store init {shlex.quote(str(directory))} "
+            "--new-key file:owner.key`"
         ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be opened ({error.strerror}): check it") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise StorageError(f"{path} has to be a file, and is something else: put the store back")
+        raise StorageError(
+            f"expected {path} to be a file, got something else; restore the store from a backup"
+        )
     _lock(fd, path)
     return fd
 
@@ -148,11 +150,14 @@ def begin_container(directory: Path) -> int:
     try:
         # Between opening and locking it may have become the container of another process.
         if not path.exists() or _is_other(fd, path):
-            raise InUseError(f"another process has just made a store in {directory}: open that")
+            raise InUseError(
+                f"expected no sealed store in {directory}, got one that another "
+                "process has just made; open that one"
+            )
         if (directory / CONTAINER).exists():
             path.unlink()
             raise UnavailableError(
-                f"there is a sealed store in {directory} already: open it, or name another folder"
+                f"expected no sealed store in {directory}, got one; open it, or name another folder"
             )
         os.ftruncate(fd, 0)
     except BaseException:
@@ -192,7 +197,8 @@ def _lock(fd: int, path: Path) -> None:
     except BlockingIOError as error:
         os.close(fd)
         raise InUseError(
-            f"{path} is open in another process: stop that one first, a store is for one at a time"
+            f"{path} is open in another process: stop that one first, as only one process "
+            "at a time can have a store open"
         ) from error
     except OSError as error:
         os.close(fd)

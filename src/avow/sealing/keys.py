@@ -68,8 +68,9 @@ def bind_key(secret: bytes, binding: KeyBinding) -> bytes:
     """
     if len(secret) < _SECRET_BYTES_MIN or not any(secret):
         raise MalformedError(
-            f"expected a secret of {_SECRET_BYTES_MIN} bytes or more, not all zero, from the "
-            f"platform, got {counted(len(secret), 'byte')}; see that the platform has its keys"
+            f"expected a secret of {_SECRET_BYTES_MIN} bytes or more, not all zero, from "
+            f"the platform, got {counted(len(secret), 'byte')}; check that the platform is "
+            "provisioned with its keys"
         )
     info = _LABEL + binding.module + binding.configuration + binding.runtime
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
@@ -152,8 +153,8 @@ def _check_private(status: os.stat_result, path: Path) -> None:
     if status.st_mode & _NOT_THE_OWNERS:
         raise DeniedError(
             f"expected a key file that only its owner may read, got {path} with the mode "
-            f"{stat.S_IMODE(status.st_mode):04o}; `chmod 600 {path}`, and think about who has "
-            f"read it already"
+            f"{stat.S_IMODE(status.st_mode):04o}; `chmod 600 {path}`, and consider who may "
+            "have read it already"
         )
 
 

@@ -16,9 +16,9 @@ class AnchorLate:
 
     def __str__(self) -> str:
         return (
-            f"expected {self.anchor} to be moved on, got: {self.reason}; bring it back within "
-            f"{self.left_s:.0f} s, or this ends: what is committed meanwhile can be put back "
-            f"unnoticed"
+            f"expected {self.anchor} to be updated, got: {self.reason}; bring it back "
+            f"within {self.left_s:.0f} s, or this process ends: until then, changes can be "
+            "rolled back unnoticed"
         )
 
 
@@ -30,7 +30,7 @@ class AnchorBack:
     away_s: float
 
     def __str__(self) -> str:
-        return f"{self.anchor} is moved on again, after {self.away_s:.0f} s without it"
+        return f"{self.anchor} is updated again, after {self.away_s:.0f} s without it"
 
 
 Notice = AnchorLate | AnchorBack

@@ -58,9 +58,9 @@ class Result(enum.IntEnum):
 
 _REFUSALS: Final[dict[int, tuple[type[AvowError], str]]] = {
     Result.NOT_FOUND: (UnavailableError, "there is no such file or directory"),
-    Result.EXISTS: (UnavailableError, "it is there already: choose another name"),
-    Result.NOT_DIRECTORY: (MalformedError, "a directory was expected, this is something else"),
-    Result.IS_DIRECTORY: (MalformedError, "a file was expected, this is a directory"),
+    Result.EXISTS: (UnavailableError, "it exists already: choose another name"),
+    Result.NOT_DIRECTORY: (MalformedError, "expected a directory, got something else"),
+    Result.IS_DIRECTORY: (MalformedError, "expected a file, got a directory"),
     Result.NOT_EMPTY: (UnavailableError, "the directory is not empty: remove what is in it first"),
     Result.NAME_INVALID: (
         MalformedError,
@@ -69,7 +69,7 @@ _REFUSALS: Final[dict[int, tuple[type[AvowError], str]]] = {
     Result.TOO_LARGE: (UnavailableError, "it would be larger than the format holds"),
     Result.NO_SPACE: (
         StorageError,
-        "the disk is full: make room and open the store again, it is as of its last commit",
+        ("the disk is full: make room and open the store again; it is as its last commit left it"),
     ),
     Result.DISK_FAILED: (
         StorageError,
@@ -78,21 +78,27 @@ _REFUSALS: Final[dict[int, tuple[type[AvowError], str]]] = {
     Result.DAMAGED: (DamagedError, "what was read is not what was committed"),
     Result.WRONG_KEY: (
         WrongKeyError,
-        "the store has no slot for this owner key: open it with the key that it was made with",
+        (
+            "this key does not open the store: use the key that the store was made with, or "
+            "one that was added since"
+        ),
     ),
     Result.MALFORMED: (
         MalformedError,
-        "this is no sealed store that this version of avow reads, or its first 16 KiB are gone: "
-        "name another, or put a copy back",
+        "this is not a sealed store that this version of avow can read, or its first 16 "
+        "KiB are damaged: name another, or restore a backup",
     ),
     Result.BROKEN: (
         StorageError,
-        "the store does nothing more since the disk failed: open it again, "
-        "it is as of its last commit",
+        "the store has stopped, as the disk failed: open it again; it is as its last "
+        "commit left it",
     ),
     Result.READ_ONLY: (UnavailableError, "the store was opened for reading only"),
-    Result.OUT_OF_MEMORY: (UnavailableError, "there is no memory left for the store"),
-    Result.INVALID: (MalformedError, "this is not possible with a store"),
+    Result.OUT_OF_MEMORY: (
+        UnavailableError,
+        "no memory left for the store: free some, and open it again",
+    ),
+    Result.INVALID: (MalformedError, "a store cannot do this"),
 }
 
 
@@ -191,7 +197,7 @@ def load() -> Any:
     version.restype = ctypes.c_uint64
     if version() != INTERFACE_VERSION:
         raise UnavailableError(
-            f"{path} should have interface version {INTERFACE_VERSION}, it has {version()}: "
+            f"expected interface version {INTERFACE_VERSION} in {path}, got {version()}; "
             "rebuild it with `make build` or `pip install .`"
         )
     _declare(library)
@@ -208,8 +214,8 @@ def _processor() -> str:
         return _CPU_FLAGS_FILE.read_text(encoding="ascii", errors="replace")
     except OSError as error:
         raise UnavailableError(
-            f"{_CPU_FLAGS_FILE} should say what the processor can, it cannot be read "
-            f"({error.strerror}): mount /proc"
+            f"expected to read the processor's flags in {_CPU_FLAGS_FILE}, got "
+            f"{error.strerror}; mount /proc"
         ) from error
 
 
@@ -222,12 +228,13 @@ def require_processor(description: str) -> None:
             missing = _CPU_FLAGS - set(value.split())
             if missing:
                 raise UnavailableError(
-                    "sealed stores need a processor with AES, PCLMULQDQ and AVX; this one is "
-                    f"without {', '.join(sorted(missing))}: use another machine"
+                    "expected a processor with AES, PCLMULQDQ and AVX, which sealed stores "
+                    f"need, got one without {', '.join(sorted(missing))}; use another "
+                    "machine"
                 )
             return
     raise UnavailableError(
-        "/proc/cpuinfo should list the processor's flags, it does not: is /proc mounted?"
+        "expected the processor's flags in /proc/cpuinfo, got none; check that /proc is mounted"
     )
 
 

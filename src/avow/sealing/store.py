@@ -395,7 +395,7 @@ class Store:
             )
             if got == 0:
                 raise MalformedError(
-                    f"expected {length} bytes at {offset} of inode {inode}, got {done}"
+                    f"expected {counted(length, 'byte')} at {offset} of inode {inode}, got {done}"
                 )
             done += got
 
@@ -524,8 +524,9 @@ class Store:
         if code == Result.INVALID and os.getpid() != self._process:
             # Its nonces would be those of the process that it was forked from.
             return MalformedError(
-                f"{what}: only the process that opened the store changes it, this one was forked "
-                "from it: close the store before, and open it in one of them"
+                f"{what}: expected the process that opened the store, got one that was "
+                "forked from it; close the store before the fork, and open it in one of "
+                "the two"
             )
         if code != Result.DAMAGED:
             return library.error_for(code, what)
@@ -603,7 +604,7 @@ def _drawn(entropy: Callable[[int], bytes], count: int) -> bytes:
     drawn = entropy(count)
     if len(drawn) != count:
         raise MalformedError(
-            f"the source of entropy should give {counted(count, 'byte')}, got {len(drawn)}"
+            f"expected {counted(count, 'byte')} of entropy, got {len(drawn)}; report this"
         )
     return drawn
 
@@ -622,7 +623,9 @@ def _require_keys(keys: Sequence[bytes]) -> None:
 
 def _require_range(offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length >= 1 << 63:
-        raise MalformedError(f"no file has {length} bytes at {offset}: give what lies in one")
+        raise MalformedError(
+            f"expected a range that a file can have, got {counted(length, 'byte')} at {offset}"
+        )
 
 
 def _names(path: str) -> list[bytes]:
@@ -636,8 +639,8 @@ def _names(path: str) -> list[bytes]:
 
 def _damaged(what: str, damage: Damage) -> DamagedError:
     return DamagedError(
-        f"{what}: {damage} is not what was committed: put a copy of the store back, or go on "
-        "without this file"
+        f"{what}: {damage} is not what was committed; restore the store from a backup, or "
+        "go on without this file"
     )
 
 
@@ -651,4 +654,4 @@ def _described(finding: library.Damage, path: bytes) -> Damage:
         kind = "the number of its links" if finding.kind == _FINDING_LINKS else "its record"
         return Damage(name, kind)
     where = f"block {finding.index} (level {finding.level})"
-    return Damage(name, where if finding.kind == _FINDING_BLOCK else f"{where} behind the end")
+    return Damage(name, where if finding.kind == _FINDING_BLOCK else f"{where} after the end")

@@ -176,8 +176,9 @@ def decode_greeting(content: bytes) -> bytes:
         if (magic, version, zero) == (_MAGIC, _VERSION, 0):
             return bytes(challenge)
     raise MalformedError(
-        f"expected the greeting of a witness ({GREETING_BYTES} bytes, version {_VERSION}), got "
-        f"something else; see that the address is that of `avow witness`, and both of one version"
+        f"expected the greeting of a witness ({GREETING_BYTES} bytes, version {_VERSION}), "
+        "got something else; check that `avow witness` listens at that address, and is of "
+        "the same version"
     )
 
 
@@ -213,14 +214,14 @@ def open_request(content: bytes, challenge: bytes, witness: bytes, number: int) 
         )
     except (InvalidSignature, ValueError) as error:
         raise UntrustedError(
-            "expected a request that its store signed for this connection and this witness's key, "
-            "got another signature; see whether its --anchor names another key, or what else "
-            "connects here"
+            "expected a request that its store signed for this connection and this "
+            "witness's key, got another signature; check whether the store's --anchor "
+            "names another key, or whether something else connects here"
         ) from error
     if counted != number:
         raise UntrustedError(
-            f"expected request {number} of this connection, got {counted}; somebody repeats or "
-            f"leaves out requests"
+            f"expected request {number} of this connection, got {counted}; somebody repeats "
+            "or drops requests"
         )
     return request
 
@@ -282,9 +283,10 @@ def open_answer(content: bytes, request: Request, witness: bytes, challenge: byt
         )
     except InvalidSignature as error:
         raise UntrustedError(
-            f"expected an answer to this request signed by the witness "
-            f"{public_key_text(witness)}, got another signature; somebody else answers, or an old "
-            f"answer was repeated: see who is at that address, and which key `avow witness` prints"
+            "expected an answer to this request signed by the witness "
+            f"{public_key_text(witness)}, got another signature; somebody else answers, or "
+            "repeats an old answer: check who is at that address, and which key `avow "
+            "witness` prints there"
         ) from error
     status, number, nonce, key, store_id, *remembered, acceptances = _ANSWER.unpack(unsigned)
     asked = (request.number, request.nonce, request.store.key, request.store.store_id)
@@ -307,15 +309,15 @@ def _signed_answer(content: bytes, request: Request, challenge: bytes) -> bytes:
 
 def _malformed_request(expected: str, actual: str) -> MalformedError:
     return MalformedError(
-        f"expected {expected} in a request to the witness, got {actual}; have the store's machine "
-        f"run this version of avow"
+        f"expected {expected} in a request to the witness, got {actual}; use this version "
+        "of avow on the store's machine"
     )
 
 
 def _malformed_answer(expected: str, actual: str) -> MalformedError:
     return MalformedError(
-        f"expected {expected} in the witness's answer, got {actual}; have the witness run this "
-        f"version of avow"
+        f"expected {expected} in the witness's answer, got {actual}; use this version of "
+        "avow for the witness"
     )
 
 

@@ -216,8 +216,8 @@ class WitnessAnchor:
             return
         if answer.status is Status.FULL:
             raise UnavailableError(
-                f"expected {self.name} to take one more store, got that it has as many as it may; "
-                f"start it with a larger --stores-max, or without --known-only"
+                f"expected {self.name} to take one more store, got a refusal, as it takes "
+                "no new ones; start it with a larger --stores-max, or without --known-only"
             )
         actual = (
             "that it knows no such store"
@@ -226,9 +226,10 @@ class WitnessAnchor:
             f"{found.digest.hex()[:16]}"
         )
         raise RolledBackError(
-            f"expected {self.name} to go on to sequence {state.sequence}, anchor {state.anchor}, "
-            f"from what this store knows, got {actual}: another copy of the store has gone on, or "
-            f"the witness was put back; find out which copy is the right one"
+            f"expected {self.name} to go on to sequence {state.sequence}, anchor "
+            f"{state.anchor}, from what this store knows, got {actual}: another copy of the "
+            "store was changed meanwhile, or the witness was rolled back; find out which "
+            "copy is the right one"
         )
 
     def _ask(self, kind: Kind, expected: bytes = NOTHING, state: State | None = None) -> Answer:
@@ -251,15 +252,15 @@ class WitnessAnchor:
                 failure = error
         if isinstance(failure, _DroppedError):
             raise UnavailableError(
-                f"expected {self.name} to answer, got that it greeted and then ended the "
-                f"connection ({failure.strerror}): it may have another key than "
-                f"{public_key_text(self._witness)}, which the anchor names; compare with the first "
-                f"line that `avow witness` prints there, and see its log"
+                f"expected {self.name} to answer, got a greeting and then the end of the "
+                f"connection ({failure.strerror}); it may have another key than "
+                f"{public_key_text(self._witness)}, which the anchor names; compare that "
+                "with the first line that `avow witness` prints there, and see its log"
             ) from failure
         raise UnavailableError(
             f"expected {self.name} to answer within {self._timeout_s:g} s, got: "
-            f"{failure.strerror or failure}; see that `avow witness` runs there and can be reached:"
-            f" without it nobody can say whether the store is the newest"
+            f"{failure.strerror or failure}; check that `avow witness` runs there and can "
+            "be reached, as nobody else can say whether the store is the newest"
         ) from failure
 
     def _exchange(

@@ -93,8 +93,9 @@ class WitnessMemory:
                 found = self._database.execute("PRAGMA quick_check(1)").fetchone()
                 if found != ("ok",):
                     raise DamagedError(
-                        f"expected the witness's memory {path} to be whole, got: {found}; restore "
-                        f"nothing: begin with a new folder, and have the owners accept their stores"
+                        f"expected the witness's memory {path} to be intact, got: {found}; "
+                        "do not restore it from a backup: start with a new folder, and "
+                        "have the owners accept their stores"
                     )
         except BaseException:
             self._database.close()
@@ -115,8 +116,9 @@ class WitnessMemory:
             return None
         if not isinstance(row[0], bytes) or len(row[0]) != _RECORD.size:
             raise DamagedError(
-                f"expected {_RECORD.size} bytes for the store {key.hex()[:16]} in {self._path}, "
-                f"got others; begin with a new folder, and have the owners accept their stores"
+                f"expected {_RECORD.size} bytes for the store {key.hex()[:16]} in "
+                f"{self._path}, got another length; start with a new folder, and have the "
+                "owners accept their stores"
             )
         *state, acceptances = _RECORD.unpack(row[0])
         return Record(State(*state), acceptances)
@@ -145,16 +147,18 @@ class WitnessMemory:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise InUseError(
-                    f"expected the witness's memory {self._path} to be free, got that another "
-                    f"process has it open; stop the other `avow witness`, or use another folder"
+                    f"expected the witness's memory {self._path} to be free, got one that "
+                    "another process has open; stop the other `avow witness`, or use "
+                    "another folder"
                 ) from error
             if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
                 raise DamagedError(
-                    f"expected the witness's memory {self._path} to be whole, got: {error}; begin "
-                    f"with a new folder, and have the owners accept their stores"
+                    f"expected the witness's memory {self._path} to be intact, got: "
+                    f"{error}; start with a new folder, and have the owners accept their "
+                    "stores"
                 ) from error
             raise StorageError(
-                f"expected the witness's memory {self._path} to work, got: {error}; see the disk"
+                f"expected the witness's memory {self._path} to work, got: {error}; check the disk"
             ) from error
 
 
@@ -181,8 +185,8 @@ def open_state(
         if not key_file.exists():
             if len(memory):
                 raise UnavailableError(
-                    f"expected the key {KEY_NAME} beside {state}, got none; restore it, or begin "
-                    f"with a new folder"
+                    f"expected the key {KEY_NAME} beside {state}, got none; restore it, or "
+                    "start with a new folder"
                 )
             write_key_file(key_file, entropy(32))
         return memory, Ed25519PrivateKey.from_private_bytes(read_key_file(key_file))
@@ -206,16 +210,16 @@ def _make_private(path: Path) -> None:
             journal.chmod(_FILE_MODE)
     except OSError as error:
         raise StorageError(
-            f"expected to have the witness's memory {path} for its owner alone, got "
-            f"{error.strerror}; see who owns the file"
+            f"expected to make the witness's memory {path} readable for its owner only, got "
+            f"{error.strerror}; check who owns the file"
         ) from error
 
 
 def _lost(state: Path) -> UnavailableError:
     return UnavailableError(
-        f"expected the memory {state} to hold what it knew, as its key is there, got none: this "
-        f"witness has lost it; remove the key too, and have the owners accept their stores with "
-        f"the new one"
+        f"expected the memory {state} that belongs to the key beside it, got none: this "
+        "witness has lost what it knew; remove the key too, and have the owners accept "
+        "their stores with the new witness"
     )
 
 
@@ -389,8 +393,8 @@ class WitnessService:
             self._note(
                 Event(
                     "strangers let go",
-                    reason=f"{self._let_go}, the last from {host}: there are as many connections "
-                    f"that say nothing as there may be",
+                    reason=f"{self._let_go}, the last from {host}: the limit of connections "
+                    "that say nothing was reached",
                 )
             )
             self._noted_at_s, self._let_go = now_s, 0

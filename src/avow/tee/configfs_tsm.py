@@ -27,14 +27,14 @@ _PRIVLEVEL_MAX: Final = 3
 
 _ADVICE: Final = {
     errno.ENOENT: "use Linux 6.7 or newer, mount configfs and load the guest's TSM driver",
-    errno.EACCES: "run as root, or give the user the right to write there",
-    errno.EPERM: "run as root, or give the user the right to write there",
+    errno.EACCES: "run as root, or give the user permission to write there",
+    errno.EPERM: "run as root, or give the user permission to write there",
     errno.ENXIO: "load the guest's TSM driver (tdx_guest, sev_guest or arm_cca_guest)",
     errno.EBUSY: "another program uses the interface: try again",
     errno.EFBIG: "the report is larger than this kernel can carry: update the kernel",
     errno.EINVAL: "the driver refused the request: see the kernel's log",
-    errno.ETIMEDOUT: "the host does not answer: on TDX, see that its quote generation service runs",
-    errno.EIO: "the host does not answer: on TDX, see that its quote generation service runs",
+    errno.ETIMEDOUT: "the host does not answer: on TDX, check its quote generation service",
+    errno.EIO: "the host does not answer: on TDX, check its quote generation service",
 }
 
 
@@ -158,16 +158,17 @@ class TsmReports:
         actual = self._generation(entry)
         if actual != expected:
             raise UnavailableError(
-                f"expected the generation {expected} in {entry}, got {actual}: the driver refused "
-                f"a value, or another program wrote there; try again and see who has access"
+                f"expected the generation {expected} in {entry}, got {actual}: the driver "
+                "refused a value, or another program wrote there; try again, and check who "
+                "has access"
             )
 
     def _generation(self, entry: Path) -> int:
         text = self._text(entry / "generation")
         if not (text.isascii() and text.isdecimal()):
             raise UnavailableError(
-                f"expected a number in {entry / 'generation'}, got {text[:80]!r}; "
-                f"see that configfs is mounted there"
+                f"expected a number in {entry / 'generation'}, got {text[:80]!r}; check that "
+                "configfs is mounted there"
             )
         return int(text[:20])
 

@@ -69,7 +69,7 @@ class Sign1:
                 check,
                 expected=f"a key on {self.algorithm.curve.name} for {self.algorithm.name}",
                 actual=f"one on {key.curve.name}",
-                advice="take the key that the device's maker published",
+                advice="use the key that the device's maker published",
             )
         half = self.algorithm.half_bytes
         signature = encode_dss_signature(
@@ -87,7 +87,7 @@ class Sign1:
                 check,
                 expected=f"a good {self.algorithm.name} signature",
                 actual="one that does not verify",
-                advice="ask again; if it stays so, the evidence was altered or is not genuine",
+                advice="ask again; if this persists, the evidence was altered or is not genuine",
             ) from error
 
 

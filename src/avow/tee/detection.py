@@ -79,8 +79,8 @@ def detect(machine: Machine | None = None) -> list[Found]:
         Found(
             "simulated",
             True,
-            "always there, protects nothing, never chosen by itself; only a policy that says "
-            "unsafe_simulated accepts it",
+            "always present, but protects nothing: `auto` never chooses it, and only a "
+            "policy with unsafe_simulated accepts it",
         ),
     ]
 
@@ -88,7 +88,9 @@ def detect(machine: Machine | None = None) -> list[Found]:
 def _device(machine: Machine, platform: str, path: str) -> Found:
     if not machine.may_use(path):
         return Found(
-            platform, False, f"no right to read and write /{path}: run as root, or give it"
+            platform,
+            False,
+            f"no permission to read and write /{path}: run as root, or give the user permission",
         )
     return Found(platform, True, f"/{path}")
 
@@ -100,12 +102,12 @@ def _tsm(machine: Machine, platform: str, what: str) -> Found:
             reason = f"{what}, but Linux {machine.release} has no configfs-tsm: use 6.7 or newer"
         else:
             reason = (
-                f"{what}, but there is no /{_TSM}: `mount -t configfs none /sys/kernel/config`, "
-                f"and use a kernel with CONFIG_TSM_REPORTS"
+                f"{what}, but /{_TSM} is missing: `mount -t configfs none "
+                "/sys/kernel/config`, and use a kernel with CONFIG_TSM_REPORTS"
             )
         return Found(platform, False, reason)
     if not machine.may_use(_TSM):
-        return Found(platform, False, f"{what}, but no right to write in /{_TSM}: run as root")
+        return Found(platform, False, f"{what}, but no permission to write in /{_TSM}: run as root")
     return Found(platform, True, f"{what}, reports through /{_TSM}")
 
 
@@ -119,12 +121,14 @@ def _azure(machine: Machine) -> Found:
         return Found("azure", False, "no virtual machine on Azure (by the DMI chassis asset tag)")
     tpm = _tpm(machine)
     if not tpm.present:
-        return Found("azure", False, f"a virtual machine on Azure, but its vTPM: {tpm.reason}")
+        return Found(
+            "azure", False, f"a virtual machine on Azure, but its vTPM cannot be used: {tpm.reason}"
+        )
     return Found(
         "azure",
         True,
-        f"a virtual machine on Azure with a vTPM ({tpm.reason}); whether it is a confidential one "
-        f"shows when its report is read",
+        f"a virtual machine on Azure with a vTPM ({tpm.reason}); its report will show "
+        "whether it is a confidential one",
     )
 
 
@@ -132,7 +136,7 @@ def _tdx(machine: Machine) -> Found:
     if machine.has("dev/tdx_guest"):
         return _tsm(machine, "tdx", "a TDX guest (/dev/tdx_guest)")
     if machine.cpu_has("tdx_guest"):
-        return Found("tdx", False, "a TDX guest without driver: `modprobe tdx_guest`")
+        return Found("tdx", False, "a TDX guest without its driver: run `modprobe tdx_guest`")
     return Found("tdx", False, "no TDX guest: no /dev/tdx_guest, and no such CPU flag")
 
 
@@ -141,7 +145,7 @@ def _snp(machine: Machine) -> Found:
         by_tsm = _tsm(machine, "snp", "a SEV-SNP guest (/dev/sev-guest)")
         return by_tsm if by_tsm.present else _device(machine, "snp", "dev/sev-guest")
     if machine.cpu_has("sev_snp"):
-        return Found("snp", False, "a SEV-SNP processor without driver: `modprobe sev-guest`")
+        return Found("snp", False, "a SEV-SNP processor, but no driver: run `modprobe sev-guest`")
     return Found("snp", False, "no SEV-SNP guest: no /dev/sev-guest")
 
 
@@ -170,7 +174,9 @@ def _sgx(machine: Machine) -> Found:
         )
     if machine.has("dev/sgx_enclave"):
         return Found(
-            "sgx", False, "the processor has SGX, but this is no enclave: start it by gramine-sgx"
+            "sgx",
+            False,
+            "the processor has SGX, but avow does not run in an enclave: start it with gramine-sgx",
         )
     return Found("sgx", False, "no Gramine enclave: no /dev/attestation; and no /dev/sgx_enclave")
 
@@ -188,7 +194,8 @@ def _psa(machine: Machine) -> Found:
     return Found(
         "psa",
         True,
-        "OP-TEE (/dev/tee0); whether it has the attestation application shows when it is asked",
+        "OP-TEE (/dev/tee0); a request for evidence will show whether it has the "
+        "attestation application",
     )
 
 

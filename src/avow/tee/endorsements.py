@@ -56,8 +56,8 @@ def load_endorsements(folder: Path) -> Endorsements:
     """
     if not folder.is_dir():
         raise UnavailableError(
-            f"expected a folder of endorsements at {folder}, got none; make it as "
-            f"docs/platforms/index.md describes"
+            f"expected a folder of endorsements at {folder}, got none; make it, with a "
+            "subfolder for each vendor, as the pages on platforms describe"
         )
     roots = [
         root
@@ -86,7 +86,7 @@ def read_file(path: Path, what: str) -> bytes:
             content = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise UnavailableError(
-            f"expected {what} in {path}, got {error.strerror}; see that it is there and readable"
+            f"expected {what} in {path}, got {error.strerror}; check that it exists and is readable"
         ) from error
     if len(content) > _FILE_BYTES_MAX:
         raise UnavailableError(
@@ -103,7 +103,8 @@ def _files(folder: Path, suffix: str) -> Iterator[tuple[Path, bytes]]:
         return
     except OSError as error:
         raise UnavailableError(
-            f"expected to list {folder}, got {error.strerror}; see that it is a folder and readable"
+            f"expected to list {folder}, got {error.strerror}; check that it is a folder and "
+            "readable"
         ) from error
     for path in paths:
         yield path, read_file(path, "endorsements")
@@ -129,7 +130,8 @@ def _device_keys(folder: Path) -> Mapping[bytes, ec.EllipticCurvePublicKey]:
         key = _parsed(path, content, _load_key, "a public key as PEM")
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise MalformedError(
-                f"expected an elliptic-curve key in {path}, got another kind; see whose it is"
+                f"expected an elliptic-curve key in {path}, got another kind; ask the "
+                "device's maker for the right one"
             )
         keys[bytes.fromhex(path.stem)] = key
     return keys

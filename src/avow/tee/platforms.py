@@ -114,15 +114,15 @@ def _first(found: list[Found], environment: Environment) -> Attester:
                 f"({each.reason}); {error}"
             ) from error
     raise UnavailableError(
-        "expected a machine with a trusted execution environment or a TPM, got none; `avow tee` "
-        "says why each is absent, `--tee simulated` goes on without any protection"
+        "expected a machine with a trusted execution environment or a TPM, got none; `avow "
+        "tee` says why each is absent; `--tee simulated` runs without any protection"
     )
 
 
 def _absent_package(name: str, error: ImportError) -> UnavailableError:
     return UnavailableError(
-        f"expected what the platform {name} needs, got no package {error.name}; "
-        f"`avow tee` says what to install"
+        f"expected the package {error.name}, which the platform {name} needs, got none; "
+        "`avow tee` says what to install"
     )
 
 

@@ -266,7 +266,7 @@ def test_policy_can_be_replaced_and_printed(ready: Path, capsys: Captured) -> No
 def test_check_and_explain(ready: Path, capsys: Captured) -> None:
     assert run(["policy", "check", "policy.toml"]) == 0
     out = capsys.readouterr().out
-    assert "warning: it accepts simulated evidence" in out
+    assert "warning: this policy accepts simulated evidence" in out
     assert f"policy is valid: {load_policy(Path('policy.toml')).policy_id}\n" in out
     assert run(["policy", "explain", "policy.toml"]) == 0
     assert "WARNING: it accepts simulated evidence" in capsys.readouterr().out
@@ -297,7 +297,7 @@ def test_without_a_platform_the_policy_is_refused_until_it_is_filled(
     said = capsys.readouterr()
     # `explain` refuses it, too.
     assert said.out == "wrote policy.toml\n"
-    assert "fill in platform: " in said.err
+    assert "fill in platform; " in said.err
     assert run(["policy", "check", "policy.toml"]) == ExitCode.USAGE
     assert "`platform`" in capsys.readouterr().err
 

@@ -45,7 +45,7 @@ It accepts evidence in 2 ways, and refuses everything else.
 1. Evidence from the simulation, which proves nothing (rule `any[1]`), when
    - `module` (SHA-256 of the WebAssembly module) is {A} or {"b2" * 32}
    - `configuration` (SHA-256 of the configuration) is {A}
-   - `evidence_age_s` (Seconds since the sender's clock said that it was made) is from -60 to 300
+   - `evidence_age_s` (Age by the sender's clock, in seconds) is from -60 to 300
    - `role` (server, client, document, certificate or program) is server
    It accepts with a warning, because it does not look at
    - `runtime` (SHA-256 of the runtime's manifest)
@@ -53,16 +53,17 @@ It accepts evidence in 2 ways, and refuses everything else.
 2. Evidence from Intel SGX (rule `any[2]`), when
    - `module` (SHA-256 of the WebAssembly module) is {A} or {"b2" * 32}
    - `configuration` (SHA-256 of the configuration) is {A}
-   - `evidence_age_s` (Seconds since the sender's clock said that it was made) is from -60 to 300
+   - `evidence_age_s` (Age by the sender's clock, in seconds) is from -60 to 300
    - `sgx.mrenclave` (Measurement of the enclave) is {A}
-   - `tcb.status` (Intel's word for the platform's patch level) is UpToDate, or OutOfDate until \
+   - `tcb.status` (Intel's status for the platform's patch level) is UpToDate, or OutOfDate until \
 30 days after the date of the TCB level
    - `tcb.advisories` (Intel's advisories that apply) has nothing but [A-1], or A-3 until 5 days \
 after the date of the TCB level, has none of [A-2]
    - `tcb.evaluation_number` (tcbEvaluationDataNumber of the collateral) is at least 17
    - `collateral.crl_checked` (A current revocation list was consulted) is true
    - `collateral.age_s` (Seconds since the oldest collateral was issued) is at most 86400
-   - and it is not so that `sgx.isv_svn` is 3 and (`sgx.isv_prod_id` is 1 or not (`role` is server))
+   - and it is not true that `sgx.isv_svn` is 3 and (`sgx.isv_prod_id` is 1 or not \
+(`role` is server))
    It accepts with a warning, because it does not look at
    - `runtime` (SHA-256 of the runtime's manifest)
    - `debug` (The platform lets its operator look inside) (`unsafe_debug`)

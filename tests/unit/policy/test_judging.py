@@ -283,7 +283,7 @@ def test_evidence_from_the_future_names_the_clock() -> None:
     """A device without a battery for its clock finds everything in the future."""
     claims = {**evidence_for("snp").claims, "evidence_age_s": -86_400}
     (finding,) = policy_for("snp").appraise(evidence_for("snp", claims)).findings
-    assert finding.advice.startswith("set this machine's clock, which is behind")
+    assert finding.advice.startswith("set the clock that is wrong: this machine's is behind")
     late = {**claims, "evidence_age_s": 86_400}
     (finding,) = policy_for("snp").appraise(evidence_for("snp", late)).findings
     assert "fresh evidence" in finding.advice

@@ -108,7 +108,7 @@ def test_missing_artefact_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (artefacts.core_path, "broker.wasm"),
         (artefacts.pump_path, "libavow_pump.so"),
     ):
-        with pytest.raises(UnavailableError, match=rf"{name} is missing: .*make build"):
+        with pytest.raises(UnavailableError, match=rf"{name}, got no such file; .*make build"):
             find()
 
 

@@ -275,7 +275,7 @@ def test_handles_are_numbered_anew(program: Program, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(preview2, "HANDLES_MAX", before + 2)
     kept = [program.stream("output-stream.subscribe", out).rep for _ in range(3)]
     assert sorted(kept) == [before, before + 1, before + 2]
-    with pytest.raises(LimitError, match="drop what it does not need"):
+    with pytest.raises(LimitError, match="drop in the program what it does not need"):
         program.stream("output-stream.subscribe", out)
     # A free number is taken, never one that is in use.
     program.preview2.drop(before + 1)

@@ -700,5 +700,5 @@ def test_a_listener_that_is_missing_is_named() -> None:
 
 
 def test_an_address_that_is_taken() -> None:
-    with listen("127.0.0.1", 0) as taken, pytest.raises(UnavailableError, match="listened at"):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UnavailableError, match="listened on"):
         listen("127.0.0.1", taken.getsockname()[1])

@@ -395,13 +395,13 @@ def test_a_store_that_was_closed_before_is_not_touched() -> None:
 
 
 def test_grants_that_cannot_be_given() -> None:
-    with pytest.raises(MalformedError, match="no directory"):
+    with pytest.raises(MalformedError, match="not a directory"):
         Wasi(arguments=[], entropy=bytes(32), directories=[SealedDirectory("/", "/files")])
     with sealed_guest() as guest:
         guest.file("file")
         store = guest.wasi._store
         for path, read_only in (("/files/file", False), ("/files/not-there", True)):
-            with pytest.raises(MalformedError, match="no directory"):
+            with pytest.raises(MalformedError, match="not a directory"):
                 Wasi(
                     arguments=[],
                     entropy=bytes(32),
@@ -425,7 +425,7 @@ def test_what_is_said_of_a_refusal_is_in_no_words_of_the_program() -> None:
         "tcp:x",
         "tcp:$(id):1",
     ]
-    assert "`--grant 'sealed:/é e'` would allow (`--grant sealed:/` if it is a file)" in refusal(
+    assert "`--grant 'sealed:/é e'` would allow it (`--grant sealed:/` if it is a file)" in refusal(
         denied[3]
     )
     for grant in denied[4:]:

@@ -213,7 +213,7 @@ def test_an_anchor_that_forgot(kind: str) -> None:
     a_life(world.live())
     world.chip.value = world.notebook.record = None
     life = world.live()
-    with pytest.raises(RolledBackError, match="another anchor, or it was put back or cleared"):
+    with pytest.raises(RolledBackError, match="another anchor, or it was rolled back or cleared"):
         open_fresh(life.store, life.anchor)
     open_fresh(life.store, life.anchor, accept_rollback=life.store.root.sequence)
     a_life(world.live())
@@ -565,7 +565,8 @@ def test_background_tells_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         store.commit()
         assert done.wait(10)
     assert [str(each) for each in told] == [
-        "expected the store's anchor to be kept, got ValueError('a mistake'); report it"
+        "expected the store's anchor to be kept up to date, got ValueError('a mistake'); "
+        "report this"
     ]
     assert faults == [ValueError]
 

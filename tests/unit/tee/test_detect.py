@@ -216,7 +216,7 @@ def test_a_missing_package_matters_only_where_it_is_used(monkeypatch: pytest.Mon
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "avow.tee.nitro.verifier", None)
     found = verifiers()
-    with pytest.raises(UnavailableError, match="what the platform nitro needs"):
+    with pytest.raises(UnavailableError, match="which the platform nitro needs"):
         found["nitro"].authenticate(b"x", LATER)
     with pytest.raises(MalformedError):
         found["simulated"].authenticate(b"x", LATER)
@@ -300,7 +300,7 @@ def test_command_names_what_auto_takes(
 ) -> None:
     for found, said in (
         ([Found("tpm", True, "here")], "--tee auto would take tpm"),
-        ([Found("simulated", True, "always")], "--tee auto would find none here"),
+        ([Found("simulated", True, "always")], "--tee auto would find no platform here"),
     ):
         monkeypatch.setattr(platforms, "detect", lambda _, found=found: found)
         assert cli.run(["tee"]) == 0

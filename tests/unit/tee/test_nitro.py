@@ -365,7 +365,7 @@ def test_the_modules_error_is_named(report_data: ReportData, tmp_path: Path) -> 
 
 
 def test_no_device(report_data: ReportData, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="run inside of a Nitro enclave"):
+    with pytest.raises(UnavailableError, match="run inside a Nitro enclave"):
         NitroAttester(tmp_path / "nsm").quote(report_data)
 
 

@@ -86,7 +86,7 @@ def parse_hcl_report(content: bytes) -> HclReport:
     hardware = content[_HEADER.size : start]
     used = SNP_REPORT_BYTES if kind == "snp" else TDREPORT_BYTES
     if len(content) < end or any(reserved) or any(hardware[used:]) or any(content[end:]):
-        raise _malformed("zeros where nothing is", "other bytes, or too few")
+        raise _malformed("zeros in the unused bytes", "other bytes, or too few")
     return HclReport(kind, hardware[:used], content[runtime_start:end])
 
 

@@ -22,14 +22,14 @@ from avow.tee.tpm.quote import SignedQuote, check_quote, quote_claims
 
 _SPEC: Final = "docs/platforms/azure.md"
 REPORT: Final = Check("AZ1", "the Azure report is well-formed", _SPEC)
-HARDWARE: Final = Check("AZ2", "there is a verifier for the VM's hardware", _SPEC)
+HARDWARE: Final = Check("AZ2", "avow has a verifier for the VM's hardware", _SPEC)
 RUNTIME: Final = Check("AZ3", "the hardware signed the digest of the runtime data", _SPEC)
 PARAVISOR: Final = Check("AZ4", "the paravisor asked for the hardware report", _SPEC)
 CHECKS: Final = (REPORT, HARDWARE, RUNTIME, PARAVISOR)
 
 # The paravisor has the highest privilege level; what boots in the VM has a lower one.
 _PARAVISOR_VMPL: Final = 0
-_AGAIN: Final = "ask again; if it stays so, somebody is between you and the VM"
+_AGAIN: Final = "ask again; if this persists, somebody may be intercepting the connection to the VM"
 
 
 class AzureVerifier:
@@ -99,5 +99,5 @@ def _check_paravisor(hardware: Authenticated) -> None:
             PARAVISOR,
             expected=f"a report that VMPL {_PARAVISOR_VMPL} asked for",
             actual=f"VMPL {vmpl!r}",
-            advice="do not trust this VM; its kernel tries to pass for the paravisor",
+            advice="do not trust this VM: its kernel pretends to be the paravisor",
         )

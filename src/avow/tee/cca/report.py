@@ -157,8 +157,9 @@ def _bytes(value: cbor.Value) -> bytes:
 
 def _has_devices() -> MalformedError:
     return MalformedError(
-        "expected the token of a realm without assigned devices, got one with devices (44257, "
-        "44258); take the devices away, or use a release of avow that reads their token"
+        "expected the token of a realm without assigned devices, got one with devices "
+        "(44257, 44258); detach the devices, or use a release of avow that reads their "
+        "token"
     )
 
 

@@ -52,7 +52,7 @@ class CcaVerifier:
                 BINDING,
                 expected=f"the realm key {platform.nonce.hex()} that the platform names",
                 actual=f"the realm key {realm.key_hash.hex()}",
-                advice="ask again; if it stays so, two tokens were put together",
+                advice="ask again; if this persists, somebody has combined two tokens",
             )
         realm.signed.verify(realm.key, REALM)
         return Authenticated("cca", realm.challenge, "report data", _claims(token, key))

@@ -36,7 +36,7 @@ _STATUSES: Final = (
 
 _UPDATE: Final = "update the platform's firmware and microcode"
 _UPDATE_MODULE: Final = "update the TDX module"
-_NEWER: Final = "fetch newer collateral; if it stays so, update the TDX module"
+_NEWER: Final = "fetch newer collateral; if this persists, update the TDX module"
 
 
 class UnlistedError(Exception):

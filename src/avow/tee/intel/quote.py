@@ -78,7 +78,7 @@ class _Reader:
     def end(self, what: str) -> None:
         left = len(self._content) - self.offset
         if left:
-            raise malformed(self._check, f"the end after {what}", f"{left} bytes more")
+            raise malformed(self._check, f"the end after {what}", f"{counted(left, 'byte')} more")
 
 
 def decode_quote(content: bytes, check: Check) -> Quote:

@@ -52,6 +52,6 @@ def _read(path: Path) -> Collateral:
 
 def _unavailable(path: Path, error: OSError) -> UnavailableError:
     return UnavailableError(
-        f"expected Intel's collateral in {path}, got {error.strerror}; fetch it as "
-        f"docs/platforms/sgx.md describes"
+        f"expected Intel's collateral in {path}, got {error.strerror}; fetch it with "
+        "dcap-qvl, as the page on SGX describes"
     )

@@ -33,7 +33,7 @@ from avow.tee.intel.quote import Quote
 
 __all__ = ["IntelChecks", "Roots", "Voucher", "dcap_qvl"]
 
-_AGAIN: Final = "ask again; if it stays so, somebody changed the evidence on its way"
+_AGAIN: Final = "ask again; if this persists, somebody changes the evidence on its way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,10 @@ class Voucher:
                     expected=f"Intel's certificates to be valid at {_iso(now)}",
                     actual=f"one of {certificate.subject.rfc4514_string()} that is valid from "
                     f"{_iso(begin)} to {_iso(end)}",
-                    advice="set this machine's clock; if it is right, have the platform "
-                    "provisioned anew and fetch the collateral again",
+                    advice=(
+                        "set this machine's clock; if it is right, have the platform provisioned "
+                        "again, and fetch the collateral again"
+                    ),
                 )
 
     def _certificates(self, chain: bytes) -> list[x509.Certificate]:
@@ -189,7 +191,7 @@ class Voucher:
                 self._checks.collateral,
                 expected=name,
                 actual="none, neither in the endorsements nor with the evidence",
-                advice="fetch it and put it into the folder intel of the endorsements",
+                advice="fetch it, and put it into the folder intel of the endorsements",
             )
         first = offered[0]
         state = "out of date" if now >= first.valid_from else "not valid yet"
@@ -198,7 +200,7 @@ class Voucher:
             self._checks.current,
             expected=f"{name} that is valid at {_iso(now)}",
             actual=f"collateral that is {state}: {said}",
-            advice=advice_at(now, first.valid_from, "fetch it again, and check the clock"),
+            advice=advice_at(now, first.valid_from, "fetch it again"),
         )
 
     def _contained(self, call: Any) -> str:

@@ -66,8 +66,8 @@ class NitroAttester:
             raise UnavailableError(f"{error}; {self._path} gave this") from error
         if user_data != report_data.content:
             raise UnavailableError(
-                f"expected a document over the data that was asked for, got one over other data; "
-                f"see what {self._path} is"
+                "expected a document over the data that was asked for, got one over other "
+                f"data; check what {self._path} is"
             )
         return document
 
@@ -90,8 +90,8 @@ class NitroAttester:
                 os.close(descriptor)
         except OSError as error:
             raise UnavailableError(
-                f"expected a document from {self._path}, got {error.strerror or error}; run inside "
-                f"of a Nitro enclave, whose kernel has the driver nsm"
+                f"expected a document from {self._path}, got {error.strerror or error}; run "
+                "inside a Nitro enclave whose kernel has the driver nsm"
             ) from error
         length: int = _RAW.unpack(argument)[3]
         return received.raw[:length]

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from avow.errors import Check, MalformedError, UntrustedError, well_formed
+from avow.errors import Check, MalformedError, UntrustedError, counted, well_formed
 from avow.evidence.report_data import REPORT_DATA_BYTES
 from avow.evidence.roles import Authenticated
 from avow.evidence.validity import advice_at
@@ -45,7 +45,7 @@ AWS_ROOT_G1: Final = bytes.fromhex(
 )
 AWS_ROOTS: Final = frozenset({AWS_ROOT_G1})
 
-_AGAIN: Final = "ask again; if it stays so, the document was altered or is not genuine"
+_AGAIN: Final = "ask again; if this persists, the document was altered or is not genuine"
 _CHAINS_KEPT: Final = 64
 _KNOWN_CRITICAL: Final = frozenset({"2.5.29.15", "2.5.29.19"})
 
@@ -85,7 +85,7 @@ class NitroVerifier:
                 DATA,
                 expected=f"{REPORT_DATA_BYTES} bytes of report data in user_data",
                 actual="none" if document.user_data is None else str(len(document.user_data)),
-                advice="ask an avow that runs in the enclave for the document",
+                advice="use a document that avow has requested inside the enclave",
             )
         return Authenticated("nitro", document.user_data, "report data", _claims(document))
 
@@ -105,7 +105,7 @@ class NitroVerifier:
                     advice=advice_at(
                         now,
                         certificate.not_valid_before_utc,
-                        "ask for a new document, and see that the clock is right",
+                        "ask for a new document",
                     ),
                 )
         document.signed.verify(chain[-1].key, SIGNATURE)
@@ -118,7 +118,7 @@ class NitroVerifier:
                 ROOT,
                 expected="AWS's root certificate G1 first in cabundle",
                 actual=f"SHA-256 {fingerprint.hex()}",
-                advice="do not trust it: an emulator's document is signed by nobody",
+                advice="do not trust it: AWS did not sign it, and emulators make such documents",
             )
         try:
             links = tuple(map(_load, encoded, itertools.count()))
@@ -200,7 +200,7 @@ def _check_use(link: Link, below: int) -> None:
     if not good or unknown:
         raise UntrustedError.at(
             USE,
-            expected=f"{link.name} to be usable with {below} certificates below it",
+            expected=f"{link.name} to be usable with {counted(below, 'certificate')} below it",
             actual=f"the unknown critical extension {unknown[0]}" if unknown else "another use",
             advice=_AGAIN,
         )

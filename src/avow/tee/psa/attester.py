@@ -97,8 +97,8 @@ class PsaAttester:
             raise UnavailableError(f"{error}; the trusted application gave this") from error
         if nonce != report_data.content:
             raise UnavailableError(
-                "expected a token over the data that was asked for, got one over other data; "
-                "see what the trusted application is"
+                "expected a token over the data that was asked for, got one over other "
+                "data; check which trusted application answers"
             )
         return token
 

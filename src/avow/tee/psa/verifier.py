@@ -62,7 +62,7 @@ class PsaVerifier:
                 DATA,
                 expected=f"{REPORT_DATA_BYTES} bytes of report data as nonce",
                 actual=str(len(token.nonce)),
-                advice="ask an avow on the device for the token",
+                advice="use a token that avow has requested on the device",
             )
         return Authenticated("psa", token.nonce, "report data", _claims(token, key))
 
@@ -83,7 +83,7 @@ def endorsed(
             check,
             expected="the public key of the device in the endorsements",
             actual=f"none for the instance id {instance_id.hex()}",
-            advice="get the key from the device's maker, or do not trust the device",
+            advice="get its key from the device's maker, or do not trust the device",
         )
     return key
 

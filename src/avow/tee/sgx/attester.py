@@ -85,7 +85,7 @@ class SgxAttester:
             ) from error
         if not hmac.compare_digest(signed, content):
             raise UnavailableError(
-                "expected a quote over avow's report data, got one over other data; see that "
+                "expected a quote over avow's report data, got one over other data; check that "
                 "nothing else in the enclave uses /dev/attestation"
             )
         collateral = None if self._collateral is None else self._collateral()

@@ -10,7 +10,7 @@ from avow.evidence.roles import Authenticated
 from avow.tee.intel.vouching import IntelChecks, Roots, Voucher
 from avow.tee.sgx.report import FORMAT, SPEC, decode_report
 
-COLLATERAL: Final = Check("SGX2", "there is collateral for the processor", SPEC)
+COLLATERAL: Final = Check("SGX2", "avow has collateral for the processor", SPEC)
 CURRENT: Final = Check("SGX3", "the collateral is valid now", SPEC)
 VOUCHED: Final = Check("SGX4", "Intel vouches for the SGX quote", SPEC)
 TCB_LEVEL: Final = Check("SGX5", "Intel lists the processor's TCB level", SPEC)

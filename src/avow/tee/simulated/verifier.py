@@ -48,7 +48,10 @@ class SimulatedVerifier:
                 SIGNATURE,
                 expected="a signature by the report's own key",
                 actual="another",
-                advice="ask again; if it stays so, somebody is between you and the peer",
+                advice=(
+                    "ask again; if this persists, somebody may be intercepting the connection to "
+                    "the peer"
+                ),
             ) from error
         return Authenticated(
             self.platform, decoded.report_data, "report data", {"debug": True, "simulated": True}

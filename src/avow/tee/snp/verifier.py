@@ -102,7 +102,7 @@ AMD_ROOTS: Final[Mapping[bytes, Product]] = {
 
 _T = TypeVar("_T")
 
-_AGAIN: Final = "ask again; if it stays so, the evidence was altered or is not genuine"
+_AGAIN: Final = "ask again; if this persists, the evidence was altered or is not genuine"
 _CERTIFICATES: Final = "fetch the certificates for this chip and TCB from AMD again"
 _VMPL_MAX: Final = 3
 _CHAINS_KEPT: Final = 64
@@ -269,7 +269,7 @@ def _check_current(crl: RevocationList, now: datetime) -> None:
             advice=advice_at(
                 now,
                 crl.this_update,
-                "fetch the list from AMD again, and see that the clock is right",
+                "fetch the list from AMD again",
             ),
         )
 
@@ -378,8 +378,7 @@ def _check_validity(chain: Chain, now: datetime) -> None:
                 advice=advice_at(
                     now,
                     certificate.not_before,
-                    "have the other side fetch its certificate again, and see that the clock is "
-                    "right",
+                    "have the other side fetch its certificate again",
                 ),
             )
 

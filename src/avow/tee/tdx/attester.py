@@ -137,13 +137,13 @@ class TdxAttester:
             body = decode_td_report(decode_tdx_quote(quote).body)
         except MalformedError as error:
             raise UnavailableError(
-                f"expected a quote of version 4 or 5 from the kernel, got something else "
-                f"({error}); see that the host runs Intel's quote generation service"
+                "expected a quote of version 4 or 5 from the kernel, got something else "
+                f"({error}); check that the host runs Intel's quote generation service"
             ) from error
         if not hmac.compare_digest(body.report_data, content):
             raise UnavailableError(
-                "expected a quote over avow's report data, got one over other data; "
-                "see who else has access to configfs-tsm"
+                "expected a quote over avow's report data, got one over other data; check "
+                "who else has access to configfs-tsm"
             )
         collateral = None if self._collateral is None else self._collateral()
         return encode_report(quote, collateral, self._log(body.rtmrs[3]))

@@ -22,7 +22,7 @@ from avow.tee.tdx.report import (
     decode_td_report,
 )
 
-COLLATERAL: Final = Check("TDX2", "there is collateral for the processor", SPEC)
+COLLATERAL: Final = Check("TDX2", "avow has collateral for the processor", SPEC)
 CURRENT: Final = Check("TDX3", "the collateral is valid now", SPEC)
 VOUCHED: Final = Check("TDX4", "Intel vouches for the TDX quote", SPEC)
 TCB_LEVEL: Final = Check("TDX5", "Intel lists the platform's TCB level", SPEC)

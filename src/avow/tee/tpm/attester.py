@@ -188,8 +188,8 @@ class QuotingKey:
                 if signed is not None:
                     return signed
         raise UnavailableError(
-            f"expected PCRs that stay the same while they are quoted, got others in {ATTEMPTS} "
-            f"attempts; quote fewer, or see what else uses PCR {event_log.PCR}"
+            "expected PCRs that stay the same while they are quoted, got others in "
+            f"{ATTEMPTS} attempts; quote fewer, or check what else uses PCR {event_log.PCR}"
         )
 
     def _attempt(self, data: bytes) -> SignedQuote | None:
@@ -218,8 +218,8 @@ class QuotingKey:
         key = self._load()
         if not hmac.compare_digest(key.public, self.key.public):
             raise UnavailableError(
-                "expected the attestation key that this TPM had before, got another: the TPM was "
-                "exchanged or cleared; start the program again"
+                "expected the attestation key that this TPM had before, got another: the "
+                "TPM was replaced or cleared; start the program again"
             )
         self.key = key
 
@@ -305,7 +305,8 @@ def load_certificates(path: Path | None) -> tuple[bytes, ...]:
         found = x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:
         raise UnavailableError(
-            f"expected certificates in {path}, got {error.strerror}; have them issued by enrolment"
+            f"expected certificates in {path}, got {error.strerror}; have them issued with "
+            "`avow enrol`"
         ) from error
     except (ValueError, x509.InvalidVersion) as error:
         raise MalformedError(

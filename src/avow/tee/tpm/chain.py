@@ -217,7 +217,7 @@ def _check_revocation(
                 check,
                 expected="certificates that are not revoked",
                 actual=f"the revoked one with serial number {certificate.serial_number:x}",
-                advice="do not trust this TPM; its owner or maker took the certificate back",
+                advice="do not trust this TPM: its owner or maker has revoked the certificate",
             )
     return bool(crls)
 

@@ -52,31 +52,31 @@ _PAUSE_OF_MANY_S: Final = 3600.0
 
 # TPM_RC, and what somebody can do about it.
 _ADVICE_ELSE: Final = "`tpm2_rc_decode` explains the code; see the kernel's log (`dmesg`)"
-_ADVICE_OPEN: Final = "see that it is switched on and that this user may use it (group tss)"
+_ADVICE_OPEN: Final = "check that the TPM is enabled, and that this user may use it (group tss)"
 _ADVICE_LOST: Final = (
-    "the way to it failed, or it was restarted: see the kernel's log (`dmesg`) or the program that "
-    "is the TPM; avow opens it again when it is next needed"
+    "the connection to the TPM failed, or the TPM was restarted: see the kernel's log "
+    "(`dmesg`) or that of the program that acts as TPM; avow opens it again at the next use"
 )
 _ADVICE_STALLED: Final = (
-    "it, or what is between, hangs: see the kernel's log (`dmesg`); avow asks again when it is "
-    "next needed"
+    "the TPM, or something on the way to it, hangs: see the kernel's log (`dmesg`); avow "
+    "asks again at the next use"
 )
 _HAS_PASSWORD: Final = (
-    "a hierarchy has a password, and avow has none: take it away with `tpm2_changeauth`, or, if it "
-    "is the endorsement hierarchy's, name a key of yours in AVOW_TPM_AK_HANDLE"
+    "a hierarchy has a password that avow does not know: clear it with `tpm2_changeauth` "
+    "or, if it is the endorsement hierarchy's, name a key of your own in AVOW_TPM_AK_HANDLE"
 )
 _IS_FULL: Final = (
-    "name a TPM with a resource manager, as device:/dev/tpmrm0 is; without one, what programs that "
-    "were killed have left in it stays until `tpm2_flushcontext` or a restart"
+    "name a TPM with a resource manager, such as device:/dev/tpmrm0; without one, what "
+    "killed programs leave in the TPM stays until `tpm2_flushcontext` or a restart"
 )
-_IS_BUSY: Final = "it is there and busy: try again in a while"
+_IS_BUSY: Final = "the TPM is busy: try again in a while"
 _ADVICE: Final = {
     **dict.fromkeys((0x08E, 0x0A2), _HAS_PASSWORD),  # AUTH_FAIL, BAD_AUTH
     **dict.fromkeys((0x902, 0x903), _IS_FULL),  # OBJECT_MEMORY, SESSION_MEMORY
     **dict.fromkeys(
         (0x90A, 0x920, 0x922, 0x923), _IS_BUSY
     ),  # TESTING, NV_RATE, RETRY, NV_UNAVAILABLE
-    0x14B: "remove an index that nobody uses any more with `tpm2_nvundefine`",  # NV_SPACE
+    0x14B: "remove an unused index with `tpm2_nvundefine`",  # NV_SPACE
 }
 
 _T = TypeVar("_T")

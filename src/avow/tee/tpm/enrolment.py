@@ -36,9 +36,11 @@ from avow.tee.tpm.verifier import EK_DIGEST, EK_DIGEST_HEADER, check_attributes
 
 _SPEC: Final = "docs/platforms/tpm.md"
 EK_CERTIFICATE: Final = Check(
-    "TPM9", "the endorsement key's certificate leads to a pinned maker", _SPEC
+    "TPM9", "the endorsement key's certificate leads to a pinned root of its maker", _SPEC
 )
-EK_PUBLIC: Final = Check("TPM10", "the endorsement key is the certified one, and is one", _SPEC)
+EK_PUBLIC: Final = Check(
+    "TPM10", "the endorsement key is the certified one, and a proper endorsement key", _SPEC
+)
 ACTIVATED: Final = Check(
     "TPM11",
     "the TPM with the endorsement key has the attestation key",
@@ -168,7 +170,7 @@ class Challenger:
                 EK_PUBLIC,
                 expected="the certified key, as a restricted storage key with SHA-256 and AES-128",
                 actual="another key" if not same else f"attributes {ek.attributes:#010x}",
-                advice="send the endorsement key by TCG's template L-1 or L-2",
+                advice="send an endorsement key made from TCG's template L-1 or L-2",
             )
         digest = sha256(request.ek_certificates[0]).digest()
         return Kept(ak, digest, secret), make_credential(ek, ak.name, secret, seed)

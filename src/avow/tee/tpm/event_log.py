@@ -77,8 +77,8 @@ def check_order(log: Log) -> None:
         return
     if names[: len(START)] != START or any(name != AGAIN for name in names[len(START) :]):
         raise MalformedError(
-            f"expected the events {', '.join(START)} and then only {AGAIN} in the event log, got "
-            f"{', '.join(map(ascii, names))[:200]}; start the program by avow"
+            f"expected the events {', '.join(START)} and then only {AGAIN} in the event "
+            f"log, got {', '.join(map(ascii, names))[:200]}; start the program with avow"
         )
 
 

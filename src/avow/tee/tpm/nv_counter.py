@@ -115,7 +115,7 @@ class NvCounter:
             if extended is None or not written:
                 raise UnavailableError(
                     f"expected a hash of avow's at {self._hash.index:#010x} beside the counter, "
-                    f"got none: somebody removed it; remove the counter too, or choose another "
+                    f"got none, as somebody removed it; remove the counter too, or choose another "
                     f"index, and have the owner accept the store"
                 )
             return int.from_bytes(self._read(self._count, count), "big"), self._read(
@@ -126,8 +126,8 @@ class NvCounter:
         """Makes both where they are not, extends, counts once, and returns what they are then."""
         if self._find(self._count)[1]:
             raise UnavailableError(
-                f"expected a new counter at {self._count.index:#010x}, got one that has counted "
-                f"already; choose another index"
+                f"expected a new counter at {self._count.index:#010x}, got one that is in "
+                "use already; choose another index"
             )
         for area in (self._hash, self._count):
             if self._find(area)[0] is None:
@@ -166,8 +166,8 @@ class NvCounter:
         handle, _ = self._find(area)
         if handle is None:
             raise UnavailableError(
-                f"expected avow's {area.kind.name} at {area.index:#010x}, got none: somebody "
-                f"removed it"
+                f"expected avow's {area.kind.name} at {area.index:#010x}, got none, as somebody "
+                f"removed it; choose another index, and have the owner accept the store"
             )
         return handle
 
@@ -193,9 +193,9 @@ class NvCounter:
             except UnavailableError as error:
                 if refusal(error) in {_RC_BAD_AUTH, _RC_AUTH_FAIL}:
                     raise DeniedError(
-                        f"expected the counter at {self._count.index:#010x} to be this store's, "
-                        f"got that it has another authorisation: it belongs to another store; "
-                        f"choose another index"
+                        f"expected the counter at {self._count.index:#010x} to be this "
+                        "store's, got one with another authorisation, which belongs to "
+                        "another store; choose another index"
                     ) from error
                 raise
 
@@ -257,6 +257,6 @@ def _check_names(area: _Area, wanted: bytes, told: Sequence[bytes]) -> None:
         if not hmac.compare_digest(name, wanted):
             raise UntrustedError(
                 f"expected the Name {wanted.hex()} of the index {area.index:#010x}, got "
-                f"{name.hex()}: somebody between avow and the TPM changes answers; do not trust "
-                f"this machine"
+                f"{name.hex()}: something between avow and the TPM changes its answers; do "
+                "not trust this machine"
             )

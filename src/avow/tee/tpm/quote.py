@@ -42,7 +42,7 @@ EVENT_LOG: Final = Check("TPM8", "the event log leads to the quoted PCR 23", _SP
 CHECKS: Final = (SIGNATURE, QUALIFYING_DATA, PCR_VALUES, EVENT_LOG)
 
 QUALIFYING_DATA_BYTES: Final = 32
-AGAIN: Final = "ask again; if it stays so, somebody is between you and the TPM"
+AGAIN: Final = "ask again; if this persists, somebody may be intercepting the connection to the TPM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def check_quote(signed: SignedQuote, key: PublicKey, public: Public | None = Non
             QUALIFYING_DATA,
             expected=f"qualifying data of {QUALIFYING_DATA_BYTES} bytes",
             actual=f"{counted(len(quote.extra_data), 'byte')}",
-            advice="accept only quotes that avow asked for",
+            advice="use a quote that avow asked for",
         )
     return quote
 
@@ -147,5 +147,5 @@ def _check_log(log: event_log.Log, pcrs: Mapping[int, bytes]) -> None:
             EVENT_LOG,
             expected=f"PCR {event_log.PCR} quoted as {expected.hex()}, as the log says",
             actual="none" if actual is None else f"{actual.hex()}",
-            advice="restart the program by avow, and see that nothing else uses that PCR",
+            advice="start the program again with avow, and check that nothing else uses that PCR",
         )

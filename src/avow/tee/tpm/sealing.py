@@ -84,7 +84,7 @@ def decode_blob(content: bytes, name: str) -> SealedBlob:
     if (magic, version) != (_MAGIC, _VERSION) or bitmap >> PCRS or event_log.PCR not in pcrs:
         raise _malformed(name, "another head")
     if offset != len(content):
-        raise _malformed(name, f"{len(content) - offset} bytes more")
+        raise _malformed(name, f"{counted(len(content) - offset, 'byte')} more")
     public = parts[0]
     policy = public[_POLICY_AT : _POLICY_AT + _DIGEST_BYTES]
     if public[:-_DIGEST_BYTES] != _template(policy)[:-2] + struct.pack(">H", _DIGEST_BYTES):
@@ -202,7 +202,7 @@ def _while_measured(
         give_way(attempt)
     raise UnavailableError(
         f"expected PCR {event_log.PCR} to stay as it was measured, got others in {ATTEMPTS} "
-        f"attempts; see what else uses it"
+        "attempts; check what else uses it"
     )
 
 
@@ -225,9 +225,9 @@ def _loaded(device: TpmDevice, blob: SealedBlob, key: StorageKey) -> Iterator[An
             if (refusal(error) or 0) & _FORMAT_1:
                 # It finds fault with what it is given: TPM_RC_INTEGRITY mostly.
                 raise DeniedError(
-                    "expected a key that this machine's TPM sealed, got another one: it is of "
-                    "another machine, the TPM was cleared since, or the file was changed; open the "
-                    "store with another owner key"
+                    "expected a key that this machine's TPM sealed, got another one: it "
+                    "comes from another machine, the TPM was cleared since, or the file "
+                    "was changed; open the store with another owner key"
                 ) from error
             raise
         yield handle

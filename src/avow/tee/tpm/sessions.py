@@ -45,8 +45,9 @@ def answered(device: TpmDevice, function: Callable[[Any, Any], _T]) -> _T:
     except UnavailableError as error:
         if getattr(error.__cause__, "rc", None) == _RESPONSE_NOT_AUTHENTIC:
             raise UntrustedError(
-                "expected an answer that the TPM authenticated, got another one: somebody between "
-                "avow and the TPM changes or repeats answers; do not trust this machine"
+                "expected an answer that the TPM authenticated, got another one: something "
+                "between avow and the TPM changes or repeats answers; do not trust this "
+                "machine"
             ) from error
         raise
 
@@ -77,9 +78,10 @@ def storage_key(device: TpmDevice, pinned: bytes | None) -> Iterator[StorageKey]
         name = name_of(ALG_SHA256, publics[0])
         if pinned is not None and not hmac.compare_digest(name, pinned):
             raise UntrustedError(
-                f"expected the TPM whose storage key has the name {pinned.hex()}, got one with "
-                f"{name.hex()}: this is another machine, a TPM that was cleared, or somebody who "
-                f"answers in its place; name the right one, or make new keys and anchors"
+                f"expected the TPM whose storage key has the name {pinned.hex()}, got one "
+                f"with {name.hex()}: this is another machine, its TPM was cleared, or "
+                "something answers in the TPM's place; name the right TPM, or make new "
+                "keys and anchors"
             )
         yield StorageKey(handle, name)
 

@@ -128,12 +128,12 @@ class Reader:
         """Nothing may follow."""
         left = len(self._content) - self._offset
         if left:
-            raise self.malformed("its end", f"{left} bytes more")
+            raise self.malformed("its end", f"{counted(left, 'byte')} more")
 
     def malformed(self, expected: str, actual: str) -> MalformedError:
         """The error for this structure."""
         return MalformedError(
-            f"expected {expected} in the {self._what}, got {actual}; have it made again by a TPM"
+            f"expected {expected} in the {self._what}, got {actual}; have a TPM make it again"
         )
 
 
