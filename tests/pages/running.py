@@ -143,10 +143,16 @@ def copy_checkout(folder: Path) -> None:
 
 def move_environment(venv: Path, to: Path) -> None:
     """A virtual environment like `venv`: its scripts name the interpreter by a whole path."""
-    shutil.copytree(venv, to, symlinks=True)
+    shutil.copytree(venv, to, symlinks=True, copy_function=_copy_or_link)
     for file in (*(to / "bin").iterdir(), to / "pyvenv.cfg"):
         if file.is_file() and not file.is_symlink():
             file.write_bytes(file.read_bytes().replace(bytes(venv), bytes(to)))
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    """A copy, but of the compiler another name: it is most of the bytes, and stays as it is."""
+    take = os.link if "ziglang" in Path(source).parts else shutil.copy2
+    take(source, target)
 
 
 def install(folder: Path) -> Path:
