@@ -252,7 +252,8 @@ def _define(
             for export, item in interface.exports(engine).items():
                 kind: object = item.ty
                 if isinstance(kind, ResourceType):
-                    host = ResourceType.host(RESOURCES[export])
+                    resource = preview2_http.ALIASES.get(export, export)
+                    host = ResourceType.host(RESOURCES[resource])
                     defined.add_resource(export, host, lambda store, rep: preview2.drop(rep))
                 elif isinstance(kind, FuncType):
                     function = own.get(export) or _refusing(name, export, kind)

@@ -23,6 +23,9 @@ RESOURCES: Final = (
     *("incoming-response", "incoming-body", "future-trailers", "outgoing-response"),
     *("outgoing-body", "future-incoming-response"),
 )
+ALIASES: Final = {"headers": "fields", "trailers": "fields"}
+"""Second names of a resource (types.wit, `type headers = fields`): each is imported as a type of
+its own, and a handle of the one is taken for one of the other."""
 _DENIED: Final = Failed(Variant("HTTP-request-denied"))
 
 Functions = Mapping[str, Callable[..., Any]]

@@ -61,6 +61,19 @@ def test_what_leads_up_to_a_request() -> None:
     assert run(REQUEST) == 0
 
 
+def test_headers_and_trailers_are_other_names_of_fields() -> None:
+    # wasi:http 0.2, types.wit: `type headers = fields`; componentize-js imports all three names.
+    aliased = REQUEST.replace(
+        """(type $fields (sub resource)))""",
+        """(type $fields (sub resource)))
+    (export "headers" (type $headers (eq $fields)))
+    (export "trailers" (type (eq $fields)))""",
+        1,
+    ).replace('(param "headers" (own $fields))', '(param "headers" (own $headers))', 1)
+    assert aliased.count("$headers") == 2
+    assert run(aliased) == 0
+
+
 def test_imports_of_other_types_are_refused() -> None:
     with pytest.raises(ImportsError, match=r"as WASI 0\.2 has them"):
         run(REQUEST.replace("(result (result))))))", "(result bool)))))", 1))
