@@ -3,7 +3,7 @@
 # says no. A client that takes both "#" and "$SYS/#" and sorts its messages by it treats each of $SYS twice.
 # MQTT 5.0 and 3.1.1, section 4.7.2 [MQTT-4.7.2-1]: a topic filter that starts with a wildcard does not match topic
 # names that begin with "$".
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

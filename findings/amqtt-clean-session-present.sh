@@ -2,7 +2,7 @@
 # amqtt (Python broker) says Session Present to a client whose last session was a clean one that has ended.
 # MQTT 3.1.1, section 3.1.2.4 [MQTT-3.1.2-6]: a session of Clean Session 1 lasts as long as its connection, and its
 # state is not used again in a later one; 3.2.2.2 [MQTT-3.2.2-3]: without a stored session Session Present is 0.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

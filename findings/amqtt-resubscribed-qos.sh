@@ -2,7 +2,7 @@
 # amqtt (Python broker) keeps the first QoS when a client subscribes to the same filter again with another one.
 # MQTT 3.1.1, section 3.8.4 [MQTT-3.8.4-3]: a second subscription with an identical topic filter completely replaces
 # the first one, and its maximum QoS may differ. SUBACK grants the new one.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,7 @@
 # both are served, each without the other's subscriptions.
 # MQTT 3.1.1, section 3.1.4 [MQTT-3.1.4-2]: if the client identifier stands for a client that is connected already,
 # the server disconnects that one.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

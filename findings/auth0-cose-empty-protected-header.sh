@@ -3,7 +3,7 @@
 # (h'a0'); cose-js takes it, and both take the same signature with the empty byte string (h'').
 # RFC 9052, section 3: recipients accept both a zero-length byte string and an encoded zero-length map as empty
 # protected header; 4.4: the Sig_structure has a zero-length byte string for either. EAT and CoRIM are signed so.
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mqtt-pattern (JavaScript) does not let "+" match an empty topic level, though a broker delivers on such a filter.
 # MQTT 5.0, section 4.7.1.3 and 4.7.3: a topic level may have zero length, and "/finance" matches "+/+" and "/+".
-# Exit code 0: still so; 1: it has changed.
+# Exit code 0: still so. Any other: it has changed, or the script could not run; its last lines say which.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
