@@ -137,6 +137,8 @@ class _Pair:
         metric = scenario.targets[0].metric
         order = running if this_first else running[::-1]
         figures = [self.bench.load(scenario, each, rate)[metric] for each in order]
+        if min(figures) <= 0:
+            raise RunError(f"expected a figure above zero of both builds, got {figures}")
         first, second = figures if this_first else figures[::-1]
         return first, second
 
