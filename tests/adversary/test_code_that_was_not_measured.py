@@ -334,7 +334,7 @@ def test_library_as_the_way_to_a_tpm(installed: Installed, before: str, tmp_path
     )
     assert done.returncode == 2
     assert not trace.exists()
-    assert "expected device, swtpm or mssim" in done.stderr
+    assert "expected device, swtpm, mssim or cmd" in done.stderr
 
 
 def test_unlisted_files_beside_modules(installed: Installed, runtime: str) -> None:

@@ -159,9 +159,9 @@ def test_a_certificate_of_another_authority(endpoint: AttestedEndpoint) -> None:
     [
         ("mqtt://localhost:1", ["--policy", "P"], "mqtts:// or wss:// for --policy"),
         ("ws://localhost:1", ["--policy", "P"], "mqtts:// or wss:// for --policy"),
-        ("mqtts://localhost:1", ["--tee", "simulated"], "--policy beside --tee"),
-        ("mqtts://localhost:1", ["--endorsements", "."], "--policy beside --endorsements"),
-        ("mqtts://localhost:1", ["--psk", "P"], "--policy beside --psk"),
+        ("mqtts://localhost:1", ["--tee", "simulated"], "--policy with --tee"),
+        ("mqtts://localhost:1", ["--endorsements", "."], "--policy with --endorsements"),
+        ("mqtts://localhost:1", ["--psk", "P"], "--policy with --psk"),
         ("mqtts://localhost:1", ["--policy", "P", "--tee", "abacus"], "abacus"),
         ("mqtts://localhost:1", ["--policy", "absent.toml"], "no such file"),
     ],

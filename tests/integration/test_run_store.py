@@ -313,7 +313,7 @@ def test_a_store_that_was_put_back_is_refused(folder: Path) -> None:
         assert avow_run(folder, *options, "--new-store").returncode == 0
         again = avow_run(folder, *options, "--new-store")
         assert again.returncode == 2
-        assert "leave it out" in sentence(again)
+        assert "leave --new-store out" in sentence(again)
         container = folder / "data" / CONTAINER
         old = container.read_bytes()
         assert avow_run(folder, "exits.wasm", *options[1:]).returncode == 9

@@ -119,7 +119,7 @@ def test_sources_of_a_message(running: ServiceProcess, topic: str, tmp_path: Pat
     published(topic, "-n", "-r", "-q", "1", url)
     done = avow("sub", "-t", topic, "-C", "1", "-W", "0.5", url)
     assert done.returncode == 1
-    assert b"expected 1 messages within 0.5 s, got 0" in done.stderr
+    assert b"expected 1 message within 0.5 s, got 0" in done.stderr
 
 
 def test_lines_come_in_order(running: ServiceProcess, topic: str) -> None:

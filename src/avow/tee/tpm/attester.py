@@ -29,9 +29,9 @@ from avow.tee.tpm.verifier import check_attributes
 
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 # What may come before the colon. libtss2 takes the file of a library there as well, whose code then
-# runs in this process before anybody can compare it with what was measured; so it does by `pcap:`,
-# and `cmd:` starts a program.
-TRANSPORTS: Final = ("device", "swtpm", "mssim")
+# runs in this process before anybody can compare it with what was measured; so it does by `pcap:`.
+# `cmd:` starts a program, but that is a process of its own, as the other end of a socket is.
+TRANSPORTS: Final = ("device", "swtpm", "mssim", "cmd")
 # All that firmware, boot loader and systemd measure into (0 to 9, 11 to 15), and avow's own. PCR 10
 # changes with every file that the kernel's IMA measures.
 DEFAULT_PCRS: Final = (*range(10), *range(11, 16), event_log.PCR)
