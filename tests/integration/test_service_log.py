@@ -134,5 +134,5 @@ def test_who_speaks_to_the_wrong_port_is_told_apart(config: Path) -> None:
         ):
             client.connect(client_id="plain")
         reason = running.event("handshake refused")["reason"]
-        assert "no TLS" in reason
+        assert "expected TLS" in reason
         assert "mqtts://" in reason

@@ -252,7 +252,7 @@ def test_an_old_copy_is_refused_until_it_is_accepted(
     # Said at every start, it would be said too when the store is taken away.
     code, said = refused(kept, "--anchor", witness, "--new-store")
     assert code == 2, said
-    assert "leave it out" in said
+    assert "leave --new-store out" in said
     old = tmp_path / "old"
     shutil.copyfile(kept.container(), old)
     with service(*arguments) as running:

@@ -108,7 +108,7 @@ def test_a_page_is_made_of_a_result() -> None:
     made = page(result)
     assert "Rounds: file 3, kernel 5." in made
     assert "| gemm, large | 20.00 | 30.00 | 1.50 |" in made
-    assert "The geometric mean is 1.50;" in made
+    assert "The geometric mean is 1.50," in made
     assert "| 9 rows, insert | 20.00 | 500 | 30.00 | 0.06 | 1.50 |" in made
     assert "| read | 20.00 | 500 | 30.00 |" in made
     assert "other work" not in made

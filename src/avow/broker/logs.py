@@ -28,6 +28,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from avow.broker.config import Log
 from avow.channel.address import source_of
+from avow.errors import counted
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -352,7 +353,7 @@ def _cut_off(logger: object, method: str, event: EventDict) -> EventDict:
     """A processor: no value longer than a line can show."""
     for name, value in event.items():
         if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
-            event[name] = f"{value[:VALUE_CHARACTERS_MAX]}… ({len(value)} characters)"
+            event[name] = f"{value[:VALUE_CHARACTERS_MAX]}… ({counted(len(value), 'character')})"
     return event
 
 

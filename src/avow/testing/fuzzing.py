@@ -10,6 +10,7 @@ from collections.abc import Callable
 from avow.errors import AvowError
 from avow.testing import websocket as ws
 from avow.testing.core_abi import (
+    CONFIGURATION_CHANGES_COMMAND,
     Attestation,
     AuthRequest,
     Outcome,
@@ -310,7 +311,9 @@ class CoreFuzzer:
                 perform(self.core, self._note("command", 0, command), {})
         if self.chance.random() < 0.02:
             kind = self.chance.choice([0, 3, 4, 8, 255])
-            command = bytes((kind,)) + self.chance.randbytes(self.chance.randrange(20))
+            # Without a body the one that says that the configuration changes ends everybody.
+            least = 1 if bytes((kind,)) == CONFIGURATION_CHANGES_COMMAND else 0
+            command = bytes((kind,)) + self.chance.randbytes(self.chance.randrange(least, 20))
             perform(self.core, self._note("command", 0, command), {})
 
     def _feed(self, connection: Connection, data: bytes, at: dict[int, int]) -> None:

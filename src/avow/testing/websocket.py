@@ -94,7 +94,7 @@ class WebSocketClient:
         """The HTTP request of RFC 6455, 4.1."""
         lines = [
             f"GET {path} HTTP/1.1",
-            "Host: 127.0.0.1:8083",
+            "Host: 127.100.100.10:8083",
             "Upgrade: websocket",
             "Connection: Upgrade",
             f"Sec-WebSocket-Key: {self._key.decode()}",

@@ -93,9 +93,9 @@ def test_differences_are_named(package: Path, tmp_path: Path) -> None:
     (package / "room/c.py").symlink_to(package / "room/b.py")
     found = list(differences(installation(str(package))))
     assert [each.rpartition("/")[2] for each in sorted(found)] == [
-        "c.py: expected a file or folder of avow, got a link",
+        "c.py: expected a file or folder of avow, got a symbolic link",
         "er.py: expected no such file in thing, got one",
-        "linked: expected a file or folder of thing, got a link",
+        "linked: expected a file or folder of thing, got a symbolic link",
         "more.py: expected no such file in thing, got one",
     ]
 
