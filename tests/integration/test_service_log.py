@@ -16,7 +16,7 @@ import pytest
 from avow.broker.users import add_user, new_user
 from avow.testing.mqtt import Will
 from avow.testing.pki import Authority
-from tests.integration.service_process import PATIENCE_S, PlainClient, service, write
+from tests.integration.service_process import PATIENCE_S, PlainClient, avow, service, write
 
 PIPE_BYTES = 4096
 LOGINS = 40
@@ -136,3 +136,11 @@ def test_who_speaks_to_the_wrong_port_is_told_apart(config: Path) -> None:
         reason = running.event("handshake refused")["reason"]
         assert "expected TLS" in reason
         assert "mqtts://" in reason
+        # The same to who uses avow's own client.
+        port = running.port("mqtts")
+        for command in (("pub", "-t", "a", "-m", "b"), ("sub", "-t", "a")):
+            for version in ("5", "311"):
+                done = avow(*command, "-V", version, f"mqtt://localhost:{port}")
+                assert done.returncode == 1
+                assert b"expected an answer to CONNECT" in done.stderr
+                assert b"a port for TLS needs mqtts://" in done.stderr

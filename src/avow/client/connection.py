@@ -189,8 +189,18 @@ def refused_connection(options: ConnectOptions, code: ReasonCode) -> DeniedError
     )
 
 
-def lost_connection(options: ConnectOptions, code: ReasonCode | None) -> UnavailableError:
-    """The connection ended before the work was done."""
+def lost_connection(
+    options: ConnectOptions, code: ReasonCode | None, *, admitted: bool
+) -> UnavailableError:
+    """The connection ended before the work was done; `admitted`: after the broker's CONNACK."""
+    address = options.address
+    if not admitted:
+        # A port for TLS or WebSocket ends a connection that begins with something else.
+        return UnavailableError(
+            f"expected an answer to CONNECT from {address}, got the end of the connection; see "
+            f"that the port is one for {address.scheme.value}:// (a port for TLS needs mqtts:// or "
+            f"wss://, one for WebSocket ws:// or wss://), and look into the broker's log"
+        )
     reason = "a lost connection" if code is None or code == 0 else repr(str(code))
     return UnavailableError(
         f"expected {options.address} to keep the connection, got {reason}; try again"

@@ -103,7 +103,8 @@ class Publisher:
                 if patience_s is not None and patience_s <= 0:
                     raise UnavailableError(
                         f"expected an answer from {self._connect.address} within {timeout_s:g} s, "
-                        f"got none; check that it speaks MQTT"
+                        f"got none; check that it speaks MQTT, and whether the port is one for "
+                        f"WebSocket (ws:// or wss://)"
                     )
                 self._changed.wait(patience_s)
             if self._failure is not None:
@@ -153,7 +154,7 @@ class Publisher:
     ) -> None:
         with self._changed:
             if not self._leaving:
-                self._fail(lost_connection(self._connect, code))
+                self._fail(lost_connection(self._connect, code, admitted=self._connected))
             self._changed.notify_all()
 
     def _fail(self, failure: AvowError) -> None:

@@ -79,6 +79,7 @@ class Subscriber:
         self._client.on_message = self._on_message
         self._client.on_disconnect = self._on_disconnect
         self._received = 0
+        self._admitted = False
         self._subscribed = False
         self._failure: AvowError | None = None
         self._end_code: ReasonCode | None = None
@@ -105,7 +106,8 @@ class Subscriber:
                 if not self._subscribed and now_s >= answer_by_s:
                     raise UnavailableError(
                         f"expected an answer from {self._connect.address} within "
-                        f"{self._connect.timeout_s:g} s, got none; check that it speaks MQTT"
+                        f"{self._connect.timeout_s:g} s, got none; check that it speaks MQTT, "
+                        f"and whether the port is one for WebSocket (ws:// or wss://)"
                     )
                 patience_s = TURN_S if deadline_s is None else min(TURN_S, deadline_s - now_s)
                 code = self._client.loop(patience_s)
@@ -132,8 +134,9 @@ class Subscriber:
     def _come_back(self, deadline_s: float | None) -> None:
         """Connects again, with growing pauses. A broker that never took us is not asked again."""
         if not self._subscribed:
-            raise lost_connection(self._connect, self._end_code)
-        self._note(f"{lost_connection(self._connect, self._end_code)}; coming back")
+            raise lost_connection(self._connect, self._end_code, admitted=self._admitted)
+        lost = lost_connection(self._connect, self._end_code, admitted=True)
+        self._note(f"{lost}; coming back")
         self._subscribed = False
         pause_s = RECONNECT_MIN_S
         while deadline_s is None or time.monotonic() + pause_s < deadline_s:
@@ -166,6 +169,7 @@ class Subscriber:
         if code.is_failure:
             self._failure = refused_connection(self._connect, code)
             return
+        self._admitted = True
         request = self._request
         if self._connect.protocol is Protocol.V311:
             client.subscribe([(name, request.qos) for name in request.filters])
