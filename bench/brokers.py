@@ -213,6 +213,12 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def two_cores() -> tuple[int | None, int | None]:
+    """One for a broker and one for what loads it; None where this process has only one."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+
+
 @contextlib.contextmanager
 def pinned(core: int | None) -> Iterator[None]:
     """What is started inside runs on this core."""

@@ -21,8 +21,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,8 +29,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.brokers import Avow, BrokerError, Running, make_certificate, started
+from bench.brokers import Avow, BrokerError, Running, started
 from bench.loadgen.library import LoadgenError, build
+from bench.processes import raise_descriptor_limit
 from bench.run import Bench, RunError
 from bench.scenarios import Scenario, all_scenarios
 
@@ -168,27 +167,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _bench(folder: Path, arguments: argparse.Namespace) -> Bench:
-    cores = sorted(os.sched_getaffinity(0))
-    split = len(cores) > 1
-    return Bench(
-        folder,
-        make_certificate(folder),
-        broker_core=cores[0] if split else None,
-        generator_core=cores[1] if split else None,
-        seconds=arguments.seconds,
-        warmup_s=arguments.warmup,
-        with_ceiling=False,
-        spin=True,
-        repeats=0,
-    )
-
-
 def main(argv: list[str]) -> int:
     """Exit code 1: something is missed or unclear, or a run broke; 2: nothing to compare with."""
     arguments = _arguments(argv)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     scenarios = [s for s in all_scenarios() if s.name.startswith(tuple(arguments.only) or "")]
     found: list[Comparison] = []
     broken = 0
@@ -199,7 +181,7 @@ def main(argv: list[str]) -> int:
         print(f"builds: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="avow-bench-") as name:
-        bench = _bench(Path(name), arguments)
+        bench = Bench.on_two_cores(Path(name), seconds=arguments.seconds, warmup_s=arguments.warmup)
         pair = _Pair(bench, this, other, arguments.starts, arguments.turns)
         for scenario in scenarios:
             try:

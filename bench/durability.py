@@ -46,7 +46,6 @@ from bench.brokers import (
     Certificate,
     Mosquitto,
     free_port,
-    make_certificate,
     started,
 )
 from bench.loadgen.library import build
@@ -307,21 +306,9 @@ def main(arguments: Sequence[str]) -> int:
     peers = find_peers([options.peer] if options.peer else [], None)
     brokers: list[Broker] = [DurableAvow(name) for name in ("commit", "interval", "none")]
     brokers += [DurableMosquitto(peer.path) for peer in peers if isinstance(peer, Mosquitto)]
-    cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="avow-durability-") as name:
         folder = Path(name)
-        certificate = make_certificate(folder)
-        bench = Bench(
-            folder,
-            certificate,
-            broker_core=cores[0] if len(cores) > 1 else None,
-            generator_core=cores[1] if len(cores) > 1 else None,
-            seconds=options.seconds,
-            warmup_s=options.warmup,
-            with_ceiling=False,
-            spin=True,
-            repeats=0,
-        )
+        bench = Bench.on_two_cores(folder, seconds=options.seconds, warmup_s=options.warmup)
         try:
             result = {
                 "machine": machine(),
@@ -329,10 +316,10 @@ def main(arguments: Sequence[str]) -> int:
                     str(groups): rates(bench, brokers, groups, options.rounds)
                     for groups in options.groups or (1, 16)
                 },
-                "restart": restart(folder, certificate, options.queued, options.rounds),
+                "restart": restart(folder, bench.certificate, options.queued, options.rounds),
                 "compaction": {
                     f"{fill.__name__.strip('_')} {count}": compaction(
-                        folder, certificate, fill, count
+                        folder, bench.certificate, fill, count
                     )
                     for fill in (_queue, _retain)
                     for count in (options.queued // 10, options.queued)

@@ -24,7 +24,6 @@ import gc
 import json
 import os
 import random
-import resource
 import socket
 import statistics
 import sys
@@ -44,7 +43,9 @@ from bench.brokers import (
     Mosquitto,
     make_certificate,
     started,
+    two_cores,
 )
+from bench.processes import raise_descriptor_limit
 from bench.run import RunError, find_peers, machine
 
 _VERSION = 4
@@ -77,7 +78,7 @@ class DefaultAvow(Avow):
         urls = [f"mqtt://{HOST}:{number}" for number in (port, tls_port)]
         listeners = "".join(f'[[listeners]]\nurl = "{url}"\n' for url in urls)
         config.write_text(f'allow_anonymous = true\n{listeners}[log]\nlevel = "error"\n')
-        return [sys.executable, "-m", "avow", "broker", "--config", str(config)]
+        return [str(self.python), "-m", "avow", "broker", "--config", str(config)]
 
 
 class DefaultMosquitto(Mosquitto):
@@ -263,18 +264,16 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Prints medians; 1 when a run broke."""
     options = _arguments(arguments)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_descriptor_limit()
     peers = [peer for peer in find_peers(options.peer, None) if isinstance(peer, Mosquitto)]
     brokers: list[Broker] = [DefaultAvow(), *(DefaultMosquitto(peer.path) for peer in peers)]
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[0] if len(cores) > 1 else None
+    core, own_core = two_cores()
     runs: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory(prefix="avow-neighbours-") as name:
         folder = Path(name)
         certificate = make_certificate(folder)
-        if len(cores) > 1:
-            os.sched_setaffinity(0, {cores[1]})
+        if own_core is not None:
+            os.sched_setaffinity(0, {own_core})
         try:
             for _ in range(options.rounds):
                 for kind in [options.only] if options.only else _KINDS:

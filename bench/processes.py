@@ -1,8 +1,9 @@
-"""What a process and its children use, from /proc."""
+"""What a process and its children use, from /proc, and what this one may use."""
 
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -11,6 +12,12 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 def _fields(pid: int) -> list[str]:
     # The command name, in parentheses, may hold spaces: count from its end.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def raise_descriptor_limit() -> None:
+    """This process and those that it starts may open as many files as the system lets them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def family(pid: int) -> list[int]:

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -35,8 +34,10 @@ from bench.brokers import (
     make_certificate,
     started,
     tail,
+    two_cores,
 )
 from bench.loadgen.library import LoadgenError, build
+from bench.processes import raise_descriptor_limit
 from bench.report import Row, Sample
 from bench.scenarios import MATCHING, Scenario, all_scenarios
 
@@ -64,6 +65,31 @@ class Bench:
     repeats: int
     samples: list[Sample] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def on_two_cores(
+        cls,
+        folder: Path,
+        *,
+        seconds: float,
+        warmup_s: float,
+        with_ceiling: bool = False,
+        spin: bool = True,
+        repeats: int = 0,
+    ) -> Bench:
+        """With a new certificate, and a core for the broker and one for the generator."""
+        broker_core, generator_core = two_cores()
+        return cls(
+            folder,
+            make_certificate(folder),
+            broker_core=broker_core,
+            generator_core=generator_core,
+            seconds=seconds,
+            warmup_s=warmup_s,
+            with_ceiling=with_ceiling,
+            spin=spin,
+            repeats=repeats,
+        )
 
     def run(self, scenario: Scenario, broker: Broker, rate: float = 0.0) -> dict[str, Any]:
         """One run against a fresh broker; the worker's result. Errors: RunError."""
@@ -268,8 +294,7 @@ def main() -> int:
     if arguments.list or not scenarios:
         print("\n".join(f"{s.name:20} {s.title}" for s in [*all_scenarios(), MATCHING]))
         return 0 if arguments.list else 2
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     try:
         peers = find_peers(arguments.peer, arguments.peer_libs)
         build()
@@ -290,13 +315,8 @@ def _measure_all(
     peers: Sequence[Broker],
     folder: Path,
 ) -> int:
-    cores = sorted(os.sched_getaffinity(0))
-    split = len(cores) > 1
-    bench = Bench(
+    bench = Bench.on_two_cores(
         folder,
-        make_certificate(folder),
-        broker_core=cores[0] if split else None,
-        generator_core=cores[1] if split else None,
         seconds=arguments.seconds,
         warmup_s=arguments.warmup,
         with_ceiling=not arguments.no_ceiling,

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
-import resource
 import sys
 import tempfile
 import time
@@ -34,8 +32,9 @@ from bench.attestation.dialing import (
 )
 from bench.attestation.measured_brokers import SIMULATED, AttestedAvow, Tee, slow_tees
 from bench.attestation.verifying import cases, time_ms, vectors
-from bench.brokers import BrokerError, make_certificate, pinned, started
+from bench.brokers import BrokerError, pinned, started
 from bench.loadgen.library import LoadgenError, build
+from bench.processes import raise_descriptor_limit
 from bench.report import Row, Sample, median
 from bench.run import RESULTS, Bench, write_json
 from bench.scenarios import Scenario, Target
@@ -87,19 +86,12 @@ class Suite:
     """All measurements and what came of them."""
 
     def __init__(self, folder: Path, size: Size) -> None:
-        cores = sorted(os.sched_getaffinity(0))
-        split = len(cores) > 1
         self.size = size
         self.rows: list[Row] = []
-        self.bench = Bench(
+        self.bench = Bench.on_two_cores(
             folder,
-            make_certificate(folder),
-            broker_core=cores[0] if split else None,
-            generator_core=cores[1] if split else None,
             seconds=size.load_s,
             warmup_s=size.warmup_s,
-            with_ceiling=False,
-            spin=True,
             repeats=2 if size.rounds > 1 else 0,
         )
 
@@ -254,8 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0 whether targets are reached or missed, 1 when a run broke, 2 when nothing could start."""
     chosen = _arguments(arguments)
     size = QUICK if chosen.quick else Size(rounds=chosen.rounds)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="avow-bench-") as folder:
         suite = Suite(Path(folder), size)
         try:

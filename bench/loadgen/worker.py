@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -185,8 +184,7 @@ def main() -> int:
     job = Job(**json.load(sys.stdin))
     if job.core is not None:
         os.sched_setaffinity(0, {job.core})
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    processes.raise_descriptor_limit()
     try:
         result = run_idle(job) if job.connections else run_load(job)
     except (LoadgenError, OSError) as error:
