@@ -165,7 +165,7 @@ pub fn all() []?*Connection {
 }
 
 /// What the host says about a new connection.
-pub const Opening = struct { web: bool, anonymous_allowed: bool, identity: []const u8, attestation: acl.Attestation };
+pub const Opening = struct { web: bool, anonymous_allowed: bool, identity: []const u8, attestation: acl.Attestation, name_proven: bool };
 
 pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
     if (id >= limits.connections_max) return error.OutOfMemory;
@@ -175,7 +175,7 @@ pub fn open(id: u32, opening: Opening) heap.Error!*Connection {
     errdefer heap.freeSlice(name);
     const decoder = if (opening.web) try heap.create(websocket.Decoder) else null;
     errdefer if (decoder) |made| heap.destroy(made);
-    if (decoder) |made| made.* = .{};
+    if (decoder) |made| made.* = .{ .name_proven = opening.name_proven };
     const connection = try heap.create(Connection);
     connection.* = .{
         .id = id,

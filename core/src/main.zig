@@ -178,7 +178,6 @@ fn opened(id: u32, info: []const u8) void {
         // No memory even for a refusal: the host is told to close.
         return refused.append(id) catch @panic("no memory to refuse a connection");
     };
-    if (connection.websocket) |decoder| decoder.name_proven = info[1] & 8 != 0;
     timers.set(&connection.timer, state.now_ms + state.settings.connect_timeout_ms) catch return connection_room.abort(connection, .server_busy, "no memory left");
     if (state.draining) connection_room.finish(connection, .server_shutting_down, "the server is shutting down");
 }
@@ -197,7 +196,7 @@ fn readOpening(info: []const u8) error{Malformed}!connection_room.Opening {
         attestation.module = (try fields.take(acl.digest_bytes))[0..acl.digest_bytes].*;
     }
     try fields.end();
-    return .{ .web = transport == 1, .anonymous_allowed = flags & 1 != 0, .identity = identity, .attestation = attestation };
+    return .{ .web = transport == 1, .anonymous_allowed = flags & 1 != 0, .identity = identity, .attestation = attestation, .name_proven = flags & 8 != 0 };
 }
 
 /// Connections that could not even be entered; the host closes them.
