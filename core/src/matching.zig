@@ -150,10 +150,10 @@ pub const Walk = struct {
     fn merge(self: *Walk, subscription: *const Subscription) heap.Error!void {
         const session = subscription.session;
         const options = subscription.options;
-        const place = &session.indices[self.place];
+        const index = &session.indices[self.place];
         if (session.stamps[self.place] != self.stamp) {
             session.stamps[self.place] = self.stamp;
-            place.* = @intCast(self.entries.items.len);
+            index.* = @intCast(self.entries.items.len);
             try self.entries.append(.{
                 .session = session,
                 .qos = options.qos,
@@ -163,7 +163,7 @@ pub const Walk = struct {
                 .own_retain_as_published = options.retain_as_published and !options.no_local,
             });
         } else {
-            const entry = &self.entries.items[place.*];
+            const entry = &self.entries.items[index.*];
             entry.qos = @max(entry.qos, options.qos); // [MQTT-3.3.4-2]
             entry.retain_as_published = entry.retain_as_published or options.retain_as_published;
             if (!options.no_local) {
@@ -172,7 +172,7 @@ pub const Walk = struct {
                 entry.own_retain_as_published = entry.own_retain_as_published or options.retain_as_published;
             }
         }
-        if (options.identifier != 0) try self.pairs.append(.{ .entry = place.*, .identifier = options.identifier, .own = !options.no_local });
+        if (options.identifier != 0) try self.pairs.append(.{ .entry = index.*, .identifier = options.identifier, .own = !options.no_local });
     }
 
     /// Puts the identifiers of each entry side by side, those without No Local first: each pair is
