@@ -94,6 +94,8 @@ class WebSocketClient:
         """The HTTP request of RFC 6455, 4.1."""
         lines = [
             f"GET {path} HTTP/1.1",
+            # An address, which no rule asks about. As long as the name was that stood here when the
+            # simulation's seeds were chosen: another length makes other simulations of them.
             "Host: 127.100.100.10:8083",
             "Upgrade: websocket",
             "Connection: Upgrade",
