@@ -50,6 +50,7 @@ lint: build ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m ziglang fmt --check core pump vault bench
 
 bench: build ## speed against an installed mosquitto, as a table and JSON
 	$(BIN)/python -m bench $(BENCH)

@@ -147,7 +147,7 @@ pub fn entry(listing: []const u8, cookie: u64) Error!?Entry {
     if (name_bytes == 0 or listing.len - at - HEADER_BYTES < name_bytes) return error.INVAL;
     return .{
         .inode = std.mem.readInt(u64, listing[at..][0..8], .little),
-        .filetype = @enumFromInt(listing[at + 8]),
+        .filetype = @fromBackingInt(@intCast(listing[at + 8])),
         .name = listing[at + HEADER_BYTES ..][0..name_bytes],
         .next = cookie + HEADER_BYTES + name_bytes,
     };

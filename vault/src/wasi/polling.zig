@@ -63,7 +63,7 @@ pub fn poll_oneoff(self: *Wasi, memory: Memory, in: u32, out: u32, nsubscription
 
 fn parse(self: *Wasi, record: *const [SUBSCRIPTION_BYTES]u8) Error!Subscription {
     if (record[8] > 2) return error.INVAL;
-    const kind: Type = @enumFromInt(record[8]);
+    const kind: Type = @fromBackingInt(@intCast(record[8]));
     var subscription: Subscription = .{ .userdata = std.mem.readInt(u64, record[0..8], .little), .type = kind };
     const result = switch (kind) {
         .clock => clock(self, &subscription, record),
